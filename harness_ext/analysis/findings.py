@@ -1,0 +1,144 @@
+"""What must be said beside a comparison: low parsed rates, scores below a trivial floor, how numbers were made."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness_ext.analysis.comparison import Floor, Row
+from harness_ext.analysis.results import Run, TaskResult
+
+LEAST_PARSED = 95.0  # per cent of outputs that must be readable before a score speaks of knowledge
+_ACCURACIES = ("acc", "acc_norm", "exact_match")  # what a constant answer can be measured by
+_ABSTAINABLE = ("exact", "em", "f1")  # what always abstaining can be measured by (SQuAD v2)
+_LEAST_FLOOR = 10.0  # points; a most frequent reference rarer than that is no class
+_LEAST_COUNT = 5  # documents that must carry it
+
+
+def in_points(values: Sequence[float], result: TaskResult) -> float:
+    """Return what turns logged metric values into points: 1 when they are on 0–100, else 100.
+
+    Args:
+        values: of one metric in every run compared, so that one run's 0.8 of 100 is not read as 80.
+        result: whose `metadata.metric_scale` decides where it is declared.
+    """
+    if result.metric_scale is not None:
+        return 100 / result.metric_scale
+    return 1.0 if any(abs(value) > 1 for value in values) else 100.0
+
+
+def parsed_points(result: TaskResult) -> float | None:
+    """Share of outputs that could be read, in per cent; None when the task does not log `parsed_rate`."""
+    return _percent(result, "parsed_rate")
+
+
+def floor_of(result: TaskResult, metric: str, targets: NDArray[np.str_] | None) -> Floor | None:
+    """What always giving one answer scores: as logged, else the most frequent reference, else 1 / choices.
+
+    Args:
+        result: of any run on the task.
+        metric: compared; only plain shares of right answers have a floor.
+        targets: (n,) hashes of the references, None when no samples were logged.
+    """
+    if metric in _ABSTAINABLE and (logged := _percent(result, "abstain_baseline")) is not None:
+        return Floor(logged, "abstain")
+    if metric not in _ACCURACIES:
+        return None
+    if (logged := _percent(result, "majority_baseline")) is not None:
+        return Floor(logged, "majority")
+    if targets is not None and len(targets):
+        count = Counter(targets.tolist()).most_common(1)[0][1]
+        share = 100 * count / len(targets)
+        return Floor(share, "majority") if count >= _LEAST_COUNT and share >= _LEAST_FLOOR else None
+    choices = result.config.get("doc_to_choice")
+    return Floor(100 / len(choices), "chance") if isinstance(choices, list) and choices else None
+
+
+def _percent(result: TaskResult, metric: str) -> float | None:
+    if metric not in result.metrics:
+        return None
+    value = result.metrics[metric].value
+    return value * (100 if value <= 1 else 1)
+
+
+def warnings_for(baseline: Run, others: Sequence[Run], rows: Sequence[Row]) -> list[str]:
+    """Every reason to distrust a number of the table, baseline first, one sentence each."""
+    said = [
+        f"{run.name}: was trained on {run.base}, not on the baseline's {baseline.base}; the difference mixes both"
+        for run in others
+        if run.adapter and run.base and baseline.base and _tail(run.base) != _tail(baseline.base)
+    ]
+    for row in _first_per_task(rows):
+        said += _run_warnings(row, baseline, is_baseline=True)
+    by_name = {run.name: run for run in others}
+    for row in rows:
+        said += _run_warnings(row, by_name[row.run], is_baseline=False)
+    return said
+
+
+def _tail(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2]
+
+
+def _first_per_task(rows: Sequence[Row]) -> list[Row]:
+    return list({row.task: row for row in reversed(rows)}.values())[::-1]
+
+
+def _run_warnings(row: Row, run: Run, *, is_baseline: bool) -> list[str]:
+    score, said = (row.baseline if is_baseline else row.score), []
+    where, result = f"{row.task}, {run.name}", run.tasks[row.task]
+    if score.parsed is not None and score.parsed < LEAST_PARSED:
+        readable = _percent(result, "acc_parsed")
+        of_those = "" if readable is None else f" ({readable:.1f} % of the parsed outputs are right)"
+        said.append(
+            f"{where}: only {score.parsed:.1f} % of the outputs parsed, so {row.metric} {score.value:.1f} "
+            f"measures the output format more than the skill{of_those}"
+        )
+    floor = row.floor
+    if floor is None or score.value > floor.value:
+        return said
+    if floor.kind == "abstain":
+        word = "worse than" if score.value < floor.value else "no better than"
+        said.append(f"{where}: {row.metric} {score.value:.1f} is {word} always abstaining ({floor.value:.1f})")
+    elif score.value < floor.value:
+        trivial = "always giving the most frequent answer" if floor.kind == "majority" else "guessing"
+        said.append(f"{where}: {row.metric} {score.value:.1f} is below {trivial} ({floor.value:.1f})")
+    return said
+
+
+def notes_for(rows: Sequence[Row], margin: float, *, has_adapter: bool) -> list[str]:
+    """How every number of the table was made, and what may not be concluded from it."""
+    tested = [row for row in rows if row.paired is not None]
+    notes = ["Points, 0–100. [brackets]: 95 % confidence intervals. n: documents that both runs have."]
+    notes += _methods("Score intervals", ((s.method, row.task) for row in rows for s in (row.baseline, row.score)))
+    notes += _methods("Paired tests", ((row.paired.method, row.task) for row in tested if row.paired))
+    if tested:
+        notes.append(
+            "Verdict, two-sided: better / worse = interval off zero and p < .05; equivalent = interval within "
+            f"±{margin:g} point{'' if margin == 1 else 's'}, even when significant; undecided = neither, with the n "
+            "that would decide and the difference that this n finds, both at 80 % power."
+        )
+    if len(tested) > 1:
+        notes.append(f"The {len(tested)} p-values are not corrected for many comparisons.")
+    if kinds := sorted({row.floor.kind for row in rows if row.floor}):
+        notes.append(f"{' / '.join(kinds)} beside a task: what one constant answer (or guessing) scores there.")
+    if has_adapter:
+        notes.append("This adapter, one seed: says nothing about the method.")
+    if any(row.is_sample for row in rows):
+        notes.append("SAMPLE data = bundled sample: not a benchmark.")
+    return notes
+
+
+def _methods(title: str, used: Iterable[tuple[str | None, str]]) -> list[str]:
+    """One line that names each method and, when there are several, the tasks it stands for."""
+    tasks: dict[str, list[str]] = defaultdict(list)
+    for method, task in used:
+        if method is not None and task not in tasks[method]:
+            tasks[method].append(task)
+    if not tasks:
+        return []
+    parts = [method if len(tasks) == 1 else f"{method} ({', '.join(names)})" for method, names in tasks.items()]
+    return [f"{title}: {'; '.join(parts)}."]

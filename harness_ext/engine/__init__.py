@@ -1,0 +1,1 @@
+"""Evaluation of a base and its adapters."""

@@ -1,0 +1,379 @@
+"""Classification metrics over documents, for any number of classes, and the parser of generated labels.
+
+A label is an int or a str; golds and predictions must be of one kind. A prediction of None is an output that could
+not be parsed: it stays in every denominator and is never right. All scores are on a scale of 0 to 1, `mcc` on -1 to 1,
+`log_loss` in nats.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence, Sized
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness_ext.errors import MetricError
+
+Label: TypeAlias = int | str
+
+
+# --- scores of labels ---
+
+
+def accuracy(golds: Sequence[Label], predictions: Sequence[Label | None]) -> float:
+    """Share of documents whose prediction equals the gold label, 0..1; unparsed (None) is wrong.
+
+    Raises:
+        MetricError: no documents, unequal lengths, or labels of both kinds.
+
+    >>> accuracy(["pos", "neg", "pos", "neg"], ["pos", "pos", None, "neg"])
+    0.5
+    """
+    _check_labels("accuracy", golds, predictions)
+    return _hits(golds, predictions).total() / len(golds)
+
+
+def macro_f1(
+    golds: Sequence[Label], predictions: Sequence[Label | None], labels: Sequence[Label] | None = None
+) -> float:
+    """Unweighted mean over classes of 2·hits / (golds + predictions of the class), 0..1.
+
+    A class with neither gold nor prediction scores 0. None costs its gold class recall and is no class of its own.
+    Agrees with `sklearn.metrics.f1_score(average="macro", labels=labels, zero_division=0)`.
+
+    Args:
+        labels: the classes of the mean; by default all that occur among golds and parsed predictions.
+
+    Raises:
+        MetricError: no documents, no classes, unequal lengths, or labels of both kinds.
+
+    >>> macro_f1([0, 0, 1, 1], [0, None, 1, 0])
+    0.5833333333333333
+    """
+    _check_labels("macro_f1", golds, predictions, labels or ())
+    parsed = [prediction for prediction in predictions if prediction is not None]
+    gold_counts, predicted_counts, hits = Counter(golds), Counter(parsed), _hits(golds, predictions)
+    classes = gold_counts | predicted_counts if labels is None else labels
+    if not classes:
+        raise MetricError("macro_f1: labels is empty; name the classes, or leave it out to use those that occur")
+    totals = [(hits[label], gold_counts[label] + predicted_counts[label]) for label in classes]
+    return math.fsum(2 * hit / total for hit, total in totals if total) / len(totals)
+
+
+def mcc(golds: Sequence[Label], predictions: Sequence[Label | None]) -> float:
+    """Matthews correlation of any number of classes (R_K), -1..1; 0.0 when golds or predictions are constant.
+
+    R_K = (c·n − Σ t_k·p_k) / √((n² − Σ t_k²)(n² − Σ p_k²)) with c correct of n, t_k golds and p_k predictions of class
+    k. None is a class of its own. Source: Gorodkin (2004), doi:10.1016/j.compbiolchem.2004.09.006.
+
+    Raises:
+        MetricError: no documents, unequal lengths, or labels of both kinds.
+
+    >>> mcc([0, 0, 1, 1], [0, 0, 1, 1]), mcc([0, 0, 1, 1], [1, 1, 1, 1])
+    (1.0, 0.0)
+    """
+    _check_labels("mcc", golds, predictions)
+    n, t, p = len(golds), Counter(golds), Counter(predictions)
+    covariance = _hits(golds, predictions).total() * n - sum(count * p[label] for label, count in t.items())
+    gold_spread = n * n - sum(count * count for count in t.values())
+    predicted_spread = n * n - sum(count * count for count in p.values())
+    spread = gold_spread * predicted_spread
+    return covariance / math.sqrt(spread) if spread else 0.0
+
+
+def class_shares(predictions: Sequence[Label | None], labels: Sequence[Label]) -> dict[Label, float]:
+    """Share of all documents predicted as each label, 0..1, in the order of `labels`.
+
+    None is counted in the denominator only, so the shares add up to the parsed rate.
+
+    Raises:
+        MetricError: no documents, labels of both kinds, or a prediction outside `labels`.
+
+    >>> class_shares(["pos", "pos", None, "neg"], ["neg", "pos"])
+    {'neg': 0.25, 'pos': 0.5}
+    """
+    _check_labels("class_shares", predictions, predictions, labels)
+    counts = Counter(predictions)
+    if unknown := counts.keys() - {*labels, None}:
+        raise MetricError(f"class_shares: predicted {sorted(map(str, unknown))}, not among {list(labels)}; name it")
+    return {label: counts[label] / len(predictions) for label in labels}
+
+
+def majority_baseline(golds: Sequence[Label]) -> float:
+    """Accuracy of always predicting the most frequent gold label, 0..1.
+
+    Raises:
+        MetricError: no documents.
+
+    >>> majority_baseline([1, 0, 1, 1])
+    0.75
+    """
+    _check_lengths("majority_baseline", golds=golds)
+    return max(Counter(golds).values()) / len(golds)
+
+
+# --- scores of probabilities ---
+
+
+def softmax(logprobs: Sequence[float]) -> list[float]:
+    """Probabilities of one document's choices: exp(lp_k) / Σ_j exp(lp_j).
+
+    Args:
+        logprobs: natural logs, (K,), any common offset; -inf is a probability of 0.
+
+    Raises:
+        MetricError: no choices, nan or +inf, or every choice -inf.
+
+    >>> softmax([-1000.0, -1000.0])
+    [0.5, 0.5]
+    """
+    peak = max(logprobs, default=-math.inf)
+    if not math.isfinite(peak) or any(math.isnan(logprob) for logprob in logprobs):
+        raise MetricError(f"softmax: cannot normalise {list(logprobs)}; every choice needs a log-probability")
+    weights = [math.exp(logprob - peak) for logprob in logprobs]
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
+
+
+def auroc(golds: Sequence[int], scores: Sequence[float]) -> float:
+    """Probability that a positive document scores above a negative one, ties counted half, 0..1.
+
+    Rank statistic: (Σ mid-ranks of positives − P(P+1)/2) / (P·N). Needs no probabilities: lp(positive) − lp(negative)
+    will do. nan when either class has no document.
+
+    Args:
+        golds: 1 for positive, 0 for negative.
+        scores: higher means more positive; ±inf is allowed.
+
+    Raises:
+        MetricError: no documents, unequal lengths, a gold other than 0 and 1, or a score that is nan.
+
+    >>> auroc([0, 0, 1, 1], [0.1, 0.4, 0.4, 0.8])
+    0.875
+    """
+    _check_lengths("auroc", golds=golds, scores=scores)
+    if unknown := set(golds) - {0, 1}:
+        raise MetricError(f"auroc: golds hold {sorted(map(str, unknown))}; pass 1 for the positive class, else 0")
+    values, positive = np.asarray(scores, dtype=float), np.asarray(golds) == 1
+    if np.isnan(values).any():
+        raise MetricError(f"auroc: the score of document {int(np.isnan(values).argmax())} is nan; drop it or mend it")
+    positives = int(positive.sum())
+    pairs = positives * (len(golds) - positives)
+    above = float(_mid_ranks(values)[positive].sum()) - positives * (positives + 1) / 2
+    return above / pairs if pairs else math.nan
+
+
+def brier(golds: Sequence[int], probabilities: Sequence[Sequence[float]]) -> float:
+    """Brier score halved: mean over documents of ½ Σ_k (p_k − [gold = k])², 0..1, lower is better.
+
+    For two classes this is the binary form, mean (p_positive − y)². For more it is half of Brier's own (1950) sum.
+
+    Args:
+        golds: indices of the gold classes, (n,).
+        probabilities: one row per document, (n, K).
+
+    Raises:
+        MetricError: no documents, unequal lengths, a gold outside 0..K−1, or a row that is not a distribution.
+
+    >>> round(brier([1, 0], [[0.2, 0.8], [0.7, 0.3]]), 6)
+    0.065
+    """
+    p = _distributions("brier", golds, probabilities)
+    truth = np.eye(p.shape[1])[list(golds)]  # (n, K)
+    return float(((p - truth) ** 2).sum(axis=1).mean() / 2)
+
+
+def log_loss(golds: Sequence[int], probabilities: Sequence[Sequence[float]]) -> float:
+    """Mean of −ln p(gold), nats, with p clipped to [ε, 1 − ε], ε = 2.2e-16, as scikit-learn does.
+
+    Args:
+        golds: indices of the gold classes, (n,).
+        probabilities: one row per document, (n, K).
+
+    Raises:
+        MetricError: no documents, unequal lengths, a gold outside 0..K−1, or a row that is not a distribution.
+
+    >>> round(log_loss([1, 0], [[0.5, 0.5], [0.5, 0.5]]), 6)
+    0.693147
+    """
+    p = _distributions("log_loss", golds, probabilities)
+    epsilon = float(np.finfo(np.float64).eps)
+    chosen = p[np.arange(len(golds)), list(golds)].clip(epsilon, 1 - epsilon)
+    return float(-np.log(chosen).mean())
+
+
+def expected_calibration_error(confidences: Sequence[float], correct: Sequence[bool], *, bins: int = 15) -> float:
+    """Expected calibration error: Σ_b (n_b/n)·|accuracy_b − mean confidence_b|, 0..1, over equal-mass bins.
+
+    A document's bin is ⌊bins·(r − ½)/n⌋ with r its mid-rank by confidence. Without ties bin sizes differ by at most
+    one; equal confidences share a bin, so the order of the documents does not matter.
+
+    Args:
+        confidences: probability of the predicted class, 0..1.
+        correct: whether that prediction was right.
+        bins: number of bins, at least 1.
+
+    Raises:
+        MetricError: no documents, unequal lengths, no bins, or a confidence outside 0..1.
+
+    >>> round(expected_calibration_error([0.5, 0.5, 0.9, 0.9], [True, False, True, True], bins=2), 6)
+    0.05
+    """
+    _check_lengths("expected_calibration_error", confidences=confidences, correct=correct)
+    p = np.asarray(confidences, dtype=float)
+    if bins < 1 or not ((p >= 0) & (p <= 1)).all():
+        raise MetricError(
+            f"expected_calibration_error: {bins} bins, confidences {p.min()}..{p.max()}; "
+            "use at least one bin and probabilities from 0 to 1"
+        )
+    bin_of = np.floor(bins * (_mid_ranks(p) - 0.5) / len(p)).astype(int)
+    gaps = np.bincount(bin_of, weights=np.asarray(correct, dtype=float) - p)
+    return float(np.abs(gaps).sum() / len(p))
+
+
+# --- the label a generated text declares ---
+
+
+class _Mention(NamedTuple):
+    start: int  # first character in the line
+    end: int  # one past the last
+    choice: int  # index into the choices
+
+
+# Dropped before the first line is taken, so that a code fence or an opening quote is not a line of its own.
+_OPENING_MARKS = "`*_#>\"'“”‘’«» \t\r\n"
+_CLAUSE_END = re.compile(r"[.,;:!?()—–，。；：！？、]")
+_NEGATION = re.compile(r"\b(?:not|no|non|never|neither|nor|cannot|hardly)\b|n['’]t\b")
+_MARKUP = re.compile(r"[\s*_`\"'“”‘’«»()\[\]]+")
+_LISTINGS = {"or", "and", "and/or", "/", "|", "&", ",", ",or", ",and"}
+# Words of a line whose characters were replaced by `_shape`: hyphen, apostrophe and underscore join two halves, and so
+# does a decimal sign between digits.
+_WORD = re.compile(r"[w0]+(?:[-‐‑_'’][w0]+|(?<=0)[.,](?=0)[w0]+)*")
+
+
+def parse_label(text: str, choices: Sequence[str]) -> int | None:
+    """Index of the choice that a generated text declares, or None if it declares none (unparsed).
+
+    Text and choices are compared after strip, casefold and Unicode composition (NFC). The rules, in order:
+
+    1. Opening quotes and markdown (`*`, `_`, a code fence, `#`, `>`) are dropped; only the first line then counts.
+    2. A choice is mentioned where it stands as a whole word: not inside a longer one ("positively"), nor joined to a
+       neighbour by hyphen, apostrophe, underscore or a decimal sign ("non-positive", "3.5"). Scripts written without
+       spaces need punctuation around the label. White space inside a choice matches any white space.
+    3. Where mentions overlap, the leftmost wins, then the longest ("sports news" over "sports").
+    4. No mention: None.
+    5. Two different choices in the line: None, unless the line starts with one (only punctuation before it).
+       A line that starts by listing them is None too: "positive or negative", "positive/negative", "yes, no".
+    6. Otherwise the first mention is meant, unless an English negation (not, no, non, never, neither, nor, cannot,
+       hardly, -n't) precedes it in its clause: None. A clause begins after any of . , ; : ! ? ( ) or a dash.
+
+    Args:
+        text: the raw generation.
+        choices: the label words, one or more words each, in any language.
+
+    Raises:
+        MetricError: no choices, a blank one, or two that are equal after casefold.
+
+    >>> choices = ["negative", "positive"]
+    >>> [parse_label(text, choices) for text in ("**Positive**", "Sentiment: negative.", "Positive, I am not negative")]
+    [1, 0, 1]
+    >>> [parse_label(text, choices) for text in ("", "positively", "not positive", "is it positive or negative?")]
+    [None, None, None, None]
+    """
+    words = _check_choices(choices)
+    line = _fold(text).lstrip(_OPENING_MARKS).partition("\n")[0]
+    mentions = _mentions(line, words)
+    if not mentions:
+        return None
+    first, *others = mentions
+    if rival := next((mention for mention in others if mention.choice != first.choice), None):
+        starts = not any(character.isalnum() for character in line[: first.start])
+        if not starts or _MARKUP.sub("", line[first.end : rival.start]) in _LISTINGS:
+            return None
+    clause = _CLAUSE_END.split(line[: first.start])[-1]
+    return None if _NEGATION.search(clause) else first.choice
+
+
+def _mentions(line: str, choices: Sequence[str]) -> list[_Mention]:
+    """Whole-word mentions from left to right; of overlapping ones the leftmost, then the longest."""
+    words = [match.span() for match in _WORD.finditer(_shape(line))]
+    found = [
+        _Mention(*match.span(), index)
+        for index, choice in enumerate(choices)
+        for match in re.finditer(r"\s+".join(map(re.escape, choice.split())), line)
+        if not any(start < edge < end for start, end in words for edge in match.span())
+    ]
+    kept: list[_Mention] = []
+    for mention in sorted(found, key=lambda mention: (mention.start, -mention.end)):
+        if not kept or mention.start >= kept[-1].end:
+            kept.append(mention)
+    return kept
+
+
+def _shape(line: str) -> str:
+    """The line with digits as 0 and letters and combining marks as w: `\\w` of `re` knows no marks."""
+    return "".join(
+        "0" if c.isdecimal() else "w" if c.isalnum() or unicodedata.category(c).startswith("M") else c for c in line
+    )
+
+
+def _fold(text: str) -> str:
+    return "\n".join(unicodedata.normalize("NFC", text.casefold()).strip().splitlines())
+
+
+def _check_choices(choices: Sequence[str]) -> list[str]:
+    words = [_fold(choice) for choice in choices]
+    if not words or "" in words or len(set(words)) < len(words) or isinstance(choices, str):
+        raise MetricError(f"parse_label: choices {choices!r} must be a list of distinct words that are not blank")
+    return words
+
+
+# --- shared checks ---
+
+
+def _hits(golds: Sequence[Label], predictions: Sequence[Label | None]) -> Counter[Label]:
+    """Correct predictions per class."""
+    return Counter(gold for gold, prediction in zip(golds, predictions, strict=True) if gold == prediction)
+
+
+def _mid_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: NDArray[np.float64] = (np.cumsum(sizes) - (sizes - 1) / 2)[group]
+    return ranks
+
+
+def _distributions(metric: str, golds: Sequence[int], probabilities: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """The probabilities as an array (n, K), each row checked against its gold."""
+    _check_lengths(metric, golds=golds, probabilities=probabilities)
+    classes = len(probabilities[0])
+    for index, (gold, row) in enumerate(zip(golds, probabilities, strict=True)):
+        # Written so that nan fails; the tolerance admits a softmax in float32.
+        if not classes or len(row) != classes or not (min(row) >= 0 and abs(math.fsum(row) - 1) < 1e-4):
+            raise MetricError(f"{metric}: document {index} has {list(row)}; pass {classes} probabilities that sum to 1")
+        if gold not in range(classes):
+            raise MetricError(
+                f"{metric}: document {index} has gold {gold!r}; pass the index of one of {classes} classes"
+            )
+    return np.asarray(probabilities, dtype=np.float64)
+
+
+def _check_labels(metric: str, golds: Sequence[Any], predictions: Sequence[Any], labels: Sequence[Label] = ()) -> None:
+    """Refuse unequal lengths, and text beside numbers: 0 never equals "0", so the score would be a silent 0."""
+    _check_lengths(metric, golds=golds, predictions=predictions)
+    present = [label for label in (*golds, *predictions, *labels) if label is not None]
+    if len({isinstance(label, str) for label in present}) > 1:
+        examples = [next(label for label in present if isinstance(label, str) is kind) for kind in (True, False)]
+        raise MetricError(f"{metric}: labels are text and numbers, such as {examples}; convert them to one kind")
+
+
+def _check_lengths(metric: str, **columns: Sized) -> None:
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        sizes = ", ".join(f"{length} {name}" for name, length in lengths.items())
+        raise MetricError(f"{metric}: got {sizes}; pass one of each per document, and at least one document")

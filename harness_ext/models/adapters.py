@@ -1,0 +1,238 @@
+"""LoRA adapters on disk and on a model: the card, what fits what, attaching and switching.
+
+```
+adapters/sst2/
+├── adapter_model.safetensors   what peft saves
+├── adapter_config.json
+├── card.json                   base, weights, task, protocol, recipe, data: what `AdapterCard` holds
+└── README.md                   model card that the Hub renders
+```
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from harness_ext.errors import AdapterError
+from harness_ext.models.sources import DEFAULT_OUTPUT, FETCHABLE, weights_sha256
+
+logger = logging.getLogger(__name__)
+
+CARD_FILE = "card.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class AdapterCard:
+    """Where an adapter comes from. No field names a place on the machine it was trained on."""
+
+    base: str  # Hub id, name of a packaged model, or the folder name of a local one
+    base_revision: str | None
+    base_sha256: str | None  # over the base's safetensors files
+    task: str
+    fingerprint: str  # of the protocol it was trained under
+    fingerprint_fields: Mapping[str, str]
+    recipe: Mapping[str, Any]
+    data_sha256: str  # over the token ids of the training examples
+    sample_data: bool  # trained on the bundled sample
+    examples: int
+    tokens: int  # label tokens seen in training, repeated epochs counted
+    trainable_parameters: int
+    seed: int
+    seconds: float
+    train_loss: float
+    validation_loss: float | None
+    versions: Mapping[str, str]
+
+
+def read_card(adapter: str | Path) -> AdapterCard | None:
+    """The card of an adapter folder; None for an adapter that another tool made."""
+    path = Path(adapter) / CARD_FILE
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return AdapterCard(**{field.name: values[field.name] for field in fields(AdapterCard)})
+    except (ValueError, KeyError, TypeError) as error:
+        raise AdapterError(f"{path} is damaged ({error}); train the adapter again or delete the card") from error
+
+
+def check_adapter(adapter: str | Path) -> PeftConfig:
+    """Read an adapter's configuration and make sure its weights are there and whole.
+
+    Raises:
+        AdapterError: no such folder, no adapter in it, or a truncated weights file.
+    """
+    folder = Path(adapter).expanduser()
+    if not folder.is_dir():
+        raise AdapterError(f"no adapter folder {folder}; train one with `harness-ext train TASK --output {folder}`")
+    if not (folder / CONFIG_FILE).is_file():
+        raise AdapterError(f"{folder} holds no {CONFIG_FILE}; name the folder that `harness-ext train` or peft wrote")
+    try:
+        with safe_open(folder / WEIGHTS_FILE, framework="pt") as weights:
+            if not weights.keys():
+                raise AdapterError(f"{folder / WEIGHTS_FILE} is empty; train the adapter again")
+        return PeftConfig.from_pretrained(str(folder))
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
+        raise AdapterError(f"{folder} is damaged ({error}); copy it again or train it again") from error
+
+
+def find_base(adapter: str | Path) -> str:
+    """The base model an adapter belongs to, as something that can be loaded here.
+
+    Raises:
+        AdapterError: it was trained on a local folder that is not at hand.
+    """
+    config = check_adapter(adapter)
+    card = read_card(adapter)
+    base = card.base if card else config.base_model_name_or_path
+    fetched = Path(DEFAULT_OUTPUT) / base
+    if base in FETCHABLE or fetched.is_dir():
+        return str(fetched) if fetched.is_dir() else base
+    if "/" in base or Path(base).is_dir():
+        return str(base)
+    raise AdapterError(f"{adapter} was trained on the local folder {base!r}; give it as --model_args pretrained=FOLDER")
+
+
+def check_base_weights(adapter: str | Path, base: str) -> None:
+    """Warn when a base's weights are not the ones the adapter was trained on."""
+    card = read_card(adapter)
+    if card is None or card.base_sha256 is None:
+        return
+    found = weights_sha256(base)
+    if found is not None and found != card.base_sha256:
+        logger.warning(
+            "%s was trained on other weights of %s (sha256 %s…, here %s…): its scores will differ from its card's",
+            adapter, card.base, card.base_sha256[:12], found[:12],
+        )  # fmt: skip
+
+
+class AdapterSwitch:
+    """One base model with any number of adapters, exactly one or none of them active.
+
+    Switching goes by `set_adapter` and the adapters' own enable flag, both bit-exact: the base's weights are never touched.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._base = model
+        self._peft: PeftModel | None = None
+        self._names: dict[str, str] = {}
+
+    @property
+    def model(self) -> Any:
+        """The model to run: the bare base until an adapter is attached, then its PEFT wrapper."""
+        return self._base if self._peft is None else self._peft
+
+    def attach(self, adapter: str | Path, *, base: str) -> None:
+        """Load an adapter beside those already there.
+
+        Args:
+            adapter: its folder.
+            base: name of the base, for messages and to check its weights.
+
+        Raises:
+            AdapterError: it does not fit the base, or it changes nothing.
+        """
+        folder = str(Path(adapter).expanduser())
+        check_adapter(folder)
+        check_base_weights(folder, base)
+        name = f"adapter{len(self._names)}"
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                if self._peft is None:
+                    self._peft = PeftModel.from_pretrained(self._base, folder, adapter_name=name)
+                else:
+                    self._peft.load_adapter(folder, adapter_name=name)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise AdapterError(_misfit(folder, base, str(error).splitlines()[0])) from error
+        if missing := [str(w.message) for w in caught if "adapter keys" in str(w.message)]:
+            raise AdapterError(_misfit(folder, base, missing[0].splitlines()[0]))
+        self._peft.eval()
+        if not _changes_anything(self._peft, name):
+            raise AdapterError(f"{folder} changes nothing: every lora_B is zero; it was saved before it was trained")
+        self._names[str(adapter)] = name
+
+    def activate(self, adapter: str | Path | None) -> None:
+        """Make one attached adapter active, or none of them for the plain base."""
+        if self._peft is None:
+            return
+        if adapter is None:
+            self._peft.base_model.disable_adapter_layers()
+            return
+        self._peft.base_model.enable_adapter_layers()
+        self._peft.set_adapter(self._names[str(adapter)])
+        self._peft.requires_grad_(False)
+
+
+def _misfit(folder: str, base: str, reason: str) -> str:
+    card = read_card(folder)
+    trained = f"it was trained on {card.base}" if card else "it belongs to another base"
+    return f"{folder} does not fit {base}: {trained} ({reason:.120}); name its own base"
+
+
+def _changes_anything(model: PeftModel, name: str) -> bool:
+    """Whether any update matrix of an adapter is not zero; adapters that are no LoRA are taken at their word."""
+    updates = [p for key, p in model.named_parameters() if f".lora_B.{name}." in key or f".lora_embedding_B.{name}" in key]
+    return not updates or any(bool(p.count_nonzero()) for p in updates)
+
+
+def save_adapter(model: PeftModel, folder: Path, *, card: AdapterCard, readme: str, dtype: torch.dtype | None) -> None:
+    """Write an adapter, its card and its model card into an existing folder.
+
+    Args:
+        model: holds one trained adapter.
+        folder: where to write.
+        card: where it comes from.
+        readme: the model card in Markdown.
+        dtype: of the saved weights; None keeps that of training.
+    """
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    if dtype is not None:
+        weights = {name: tensor.to(dtype) for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
+        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = hub_name(card.base)
+    _write_json(folder / CONFIG_FILE, dict(sorted(config.items())))
+    _write_json(folder / CARD_FILE, asdict(card))
+    (folder / "README.md").write_text(readme, encoding="utf-8")
+
+
+def hub_name(base: str) -> str:
+    """The Hub id of a base: that of the upstream model for a packaged one."""
+    return FETCHABLE[base].upstream_id if base in FETCHABLE else base
+
+
+@contextlib.contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `target` that takes its place when the block ends well, and vanishes when not."""
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+    finally:
+        if partial.exists():
+            shutil.rmtree(partial)
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

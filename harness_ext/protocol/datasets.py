@@ -1,0 +1,239 @@
+"""Where documents come from: explicit files, a local folder, the Hub, the bundled sample.
+
+A task names a document set and leaves the place to this module:
+
+```yaml
+custom_dataset: !function harness_ext.hooks.load_documents
+dataset_kwargs:
+  dataset: sst2
+  choices: [negative, positive]
+```
+
+The first of these that is set wins:
+
+1. `data_files` or `data_dir` in the task's `dataset_kwargs` (or in `--metadata`);
+2. the environment variable `HARNESS_EXT_DATA`: a folder holding `sst2/train.parquet`, ... (parquet, jsonl, json or csv),
+   or the word `sample` for the small sample that comes with this package;
+3. the Hugging Face Hub, at a pinned revision.
+
+The sample is never used unasked: a number on it is no benchmark.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import huggingface_hub
+
+from harness_ext.errors import DatasetError, suggest
+
+logger = logging.getLogger(__name__)
+
+DATA_VARIABLE = "HARNESS_EXT_DATA"
+SAMPLE = "sample"
+SAMPLE_FOLDER = Path(__file__).parent / "sample"
+HUB_TIMEOUT_SECONDS = 10.0
+READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A dataset on the Hub, pinned to a commit."""
+
+    path: str
+    revision: str
+
+
+CATALOGUE: Mapping[str, HubDataset] = {
+    "sst2": HubDataset("stanfordnlp/sst2", "8d51e7e4887a4caaa95b3fbebbf53c0490b58bbb"),
+    "squad_v1": HubDataset("rajpurkar/squad", "7b6d24c440a36b6815f21b70d25016731768db1f"),
+    "squad_v2": HubDataset("rajpurkar/squad_v2", "3ffb306f725f7d2ce8394bc1873b24868140c412"),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a document set is read from."""
+
+    kind: Literal["files", "folder", "hub", "sample"]
+    location: str
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether these are the bundled sample documents."""
+        return self.kind == "sample"
+
+
+def resolve_source(
+    dataset: str, *, data_files: Mapping[str, str] | None = None, data_dir: str | None = None
+) -> Source:
+    """Say where `dataset` will be read from, without reading it.
+
+    Raises:
+        DatasetError: the named folder does not exist, or nothing is known under that name.
+    """
+    if data_files:
+        return Source("files", ", ".join(data_files.values()))
+    if data_dir:
+        return Source("folder", str(_existing_folder(Path(data_dir), "dataset_kwargs: data_dir")))
+    if root := os.environ.get(DATA_VARIABLE):
+        if root == SAMPLE:
+            return Source("sample", str(_sample_folder(dataset)))
+        return Source("folder", str(_existing_folder(Path(root).expanduser() / dataset, DATA_VARIABLE)))
+    if dataset not in CATALOGUE:
+        raise DatasetError(
+            f"document set {dataset!r} is not in the catalogue ({', '.join(CATALOGUE)}){suggest(dataset, CATALOGUE)}; "
+            f"name its files with dataset_kwargs: data_files, or set {DATA_VARIABLE} to a folder that holds {dataset}/"
+        )
+    return Source("hub", f"{CATALOGUE[dataset].path}@{CATALOGUE[dataset].revision}")
+
+
+def load_documents(
+    *,
+    dataset: str,
+    choices: Sequence[str] | None = None,
+    label: str = "label",
+    data_files: Mapping[str, str] | None = None,
+    data_dir: str | None = None,
+    **_unused: Any,
+) -> datasets.DatasetDict:
+    """Load a document set for an lm-eval task (its `custom_dataset`).
+
+    Args:
+        dataset: name in the catalogue, or of a folder under `HARNESS_EXT_DATA`.
+        choices: for classification, the label words in label order; added to every document as the column `choices`.
+        label: the column that holds the index into `choices`.
+        data_files: split name to file; wins over everything else.
+        data_dir: a folder holding `{split}.parquet` (or .jsonl, .json, .csv).
+        _unused: lm-eval passes the task's metadata and the model arguments along.
+
+    Raises:
+        DatasetError: nothing there, unreadable, empty, or a label outside the choices.
+    """
+    source = resolve_source(dataset, data_files=data_files, data_dir=data_dir)
+    if source.kind == "hub":
+        documents = _load_from_hub(CATALOGUE[dataset], dataset)
+    elif source.kind == "files":
+        documents = _load_files({split: Path(file) for split, file in (data_files or {}).items()})
+    else:
+        documents = _load_files(_files_in(Path(source.location)))
+    for split, rows in documents.items():
+        if not len(rows):
+            raise DatasetError(f"{source.location}: split {split!r} has no documents; put at least one there")
+    if choices:
+        documents = datasets.DatasetDict(
+            {split: _with_choices(rows, choices, label, f"{source.location} ({split})") for split, rows in documents.items()}
+        )
+    return documents
+
+
+def _existing_folder(folder: Path, said_by: str) -> Path:
+    if not folder.is_dir():
+        raise DatasetError(f"{said_by} leads to {folder}, which is not a folder; create it with a file for each split")
+    return folder
+
+
+def _sample_folder(dataset: str) -> Path:
+    # SQuAD v1 is SQuAD v2 without its unanswerable questions; the sample has files of its own for both.
+    folder = SAMPLE_FOLDER / dataset
+    if not folder.is_dir():
+        known = sorted(child.name for child in SAMPLE_FOLDER.iterdir() if child.is_dir())
+        raise DatasetError(
+            f"the bundled sample has no {dataset!r} (it has {', '.join(known)}); set {DATA_VARIABLE} to a folder that does"
+        )
+    return folder
+
+
+def _files_in(folder: Path) -> dict[str, Path]:
+    files = {file.stem: file for file in sorted(folder.iterdir()) if file.suffix in READERS}
+    if not files:
+        raise DatasetError(f"{folder} holds none of train/validation/test with {', '.join(READERS)}; add one file a split")
+    return files
+
+
+def _load_files(files: Mapping[str, Path]) -> datasets.DatasetDict:
+    return datasets.DatasetDict({split: _load_file(split, file) for split, file in files.items()})
+
+
+def _load_file(split: str, file: Path) -> datasets.Dataset:
+    reader = READERS.get(file.suffix)
+    if reader is None:
+        raise DatasetError(f"{file}: cannot read {file.suffix!r} files; use one of {', '.join(READERS)}")
+    if not file.is_file():
+        raise DatasetError(f"{file} does not exist; check the path under {split!r}")
+    if not file.stat().st_size:
+        raise DatasetError(f"{file} is empty; it must hold the documents of split {split!r}")
+    try:
+        return datasets.load_dataset(reader, data_files={split: str(file)}, split=split)
+    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise DatasetError(f"{file} cannot be read as {reader}: {reason}; write it again or fix that line") from error
+
+
+def _with_choices(rows: datasets.Dataset, choices: Sequence[str], label: str, where: str) -> datasets.Dataset:
+    if label not in rows.column_names:
+        raise DatasetError(
+            f"{where} has no column {label!r} (it has {', '.join(rows.column_names)}){suggest(label, rows.column_names)}; "
+            "name the label column with dataset_kwargs: label"
+        )
+    for number, value in enumerate(rows[label]):
+        # The Hub's test split of SST-2 hides its labels behind -1.
+        if not (isinstance(value, int) and -1 <= value < len(choices)):
+            raise DatasetError(
+                f"{where}: document {number} has {label} {value!r}, outside the {len(choices)} choices "
+                f"{list(choices)}; correct the label or the choices"
+            )
+    return rows.add_column("choices", [list(choices)] * len(rows))
+
+
+def _load_from_hub(hub: HubDataset, dataset: str) -> datasets.DatasetDict:
+    """Load a pinned dataset; when the Hub does not answer, its copy in the local cache, if there is one."""
+    reached = _hub_answers()
+    try:
+        with contextlib.nullcontext() if reached else _offline():
+            return datasets.load_dataset(hub.path, revision=hub.revision)
+    except (OSError, ValueError) as error:  # ConnectionError and the Hub's own errors are OSErrors
+        problem = "cannot be loaded from" if reached else "cannot be reached on"
+        raise DatasetError(
+            f"{hub.path} {problem} the Hub and is not in the local cache; either "
+            f"(1) connect, or point HF_ENDPOINT at a mirror, (2) set {DATA_VARIABLE} to a folder that holds {dataset}/, "
+            f"(3) name files under dataset_kwargs: data_files, or (4) set {DATA_VARIABLE}={SAMPLE} for the bundled sample"
+        ) from error
+
+
+def _hub_answers() -> bool:
+    """Whether the Hub answers within `HUB_TIMEOUT_SECONDS`; asked first, because its client retries for half a minute."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
+    request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS).close()
+    except urllib.error.HTTPError:
+        return True  # it answered
+    except OSError as error:
+        logger.info("the Hub does not answer: %s", error)
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Make the Hub's client answer from its cache alone."""
+    places = (huggingface_hub.constants, datasets.config)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value

@@ -1,0 +1,363 @@
+"""From a task and a document to the exact text and token ids: for evaluation and for training, by lm-eval's own code.
+
+The only module that touches lm-eval's task internals. What a model is asked in evaluation is what an adapter is trained
+on, plus the answer and one end token:
+
+```
+evaluation   [context ids]                                 or, for a forced choice, [context ids][continuation ids]
+training     [context ids][continuation ids][end token]
+```
+
+The protocol fingerprint names everything that shapes the prompt or the score, so that two runs can be told apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from harness_ext.errors import TaskError, suggest
+from harness_ext.protocol import datasets
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_FEWSHOT_SEED = 1234  # lm-eval's own default
+
+PROMPT_FIELDS = (
+    "description",
+    "doc_to_text",
+    "target_delimiter",
+    "gen_prefix",
+    "fewshot",
+    "system_instruction",
+    "chat_template",
+    "process_docs",
+    "dataset",
+)
+SCORING_FIELDS = (
+    "output_type",
+    "doc_to_target",
+    "doc_to_choice",
+    "generation_kwargs",
+    "filters",
+    "process_results",
+    "evaluation_split",
+    "version",
+)
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """What the command line adds to a task's prompt; the names are those of `lm_eval run`."""
+
+    num_fewshot: int | None = None
+    apply_chat_template: bool | str = False
+    fewshot_as_multiturn: bool | None = None
+    system_instruction: str | None = None
+    fewshot_seed: int = DEFAULT_FEWSHOT_SEED
+
+    @property
+    def multiturn(self) -> bool:
+        """Whether few-shot examples become turns of their own; as in lm-eval, they do with a chat template."""
+        if self.fewshot_as_multiturn is None:
+            return bool(self.apply_chat_template)
+        return self.fewshot_as_multiturn
+
+
+class Rendered(NamedTuple):
+    """One document as text."""
+
+    context: str
+    continuation: str  # the delimiter and the gold answer
+
+
+class Encoded(NamedTuple):
+    """One document as token ids, without the end token."""
+
+    context: list[int]
+    continuation: list[int]
+
+
+class Fingerprint(NamedTuple):
+    """What identifies a protocol."""
+
+    digest: str  # sha256 over the fields
+    fields: dict[str, str]  # each field's value, or a short hash of it when it is long
+
+
+def tasks_path() -> Path:
+    """The folder of the tasks that come with this package: what stock lm-eval takes as `--include_path`."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "tasks"
+    return installed if installed.is_dir() else package.parent / "tasks"
+
+
+def task_manager(
+    names: Sequence[str], *, include_path: Sequence[str | Path] = (), metadata: Mapping[str, Any] | None = None
+) -> TaskManager:
+    """An lm-eval task manager that knows our tasks and those under `include_path`.
+
+    lm-eval's own ten thousand tasks are indexed (which takes seconds) only when a name asks for one of them.
+    """
+    paths = [str(tasks_path()), *(str(path) for path in include_path)]
+    ours = TaskManager(include_path=paths, include_defaults=False, metadata=dict(metadata or {}))
+    if all(_is_yaml(name) or ours.match_tasks([name]) for name in names):
+        return ours
+    return TaskManager(include_path=paths, metadata=dict(metadata or {}))
+
+
+def _is_yaml(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def load_task(
+    name: str, *, include_path: Sequence[str | Path] = (), metadata: Mapping[str, Any] | None = None
+) -> ConfigurableTask:
+    """Load one task by name or by the path of its YAML file.
+
+    Raises:
+        TaskError: there is no such task, it is a group, or lm-eval cannot build it.
+        DatasetError: its documents cannot be found.
+    """
+    manager = task_manager([name], include_path=include_path, metadata=metadata)
+    spec = str(Path(name).absolute()) if _is_yaml(name) else name
+    if not _is_yaml(name) and name not in manager.all_tasks:
+        raise TaskError(
+            f"unknown task {name!r}{suggest(name, manager.all_tasks)}; `lm_eval ls tasks --include_path "
+            f"$(harness-ext tasks-path)` lists them"
+        )
+    try:
+        tasks: dict[str, ConfigurableTask] = manager.load([spec])["tasks"]
+    except (TypeError, ValueError, KeyError, AttributeError, ImportError, FileNotFoundError) as error:
+        raise TaskError(f"task {name!r} cannot be built: {_first_line(error)}; correct its YAML") from error
+    if len(tasks) != 1:
+        raise TaskError(f"{name!r} is a group of {len(tasks)} tasks ({', '.join(tasks)}); name one of them")
+    return next(iter(tasks.values()))
+
+
+def apply_settings(task: ConfigurableTask, settings: PromptSettings) -> int:
+    """Seed the task's few-shot sampler and return the number of shots, by the rules of `lm_eval.simple_evaluate`."""
+    task.set_fewshot_seed(seed=settings.fewshot_seed)
+    own = task.get_config("num_fewshot")
+    if settings.num_fewshot is None or own == 0:
+        return own or 0
+    return settings.num_fewshot
+
+
+def training_docs(task: ConfigurableTask) -> Any:
+    """The documents of the task's training split.
+
+    Raises:
+        TaskError: the task has none.
+    """
+    if not task.has_training_docs():
+        raise TaskError(f"task {task.task_name!r} has no training split; add `training_split:` to its YAML")
+    split = task.config.training_split
+    if split not in task.dataset:
+        raise TaskError(
+            f"task {task.task_name!r} names the training split {split!r}, but its data has {', '.join(task.dataset)}"
+        )
+    if split == task.config.test_split or (not task.has_test_docs() and split == task.config.validation_split):
+        raise TaskError(f"task {task.task_name!r} would train on {split!r}, the split it reports; name another one")
+    return task.training_docs()
+
+
+def render(
+    task: ConfigurableTask, docs: Iterable[Mapping[str, Any]], settings: PromptSettings, lm: HFLM
+) -> Iterator[Rendered]:
+    """Render documents as lm-eval would for evaluation, with the gold answer as continuation.
+
+    Args:
+        task: a loaded task.
+        docs: documents of any of its splits.
+        settings: few-shot, chat template, system instruction.
+        lm: gives the chat template; its model is not run.
+
+    Raises:
+        TaskError: a template fails on a document, or the gold answer cannot be told.
+    """
+    num_fewshot = apply_settings(task, settings)
+    chat_template = lm.apply_chat_template if settings.apply_chat_template else None
+    for number, doc in enumerate(docs):
+        try:
+            context = task.fewshot_context(
+                doc,
+                num_fewshot=num_fewshot,
+                system_instruction=settings.system_instruction,
+                apply_chat_template=bool(settings.apply_chat_template),
+                fewshot_as_multiturn=settings.multiturn,
+                chat_template=chat_template,
+                gen_prefix=task.doc_to_prefix(doc),
+            )
+            requests = task.construct_requests(
+                doc=doc,
+                ctx=context,
+                metadata=(task.task_name, number, 1),
+                apply_chat_template=bool(settings.apply_chat_template),
+                chat_template=chat_template,
+            )
+            yield _with_gold(task, doc, requests, bool(settings.apply_chat_template))
+        except (jinja2.TemplateError, KeyError, IndexError, TypeError, AssertionError) as error:
+            raise TaskError(
+                f"task {task.task_name!r} cannot render document {number}: {_first_line(error)}; "
+                "check doc_to_text, doc_to_target and doc_to_choice"
+            ) from error
+
+
+def _with_gold(task: ConfigurableTask, doc: Mapping[str, Any], requests: Any, chat: bool) -> Rendered:
+    """Pick the request of the gold answer, or for generation make one of context and target."""
+    if task.OUTPUT_TYPE == "multiple_choice":
+        gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+        gold = gold[0] if isinstance(gold, list) else gold
+        gold = task.doc_to_choice(doc).index(gold) if isinstance(gold, str) else gold
+        if not 0 <= gold < len(requests):
+            raise IndexError(f"label {gold} is outside its {len(requests)} choices")
+        return Rendered(*requests[gold].args)
+    if task.OUTPUT_TYPE == "loglikelihood":
+        return Rendered(*requests.args)
+    if task.OUTPUT_TYPE == "generate_until":
+        return Rendered(requests.args[0], _answer_delimiter(task, doc, chat) + _answer(task, doc))
+    raise TaskError(f"task {task.task_name!r} ({task.OUTPUT_TYPE}) has no answer to train on")
+
+
+def _answer(task: ConfigurableTask, doc: Mapping[str, Any]) -> str:
+    target = task.doc_to_target(doc)
+    if isinstance(target, int) and task.config.doc_to_choice is not None:
+        return str(task.doc_to_choice(doc)[target])
+    return str(target[0]) if isinstance(target, list) else str(target)
+
+
+def _answer_delimiter(task: ConfigurableTask, doc: Mapping[str, Any], chat: bool) -> str:
+    """What stands between a context and a generated answer: as in lm-eval's few-shot examples."""
+    if prefix := task.doc_to_prefix(doc):
+        return "" if prefix[-1].isspace() else " "
+    return "" if chat else str(task.config.target_delimiter)
+
+
+def encode(task: ConfigurableTask, rendered: Rendered, lm: HFLM) -> Encoded:
+    """Token ids of a rendered document, split where evaluation splits them.
+
+    A scored continuation goes through lm-eval's `_encode_pair`, which moves trailing spaces of the context into the
+    continuation. A generated one follows the context's ids as generation will see them.
+    """
+    context, continuation = rendered
+    if task.OUTPUT_TYPE != "generate_until":
+        if not context:
+            ids = lm.tok_encode(continuation, add_special_tokens=False)
+            return Encoded([lm.prefix_token_id], ids) if lm.prefix_token_id != ids[0] else Encoded(ids[:1], ids[1:])
+        return Encoded(*lm._encode_pair(context, continuation))
+    context_ids = lm.tok_encode(context)
+    whole = lm.tok_encode(context + continuation)
+    if whole[: len(context_ids)] == context_ids:
+        return Encoded(context_ids, whole[len(context_ids) :])
+    return Encoded(context_ids, lm.tok_encode(continuation, add_special_tokens=False))
+
+
+def fingerprint(task: ConfigurableTask, settings: PromptSettings, lm: HFLM | None = None) -> Fingerprint:
+    """Identify everything that shapes a task's prompts and scores.
+
+    Args:
+        task: a loaded task, its generation settings already overridden if they are.
+        settings: few-shot, chat template, system instruction.
+        lm: gives the chat template; needed only when one is applied.
+    """
+    values = _protocol_values(task, settings, lm)
+    encoded = {name: json.dumps(values[name], sort_keys=True, ensure_ascii=False) for name in sorted(values)}
+    digest = hashlib.sha256(json.dumps(encoded, sort_keys=True).encode()).hexdigest()
+    return Fingerprint(digest, {name: _abbreviate(text) for name, text in encoded.items()})
+
+
+def differing_fields(one: Mapping[str, str], other: Mapping[str, str], names: Sequence[str]) -> list[str]:
+    """Names of the fields that differ between two fingerprints, among `names`.
+
+    >>> differing_fields({"version": "1", "fewshot": "0"}, {"version": "2", "fewshot": "0"}, SCORING_FIELDS)
+    ['version']
+    """
+    return [name for name in names if one.get(name) != other.get(name)]
+
+
+def _protocol_values(task: ConfigurableTask, settings: PromptSettings, lm: HFLM | None) -> dict[str, Any]:
+    config = task.config
+    shots = config.num_fewshot if config.num_fewshot == 0 or settings.num_fewshot is None else settings.num_fewshot
+    fewshot = {
+        "num_fewshot": shots,
+        "split": config.fewshot_split,
+        "seed": settings.fewshot_seed,
+        "multiturn": settings.multiturn,
+        "delimiter": config.fewshot_delimiter,
+        "config": _source(asdict(config.fewshot_config)) if config.fewshot_config else None,
+    }
+    chat = None
+    if settings.apply_chat_template and lm is not None:
+        chat = lm.chat_template(settings.apply_chat_template)
+    return {
+        "description": config.description,
+        "doc_to_text": _source(config.doc_to_text),
+        "target_delimiter": config.target_delimiter,
+        "gen_prefix": config.gen_prefix,
+        "fewshot": fewshot if shots else 0,
+        "system_instruction": settings.system_instruction,
+        "chat_template": chat,
+        "process_docs": _source(config.process_docs),
+        "dataset": _dataset_identity(task),
+        "output_type": config.output_type,
+        "doc_to_target": _source(config.doc_to_target),
+        "doc_to_choice": _source(config.doc_to_choice),
+        "generation_kwargs": config.generation_kwargs,
+        "filters": _source(config.filter_list),
+        "process_results": _source(config.process_results),
+        "evaluation_split": config.test_split or config.validation_split,
+        "version": str(task.VERSION),
+    }
+
+
+def _dataset_identity(task: ConfigurableTask) -> dict[str, Any]:
+    """Name and revision of the documents; the folder they happen to lie in does not matter, the sample does."""
+    kwargs = dict(task.config.dataset_kwargs or {})
+    if task.config.custom_dataset is datasets.load_documents:
+        source = datasets.resolve_source(
+            kwargs["dataset"], data_files=kwargs.get("data_files"), data_dir=kwargs.get("data_dir")
+        )
+        hub = datasets.CATALOGUE.get(kwargs["dataset"])
+        return {
+            "name": kwargs["dataset"],
+            "revision": hub.revision if hub else None,
+            "choices": kwargs.get("choices"),
+            "sample": source.is_sample,
+        }
+    return {"name": task.DATASET_PATH, "config": task.DATASET_NAME, "revision": kwargs.get("revision")}
+
+
+def _source(value: Any) -> Any:
+    """A JSON form of a config value; a function becomes its name and a hash of its source."""
+    if callable(value):
+        name = f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
+        try:
+            text = inspect.getsource(value)
+        except (OSError, TypeError):
+            text = ""
+        return f"{name}#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    if isinstance(value, Mapping):
+        return {str(key): _source(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_source(item) for item in value]
+    return value
+
+
+def _abbreviate(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:40]}…#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -1,0 +1,1 @@
+"""LoRA training on any task with a training split."""

@@ -1,0 +1,80 @@
+"""The README.md of an adapter: what the Hub renders."""
+
+from __future__ import annotations
+
+import json
+
+from harness_ext.models.adapters import AdapterCard, hub_name
+
+TEMPLATE = """\
+---
+base_model: {hub_base}
+library_name: peft
+pipeline_tag: text-generation
+tags:
+- lora
+- lm-evaluation-harness
+- harness-ext
+---
+
+# {name}
+
+A LoRA adapter for `{base}`, trained on the lm-eval task `{task}` with harness_ext: {examples} examples,
+{tokens} label tokens, {parameters} trainable parameters, {minutes:.1f} minutes.{sample}
+
+| | |
+|---|---|
+| base weights (sha256) | `{base_sha256}` |
+| protocol fingerprint | `{fingerprint}` |
+| training data (sha256) | `{data_sha256}` |
+| seed | {seed} |
+| training loss / held-out loss | {train_loss} / {validation_loss} |
+| versions | {versions} |
+
+## Use
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{hub_base}"), "{name}")
+```
+
+## Evaluate
+
+Base and adapter under the protocol the adapter was trained with:
+
+```
+harness-ext eval --model_args peft=adapters/{name} --tasks {task} --output_path results/{name} --log_samples
+harness-ext compare results/{name}
+```
+
+## Recipe
+
+```json
+{recipe}
+```
+"""
+
+
+def model_card(card: AdapterCard, name: str) -> str:
+    """Render an adapter's card as Markdown with the Hub's metadata."""
+    return TEMPLATE.format(
+        name=name,
+        base=card.base,
+        hub_base=hub_name(card.base),
+        task=card.task,
+        examples=f"{card.examples:,}",
+        tokens=f"{card.tokens:,}",
+        parameters=f"{card.trainable_parameters:,}",
+        minutes=card.seconds / 60,
+        sample="\n\n**Trained on the small sample that comes with harness_ext: for trying things out.**" if card.sample_data else "",
+        base_sha256=card.base_sha256 or "not known",
+        fingerprint=card.fingerprint,
+        data_sha256=card.data_sha256,
+        seed=card.seed,
+        train_loss=card.train_loss,
+        validation_loss="none held out" if card.validation_loss is None else card.validation_loss,
+        versions=", ".join(f"{package} {version}" for package, version in card.versions.items()),
+        recipe=json.dumps(card.recipe, indent=2),
+    )

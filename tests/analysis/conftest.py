@@ -1,0 +1,109 @@
+"""Write results the way lm-eval 0.4.13 lays them out (EvaluationTracker), without running a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DATE = "2025-06-01T10-00-00.000000"
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sample(doc_id: int, doc: dict[str, Any], scores: dict[str, Any], *, prompt: str = "", target: Any = 0) -> dict:
+    return {
+        "doc_id": doc_id,
+        "doc": doc,
+        "target": str(target),
+        "arguments": {"gen_args_0": {"arg_0": prompt, "arg_1": {}}},
+        "resps": [["x"]],
+        "filtered_resps": ["x"],
+        "filter": "none",
+        "metrics": list(scores),
+        "doc_hash": digest(json.dumps(doc)),
+        "prompt_hash": digest(prompt + json.dumps(doc)),
+        "target_hash": digest(str(target)),
+        **scores,
+    }
+
+
+def labelled(values: Sequence[float], metric: str = "acc") -> list[dict]:
+    """One document per value; the reference alternates between two labels."""
+    return [sample(i, {"idx": i}, {metric: value}, target=i % 2) for i, value in enumerate(values)]
+
+
+def mean(samples: Sequence[dict], metric: str) -> float:
+    values = [s[metric] for s in samples if metric in s]
+    return sum(values) / len(values)
+
+
+@pytest.fixture
+def write_run(tmp_path: Path) -> Callable[..., Path]:
+    """Return a writer of one run; it returns the run's folder."""
+
+    def write(
+        folder: str,
+        tasks: dict[str, list[dict]],
+        *,
+        model_args: Any = None,
+        metrics: dict[str, dict[str, Any]] | None = None,
+        configs: dict[str, dict] | None = None,
+        ours: dict | None = None,
+        date: str = DATE,
+        log_samples: bool = True,
+        **overrides: Any,
+    ) -> Path:
+        path = tmp_path / folder
+        path.mkdir(parents=True, exist_ok=True)
+        payload: dict[str, Any] = {
+            "results": {},
+            "group_subtasks": {task: [] for task in tasks},
+            "configs": {},
+            "versions": {},
+            "n-shot": {},
+            "higher_is_better": {},
+            "n-samples": {},
+            "config": {"model": "hf", "model_args": model_args},
+        }
+        for task, samples in tasks.items():
+            names = list(dict.fromkeys(name for s in samples for name in s["metrics"]))
+            values = {f"{name},none": mean(samples, name) for name in names}
+            values |= {f"{name}_stderr,none": "N/A" for name in names}
+            payload["results"][task] = {"name": task, "alias": task, "sample_len": len(samples), **values}
+            payload["results"][task] |= (metrics or {}).get(task, {})
+            payload["configs"][task] = {"task": task, "metadata": {"version": 1.0}, **(configs or {}).get(task, {})}
+            payload["versions"][task] = 1.0
+            payload["n-shot"][task] = 0
+            payload["higher_is_better"][task] = dict.fromkeys(names, True)
+            payload["n-samples"][task] = {"original": len(samples), "effective": len(samples)}
+            if log_samples:
+                lines = "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples)
+                (path / f"samples_{task}_{date}.jsonl").write_text(lines, encoding="utf-8")
+        if ours is not None:
+            payload["harness_ext"] = ours
+        payload |= overrides
+        (path / f"results_{date}.json").write_text(json.dumps(payload, indent=2), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def write_pair(write_run: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """Return a writer of a base run and an adapter run on one task; it returns the folder that holds both."""
+
+    def write(task: str, before: list[dict], after: list[dict], *, both: dict | None = None, **by_run: dict) -> Path:
+        arguments = {"base": "pretrained=org/tiny", "sst2": "pretrained=org/tiny,peft=adapters/sst2"}
+        for name, samples in (("base", before), ("sst2", after)):
+            options = {**(both or {}), **by_run.get(name, {})}
+            write_run(f"out/{name}", {task: samples}, **{"model_args": arguments[name], **options})
+        return tmp_path / "out"
+
+    return write

@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from conftest import labelled, sample
+from rich.console import Console
+
+from harness_ext.analysis.leaderboard import compare_runs, find_baseline
+from harness_ext.analysis.results import load_runs
+from harness_ext.errors import ComparisonError, ResultsError
+
+
+def coin(share: float, n: int, seed: int) -> list[float]:
+    rng = random.Random(seed)
+    return [float(rng.random() < share) for _ in range(n)]
+
+
+def generated(parsed: list[bool], right: list[bool]) -> list[dict]:
+    """SST-2 as `sst2_generate` logs it: 444 positive of 872, acc_parsed only where an output parsed."""
+    rows = []
+    for i, (readable, correct) in enumerate(zip(parsed, right, strict=True)):
+        scores = {"acc": float(readable and correct), "parsed_rate": float(readable)}
+        scores |= {"acc_parsed": float(correct)} if readable else {}
+        rows.append(sample(i, {"idx": i}, scores, target=int(i < 444)))
+    return rows
+
+
+def squad(right: list[float], *, unanswerable: int, per_passage: int = 8) -> list[dict]:
+    """SQuAD v2 as `squad_v2_generate` logs it: 0 or 100 per document, and what always abstaining scores."""
+    return [
+        sample(
+            i,
+            {"id": str(i), "context": f"passage {i // per_passage}"},
+            {"exact": 100 * score, "abstain_baseline": 100.0 * (i < unanswerable)},
+            target=i,
+        )
+        for i, score in enumerate(right)
+    ]
+
+
+def everything(comparison) -> dict[str, str]:
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(comparison)
+    return {
+        "table": " ".join(console.export_text().split()),
+        "markdown": comparison.to_markdown(),
+        "json": json.dumps(comparison.to_json(), ensure_ascii=False),
+        "html": comparison._repr_html_(),
+        "pandas": str(comparison.to_pandas().attrs["warnings"]) + str(comparison.to_pandas().attrs["notes"]),
+    }
+
+
+# The founding experiment: 13 % because outputs did not parse, 95 % after training.
+def test_the_founding_case_is_better_and_says_why(write_pair):
+    before = generated([i % 100 < 14 for i in range(872)], [i % 13 > 0 for i in range(872)])
+    after = generated([True] * 872, [i % 20 > 0 for i in range(872)])
+    comparison = compare_runs(load_runs(write_pair("sst2_generate", before, after)))
+    (row,) = comparison.rows
+    assert row.n == 872
+    assert row.verdict == "better"
+    assert row.baseline.value == pytest.approx(13, abs=0.5)
+    assert row.score.value == pytest.approx(95, abs=0.1)
+    assert row.paired.interval.low > 75
+    assert row.baseline.parsed == pytest.approx(14.4, abs=0.1)
+    assert row.score.parsed == 100
+    assert (row.floor.kind, round(row.floor.value, 2)) == ("majority", 50.92)
+    for shown, text in everything(comparison).items():
+        assert "only 14.4 % of the outputs parsed" in text, shown
+        assert "below always giving the most frequent answer (50.9)" in text, shown
+        assert "says nothing about the method" in text, shown
+    assert "parsed 14.4%" in comparison.to_markdown()
+
+
+# The other half of it: exact 26.27 -> 4.97 where always abstaining gives 50.07.
+def test_worse_than_always_abstaining_is_said_of_both(write_pair):
+    n = 1200
+    path = write_pair("squad_v2", squad(coin(0.263, n, 1), unanswerable=601), squad(coin(0.05, n, 2), unanswerable=601))
+    comparison = compare_runs(load_runs(path))
+    (row,) = comparison.rows
+    assert row.verdict == "worse"
+    assert row.paired.units == 150
+    assert "clustered by passage" in row.baseline.method
+    assert row.paired.mcnemar_p < 1e-10
+    for shown, text in everything(comparison).items():
+        assert text.count("is worse than always abstaining (50.1)") == 2, shown
+
+
+def test_the_same_scores_twice_are_equivalent(write_pair):
+    samples = labelled(coin(0.6, 872, 1))
+    comparison = compare_runs(load_runs(write_pair("demo", samples, samples)))
+    (row,) = comparison.rows
+    assert (row.verdict, row.paired.difference, row.paired.p_value) == ("equivalent", 0, 1)
+    assert comparison.warnings == []
+
+
+def test_undecided_says_what_would_decide(write_pair):
+    before = coin(0.6, 200, 1)
+    after = [1 - score if i % 20 == 0 or i in (1, 2, 3, 4) else score for i, score in enumerate(before)]
+    comparison = compare_runs(load_runs(write_pair("demo", labelled(before), labelled(after))))
+    (row,) = comparison.rows
+    assert row.verdict == "undecided"
+    assert row.needed_n > row.n
+    assert row.detectable > abs(row.paired.difference)
+    assert "needs n≈" in comparison.to_markdown()
+
+
+def test_lower_can_be_better(write_pair):
+    before, after = ([sample(i, {"idx": i}, {"brier": v}) for i in range(50)] for v in (0.4, 0.1))
+    both = {"higher_is_better": {"demo": {"brier": False}}}
+    (row,) = compare_runs(load_runs(write_pair("demo", before, after, both=both))).rows
+    assert row.paired.difference == pytest.approx(-30)
+    assert row.verdict == "better"
+
+
+def test_margin_and_metric_can_be_chosen(write_pair):
+    rng = random.Random(0)
+    before, after = ([sample(i, {"idx": i}, {"acc": 1.0, "f1": rng.random()}) for i in range(300)] for _ in range(2))
+    runs = load_runs(write_pair("demo", before, after))
+    assert compare_runs(runs, metric="f1").rows[0].verdict == "undecided"
+    assert compare_runs(runs, metric="f1", margin=20).rows[0].verdict == "equivalent"
+    with pytest.raises(ComparisonError, match="did you mean 'f1'"):
+        compare_runs(runs, metric="ff1")
+
+
+def test_a_run_that_is_all_zero_is_read_on_the_scale_of_the_other(write_pair):
+    path = write_pair("squad", squad([0.0] * 64, unanswerable=0), squad(coin(0.5, 64, 1), unanswerable=0))
+    (row,) = compare_runs(load_runs(path)).rows
+    assert row.baseline.value == 0
+    assert 30 < row.score.value < 70
+    assert row.baseline.method == "Clopper–Pearson"
+
+
+def test_scores_as_fractions_under_a_metric_in_points(write_pair):
+    samples = labelled(coin(0.5, 200, 1), "exact")
+    in_points = {"metrics": {"demo": {"exact,none": 100 * sum(s["exact"] for s in samples) / 200}}}
+    (row,) = compare_runs(load_runs(write_pair("demo", samples, samples, both=in_points))).rows
+    assert row.baseline.value == pytest.approx(in_points["metrics"]["demo"]["exact,none"])
+
+
+@pytest.mark.parametrize(
+    ("by_run", "reason"),
+    [
+        ({"base": {"log_samples": False}}, "no samples logged"),
+        ({"sst2": {"log_samples": False}}, "no samples logged"),
+        ({"sst2": {"metrics": {"demo": {"acc,none": 0.9}}}}, "not a mean over documents"),
+    ],
+)
+def test_what_cannot_be_tested_is_shown_and_says_so(write_pair, by_run, reason):
+    samples = labelled(coin(0.5, 200, 1))
+    by_run = {"base": {"metrics": {"demo": {"acc_stderr,none": 0.02}}}, **by_run}
+    comparison = compare_runs(load_runs(write_pair("demo", samples, samples, **by_run)))
+    (row,) = comparison.rows
+    assert (row.verdict, row.paired, row.note) == (None, None, reason)
+    for shown, text in everything(comparison).items():
+        assert reason in text, shown
+    assert len(comparison.to_pandas()) == 1
+
+
+def test_a_corpus_metric_has_no_paired_test(write_pair):
+    samples = [sample(i, {"idx": i}, {"mcc": [0, 1]}) for i in range(9)]
+    values = {"metrics": {"demo": {"mcc,none": 0.3}}}
+    with_number = [{**s, "mcc": 0.3} for s in samples]
+    path = write_pair("demo", with_number, with_number, both=values)
+    for file in path.rglob("samples_*.jsonl"):
+        file.write_text(file.read_text().replace('"mcc": 0.3', '"mcc": [0, 1]'))
+    assert compare_runs(load_runs(path)).rows[0].note == "no score per document"
+
+
+def test_sample_data_is_marked_everywhere(write_pair):
+    samples = [sample(i, {"idx": f"sample-{i}"}, {"acc": float(i % 3 > 0)}) for i in range(48)]
+    comparison = compare_runs(load_runs(write_pair("demo", samples, samples)))
+    assert comparison.rows[0].is_sample
+    for shown, text in everything(comparison).items():
+        assert "bundled sample: not a benchmark" in text, shown
+    assert "SAMPLE data" in everything(comparison)["table"]
+
+
+def test_another_limit_is_joined_and_said(write_pair):
+    scores = coin(0.5, 200, 1)
+    comparison = compare_runs(load_runs(write_pair("demo", labelled(scores), labelled(scores[:120]))))
+    assert comparison.rows[0].n == 120
+    assert any("compared on the 120 documents both have; 80" in warning for warning in comparison.warnings)
+
+
+def test_order_of_the_logged_samples_does_not_matter(write_pair, write_run):
+    before, after = labelled(coin(0.5, 90, 1)), labelled(coin(0.6, 90, 2))
+    plain = compare_runs(load_runs(write_pair("demo", before, after)))
+    ranks = after[::2] + after[1::2]  # as two data-parallel processes log them
+    assert compare_runs(load_runs(write_pair("demo", before, ranks))) == plain
+
+
+@pytest.mark.parametrize(("per_passage", "message"), [(64, "stand on one passage"), (4, "only 16 passages")])
+def test_few_passages_are_warned_about(write_pair, per_passage, message):
+    sides = [squad(coin(0.5, 64, seed), unanswerable=0, per_passage=per_passage) for seed in (1, 2)]
+    comparison = compare_runs(load_runs(write_pair("squad", *sides)))
+    assert any(message in warning for warning in comparison.warnings)
+
+
+def changed(samples: list[dict], **fields: str) -> list[dict]:
+    return [{**s, **{key: value + str(s["doc_id"]) for key, value in fields.items()}} for s in samples]
+
+
+ONE, OTHER = "1" * 64, "2" * 64
+FIELDS = ({"stop": "a", "template": "t"}, {"stop": "b", "template": "t"})
+
+
+@pytest.mark.parametrize(
+    ("after", "options", "message"),
+    [
+        (
+            {"prompt_hash": "x"},
+            {},
+            r"demo: base and sst2 saw different prompts on 40 of 40 documents \(first: doc_hash",
+        ),
+        ({"doc_hash": "x"}, {}, r"base and sst2 share 0 of 40 documents of 'demo'; evaluate both on the same split"),
+        ({}, {"versions": {"demo": 2.0}}, r"demo: task version is 1.0 in base and 2.0 in sst2"),
+        ({}, {"n-shot": {"demo": 5}}, r"demo: number of shots is 0 in base and 5 in sst2"),
+        (
+            {},
+            {"configs": {"demo": {"generation_kwargs": {"until": ["\n"]}}}},
+            r"different protocols \(generation_kwargs\)",
+        ),
+    ],
+)
+def test_runs_that_do_not_compare_are_refused(write_pair, after, options, message):
+    samples = labelled(coin(0.5, 40, 1))
+    names = {"base": {"ours": {"variant": "base"}}, "sst2": {"ours": {"variant": "sst2"}, **options}}
+    with pytest.raises(ComparisonError, match=message) as caught:
+        compare_runs(load_runs(write_pair("demo", samples, changed(samples, **after), **names)))
+    assert "\n" not in str(caught.value)
+
+
+def test_other_fingerprints_are_refused_and_the_fields_named(write_pair):
+    samples = labelled(coin(0.5, 40, 1))
+    sides = {
+        name: {"ours": {"variant": name, "fingerprints": {"demo": print_}, "fingerprint_fields": {"demo": fields}}}
+        for name, print_, fields in zip(("base", "sst2"), (ONE, OTHER), FIELDS, strict=True)
+    }
+    with pytest.raises(ComparisonError, match=r"demo: base and sst2 were .* different protocols \(stop\)"):
+        compare_runs(load_runs(write_pair("demo", samples, samples, **sides)))
+
+
+def test_functions_are_the_same_at_another_address(write_pair):
+    samples = labelled(coin(0.5, 40, 1))
+    sides = {
+        name: {"configs": {"demo": {"process_results": f"<function score at {address}>"}}}
+        for name, address in (("base", "0x7f01"), ("sst2", "0x7f02"))
+    }
+    assert compare_runs(load_runs(write_pair("demo", samples, samples, **sides))).rows
+
+
+def test_the_baseline_finds_itself_or_is_named(write_pair, write_run, tmp_path):
+    samples = {"demo": labelled(coin(0.5, 40, 1))}
+    runs = load_runs(write_pair("demo", samples["demo"], samples["demo"]))
+    assert find_baseline(runs).name == "tiny"
+    assert find_baseline(runs, "sst2").name == "sst2"
+    with pytest.raises(ComparisonError, match=r"no run is named 'tny'; did you mean 'tiny'\?; choose .* tiny, sst2"):
+        find_baseline(runs, "tny")
+    with pytest.raises(ComparisonError, match="needs two runs, got tiny"):
+        find_baseline(runs[:1])
+    with pytest.raises(ComparisonError, match=r"no base among sst2, x; .* --baseline"):
+        find_baseline([runs[1], load_runs(write_run("x", samples, model_args="pretrained=org/tiny,peft=x"))[0]])
+    other = load_runs(write_run("other", samples, model_args="pretrained=org/other"))[0]
+    assert find_baseline([other, *runs]).name == "tiny"  # the one the adapter was trained on
+    with pytest.raises(ComparisonError, match=r"any of tiny, other could be the baseline"):
+        find_baseline([runs[0], other])
+    with pytest.raises(ComparisonError, match="two runs have one name"):
+        find_baseline([runs[0], runs[0]])
+
+
+def test_an_adapter_of_another_base_is_warned_about(write_pair):
+    samples = labelled(coin(0.5, 40, 1))
+    path = write_pair("demo", samples, samples, sst2={"model_args": "pretrained=org/big,peft=adapters/sst2"})
+    assert any(
+        "trained on org/big, not on the baseline's org/tiny" in w for w in compare_runs(load_runs(path)).warnings
+    )
+
+
+def test_runs_without_a_shared_task_are_refused_and_single_tasks_reported(write_run, tmp_path):
+    samples = labelled(coin(0.5, 40, 1))
+    write_run("base", {"a": samples, "b": samples}, model_args="pretrained=org/tiny")
+    write_run("sst2", {"c": samples}, model_args="pretrained=org/tiny,peft=sst2")
+    with pytest.raises(ComparisonError, match="tiny shares no task with sst2"):
+        compare_runs(load_runs(tmp_path))
+    write_run("more", {"b": samples, "c": samples}, model_args="pretrained=org/tiny,peft=more")
+    comparison = compare_runs(load_runs(tmp_path))
+    assert [(row.task, row.run) for row in comparison.rows] == [("b", "more")]
+    assert "more: c left out, tiny was not evaluated on it" in comparison.warnings
+
+
+def test_a_metric_that_only_one_run_has_is_refused(write_pair):
+    before, after = labelled([0.5] * 20, "acc"), labelled([0.5] * 20, "f1")
+    with pytest.raises(ResultsError, match="no metric 'acc"):
+        compare_runs(load_runs(write_pair("demo", before, after)))
+
+
+def test_rows_are_ordered_and_output_has_the_same_bytes(write_run, tmp_path):
+    for name in ("z", "a"):
+        tasks = {task: squad(coin(0.5, 80, len(name + task)), unanswerable=40, per_passage=2) for task in ("y", "x")}
+        write_run(name, tasks, model_args=f"pretrained=org/tiny,peft={name}")
+    write_run(
+        "base",
+        {t: squad(coin(0.4, 80, 9), unanswerable=40, per_passage=2) for t in "yx"},
+        model_args="pretrained=org/tiny",
+    )
+    first, second = (compare_runs(load_runs(tmp_path)) for _ in range(2))
+    assert [(row.task, row.run) for row in first.rows] == [("x", "a"), ("x", "z"), ("y", "a"), ("y", "z")]
+    assert everything(first) == everything(second)
+    assert "4 p-values are not corrected" in first.to_markdown()
+
+
+def test_names_do_not_break_the_formats(write_pair):
+    samples = labelled(coin(0.5, 40, 1))
+    name = "a|b<i>*[red]"
+    comparison = compare_runs(load_runs(write_pair("demo", samples, samples, sst2={"ours": {"variant": name}})))
+    shown = everything(comparison)
+    assert name in shown["table"]
+    assert r"a\|b\<i>\*[red]" in shown["markdown"]
+    assert "a|b&lt;i&gt;*[red]" in shown["html"]
+
+
+def test_the_table_fits_100_columns(write_pair):
+    path = write_pair(
+        "squad_v2_generate", squad(coin(0.3, 1600, 1), unanswerable=800), squad(coin(0.5, 1600, 2), unanswerable=800)
+    )
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(compare_runs(load_runs(path)))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 100
+    assert "squad_v2_generate" in text
