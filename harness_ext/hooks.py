@@ -129,7 +129,9 @@ def majority_baseline(golds: Sequence[int]) -> float:
 
 def top_class_share(predictions: Sequence[int | None]) -> float:
     """Share of the commonest prediction: 1.0 when the model always says the same."""
-    return max(labels.class_shares(predictions, sorted({p for p in predictions if p is not None})).values(), default=0.0)
+    return max(
+        labels.class_shares(predictions, sorted({p for p in predictions if p is not None})).values(), default=0.0
+    )
 
 
 # -- question answering ------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ import torch
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from harness_ext.errors import AdapterError
 from harness_ext.models.sources import DEFAULT_OUTPUT, FETCHABLE, weights_sha256
@@ -126,12 +127,14 @@ class AdapterSwitch:
     """One base model with any number of adapters, exactly one or none of them active.
 
     Switching goes by `set_adapter` and the adapters' own enable flag, both bit-exact: the base's weights are never touched.
+    Each switch is checked on a probe: the base must answer as before, an adapter otherwise than the base.
     """
 
     def __init__(self, model: Any) -> None:
         self._base = model
         self._peft: PeftModel | None = None
         self._names: dict[str, str] = {}
+        self._base_answer = self._probe()
 
     @property
     def model(self) -> Any:
@@ -164,32 +167,42 @@ class AdapterSwitch:
         if missing := [str(w.message) for w in caught if "adapter keys" in str(w.message)]:
             raise AdapterError(_misfit(folder, base, missing[0].splitlines()[0]))
         self._peft.eval()
-        if not _changes_anything(self._peft, name):
-            raise AdapterError(f"{folder} changes nothing: every lora_B is zero; it was saved before it was trained")
         self._names[str(adapter)] = name
 
     def activate(self, adapter: str | Path | None) -> None:
-        """Make one attached adapter active, or none of them for the plain base."""
-        if self._peft is None:
-            return
-        if adapter is None:
+        """Make one attached adapter active, or none of them for the plain base.
+
+        Raises:
+            AdapterError: the adapter answers exactly as the base does, or the base no longer answers as before.
+        """
+        if self._peft is not None and adapter is None:
             self._peft.base_model.disable_adapter_layers()
-            return
-        self._peft.base_model.enable_adapter_layers()
-        self._peft.set_adapter(self._names[str(adapter)])
-        self._peft.requires_grad_(False)
+        elif self._peft is not None:
+            self._peft.base_model.enable_adapter_layers()
+            self._peft.set_adapter(self._names[str(adapter)], inference_mode=True)
+        unchanged = torch.equal(self._probe(), self._base_answer)
+        if adapter is not None and unchanged:
+            raise AdapterError(
+                f"{adapter} changes nothing: the model answers exactly as its base; was it saved untrained?"
+            )
+        if adapter is None and not unchanged:
+            raise AdapterError(
+                "the base answers otherwise than before its adapters were loaded; evaluate it on its own"
+            )
+
+    @torch.no_grad()
+    def _probe(self) -> Tensor:
+        """Logits (V,) after a few arbitrary tokens."""
+        vocabulary = self._base.get_input_embeddings().weight.shape[0]
+        tokens = torch.arange(1, 9, device=self._base.device)[None] * 37 % vocabulary
+        logits: Tensor = self.model(input_ids=tokens).logits[0, -1]
+        return logits
 
 
 def _misfit(folder: str, base: str, reason: str) -> str:
     card = read_card(folder)
     trained = f"it was trained on {card.base}" if card else "it belongs to another base"
     return f"{folder} does not fit {base}: {trained} ({reason:.120}); name its own base"
-
-
-def _changes_anything(model: PeftModel, name: str) -> bool:
-    """Whether any update matrix of an adapter is not zero; adapters that are no LoRA are taken at their word."""
-    updates = [p for key, p in model.named_parameters() if f".lora_B.{name}." in key or f".lora_embedding_B.{name}" in key]
-    return not updates or any(bool(p.count_nonzero()) for p in updates)
 
 
 def save_adapter(model: PeftModel, folder: Path, *, card: AdapterCard, readme: str, dtype: torch.dtype | None) -> None:

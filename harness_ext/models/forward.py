@@ -26,7 +26,19 @@ from harness_ext.models.prefix_tree import TreeBatch, iterate_packs
 logger = logging.getLogger(__name__)
 
 SUPPORT_TOLERANCE = 1e-3  # nats; float32 packs differ from single passes by about 1e-5
-RECURRENT = ("mamba", "rwkv", "jamba", "zamba", "bamba", "recurrent", "lfm", "xlstm", "hybrid", "nemotron_h", "falcon_h1")
+RECURRENT = (
+    "mamba",
+    "rwkv",
+    "jamba",
+    "zamba",
+    "bamba",
+    "recurrent",
+    "lfm",
+    "xlstm",
+    "hybrid",
+    "nemotron_h",
+    "falcon_h1",
+)
 
 
 class TokenPair(NamedTuple):

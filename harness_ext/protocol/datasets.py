@@ -73,9 +73,7 @@ class Source:
         return self.kind == "sample"
 
 
-def resolve_source(
-    dataset: str, *, data_files: Mapping[str, str] | None = None, data_dir: str | None = None
-) -> Source:
+def resolve_source(dataset: str, *, data_files: Mapping[str, str] | None = None, data_dir: str | None = None) -> Source:
     """Say where `dataset` will be read from, without reading it.
 
     Raises:
@@ -95,6 +93,27 @@ def resolve_source(
             f"name its files with dataset_kwargs: data_files, or set {DATA_VARIABLE} to a folder that holds {dataset}/"
         )
     return Source("hub", f"{CATALOGUE[dataset].path}@{CATALOGUE[dataset].revision}")
+
+
+def is_available(dataset: str) -> bool:
+    """Whether a document set can be loaded here, without the bundled sample: from a named folder, or from the Hub."""
+    if os.environ.get(DATA_VARIABLE):
+        return resolve_source(dataset).kind == "folder"
+    try:
+        load_documents(dataset=dataset)
+    except DatasetError:
+        return False
+    return True
+
+
+def is_sample(custom_dataset: Any, dataset_kwargs: Mapping[str, Any] | None) -> bool:
+    """Whether a task with this `custom_dataset` and these `dataset_kwargs` reads the bundled sample."""
+    kwargs = dataset_kwargs or {}
+    if custom_dataset is not load_documents:
+        return False
+    return resolve_source(
+        kwargs["dataset"], data_files=kwargs.get("data_files"), data_dir=kwargs.get("data_dir")
+    ).is_sample
 
 
 def load_documents(
@@ -131,7 +150,10 @@ def load_documents(
             raise DatasetError(f"{source.location}: split {split!r} has no documents; put at least one there")
     if choices:
         documents = datasets.DatasetDict(
-            {split: _with_choices(rows, choices, label, f"{source.location} ({split})") for split, rows in documents.items()}
+            {
+                split: _with_choices(rows, choices, label, f"{source.location} ({split})")
+                for split, rows in documents.items()
+            }
         )
     return documents
 
@@ -156,7 +178,9 @@ def _sample_folder(dataset: str) -> Path:
 def _files_in(folder: Path) -> dict[str, Path]:
     files = {file.stem: file for file in sorted(folder.iterdir()) if file.suffix in READERS}
     if not files:
-        raise DatasetError(f"{folder} holds none of train/validation/test with {', '.join(READERS)}; add one file a split")
+        raise DatasetError(
+            f"{folder} holds none of train/validation/test with {', '.join(READERS)}; add one file a split"
+        )
     return files
 
 

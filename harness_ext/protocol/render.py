@@ -23,12 +23,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-from lm_eval.api.task import ConfigurableTask
+import yaml
+from lm_eval.api.group import Group
+from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from harness_ext.errors import TaskError, suggest
 from harness_ext.protocol import datasets
+from harness_ext.protocol.locations import tasks_path
 
 logger = logging.getLogger(__name__)
 
@@ -96,13 +99,6 @@ class Fingerprint(NamedTuple):
     fields: dict[str, str]  # each field's value, or a short hash of it when it is long
 
 
-def tasks_path() -> Path:
-    """The folder of the tasks that come with this package: what stock lm-eval takes as `--include_path`."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "tasks"
-    return installed if installed.is_dir() else package.parent / "tasks"
-
-
 def task_manager(
     names: Sequence[str], *, include_path: Sequence[str | Path] = (), metadata: Mapping[str, Any] | None = None
 ) -> TaskManager:
@@ -121,29 +117,53 @@ def _is_yaml(name: str) -> bool:
     return name.endswith((".yaml", ".yml"))
 
 
+def load_tasks(
+    names: Sequence[str], *, include_path: Sequence[str | Path] = (), metadata: Mapping[str, Any] | None = None
+) -> tuple[TaskManager, list[Task | Group]]:
+    """Load tasks and groups by name, glob pattern or the path of a YAML file.
+
+    Raises:
+        TaskError: there is no such task, or lm-eval cannot build it.
+        DatasetError: its documents cannot be found.
+    """
+    manager = task_manager(names, include_path=include_path, metadata=metadata)
+    loaded = []
+    for name in names:
+        matches = [str(Path(name).absolute())] if _is_yaml(name) else manager.match_tasks([name])
+        if not matches:
+            raise TaskError(
+                f"unknown task {name!r}{suggest(name, manager.all_tasks)}; `lm_eval ls tasks --include_path "
+                "$(harness-ext tasks-path)` lists them"
+            )
+        loaded.extend(_built(manager, match) for match in matches)
+    return manager, loaded
+
+
+def _built(manager: TaskManager, spec: str) -> Task | Group:
+    """Build one task or group."""
+    if _is_yaml(spec) and not Path(spec).is_file():
+        raise TaskError(f"there is no task file {spec}; check the path")
+    try:
+        found = manager.load([spec])
+    except (TypeError, ValueError, KeyError, AttributeError, ImportError, OSError, yaml.YAMLError) as error:
+        raise TaskError(f"task {spec!r} cannot be built: {_first_line(error)}; correct its YAML") from error
+    groups: Mapping[str, Group] = found.get("groups", {})
+    return groups[spec] if spec in groups else next(iter(found["tasks"].values()))
+
+
 def load_task(
     name: str, *, include_path: Sequence[str | Path] = (), metadata: Mapping[str, Any] | None = None
 ) -> ConfigurableTask:
-    """Load one task by name or by the path of its YAML file.
+    """Load exactly one task, by name or by the path of its YAML file.
 
     Raises:
         TaskError: there is no such task, it is a group, or lm-eval cannot build it.
         DatasetError: its documents cannot be found.
     """
-    manager = task_manager([name], include_path=include_path, metadata=metadata)
-    spec = str(Path(name).absolute()) if _is_yaml(name) else name
-    if not _is_yaml(name) and name not in manager.all_tasks:
-        raise TaskError(
-            f"unknown task {name!r}{suggest(name, manager.all_tasks)}; `lm_eval ls tasks --include_path "
-            f"$(harness-ext tasks-path)` lists them"
-        )
-    try:
-        tasks: dict[str, ConfigurableTask] = manager.load([spec])["tasks"]
-    except (TypeError, ValueError, KeyError, AttributeError, ImportError, FileNotFoundError) as error:
-        raise TaskError(f"task {name!r} cannot be built: {_first_line(error)}; correct its YAML") from error
-    if len(tasks) != 1:
-        raise TaskError(f"{name!r} is a group of {len(tasks)} tasks ({', '.join(tasks)}); name one of them")
-    return next(iter(tasks.values()))
+    _, loaded = load_tasks([name], include_path=include_path, metadata=metadata)
+    if len(loaded) != 1 or isinstance(loaded[0], Group):
+        raise TaskError(f"{name!r} names more than one task; name one of them")
+    return loaded[0]
 
 
 def apply_settings(task: ConfigurableTask, settings: PromptSettings) -> int:
@@ -326,15 +346,12 @@ def _dataset_identity(task: ConfigurableTask) -> dict[str, Any]:
     """Name and revision of the documents; the folder they happen to lie in does not matter, the sample does."""
     kwargs = dict(task.config.dataset_kwargs or {})
     if task.config.custom_dataset is datasets.load_documents:
-        source = datasets.resolve_source(
-            kwargs["dataset"], data_files=kwargs.get("data_files"), data_dir=kwargs.get("data_dir")
-        )
         hub = datasets.CATALOGUE.get(kwargs["dataset"])
         return {
             "name": kwargs["dataset"],
             "revision": hub.revision if hub else None,
             "choices": kwargs.get("choices"),
-            "sample": source.is_sample,
+            "sample": datasets.is_sample(task.config.custom_dataset, kwargs),
         }
     return {"name": task.DATASET_PATH, "config": task.DATASET_NAME, "revision": kwargs.get("revision")}
 

@@ -89,7 +89,9 @@ def build_examples(
     for number, rendered in zip(chosen, render(task, subset, settings, lm), strict=True):
         context, continuation = encode(task, rendered, lm)
         if not rendered.continuation.strip() or not continuation:
-            raise TrainingError(f"document {number} of {task.task_name!r} has an empty answer; drop it with process_docs")
+            raise TrainingError(
+                f"document {number} of {task.task_name!r} has an empty answer; drop it with process_docs"
+            )
         room = max_length - len(continuation) - 1
         if room < 1:
             raise TrainingError(

@@ -68,7 +68,9 @@ def model_card(card: AdapterCard, name: str) -> str:
         tokens=f"{card.tokens:,}",
         parameters=f"{card.trainable_parameters:,}",
         minutes=card.seconds / 60,
-        sample="\n\n**Trained on the small sample that comes with harness_ext: for trying things out.**" if card.sample_data else "",
+        sample="\n\n**Trained on the small sample that comes with harness_ext: for trying things out.**"
+        if card.sample_data
+        else "",
         base_sha256=card.base_sha256 or "not known",
         fingerprint=card.fingerprint,
         data_sha256=card.data_sha256,

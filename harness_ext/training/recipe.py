@@ -33,11 +33,15 @@ class Recipe:
     lora_rank: int = _about("rank r of the update matrices", 8)
     lora_alpha: float = _about("updates are scaled by alpha / r", 16.0)
     lora_dropout: float = _about("dropout before the update matrices", 0.0)
-    target_modules: str | list[str] = _about("layers to adapt: all-linear, a regular expression, or names", "all-linear")
+    target_modules: str | list[str] = _about(
+        "layers to adapt: all-linear, a regular expression, or names", "all-linear"
+    )
     modules_to_save: list[str] | None = _about("modules trained and saved in full beside the update matrices", None)
     use_rslora: bool = _about("scale by alpha / sqrt(r) (rsLoRA)", False)
     use_dora: bool = _about("train magnitude and direction apart (DoRA)", False)
-    init_lora_weights: str = _about("start of the update matrices: default, gaussian, pissa, pissa_niter_16, olora, ...", "default")
+    init_lora_weights: str = _about(
+        "start of the update matrices: default, gaussian, pissa, pissa_niter_16, olora, ...", "default"
+    )
     quantization: Literal["none", "nf4"] = _about("base in 4 bits (QLoRA; needs bitsandbytes and a GPU)", "none")
     # optimisation
     epochs: float = _about("passes over the training examples", 1.0)
@@ -53,17 +57,25 @@ class Recipe:
     # examples
     limit: int | None = _about("train on so many documents, drawn by seed", None)
     validation_size: int = _about("documents of the training split held out to watch the loss, drawn by seed", 200)
-    max_length: int | None = _about("longest example in tokens; longer contexts lose their beginning; unset: the model's", None)
+    max_length: int | None = _about(
+        "longest example in tokens; longer contexts lose their beginning; unset: the model's", None
+    )
     group_by_prefix: bool = _about("examples that share a passage come in the same batch", True)
     num_fewshot: int | None = _about("examples in the prompt; unset: the task's", None)
     apply_chat_template: bool = _about("render prompts through the chat template", False)
-    fewshot_as_multiturn: bool | None = _about("few-shot examples as turns of a chat; unset: with a chat template", None)
+    fewshot_as_multiturn: bool | None = _about(
+        "few-shot examples as turns of a chat; unset: with a chat template", None
+    )
     system_instruction: str | None = _about("system instruction before the prompt", None)
     # the machine
     prefix_trees: bool = _about("compute shared prefixes once; off: plain padded batches", True)
     max_tokens: int = _about("tokens of one forward and backward pass", 1024)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _about("of the base; auto: bfloat16 where there are units for it", "auto")
-    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _about("of the saved adapter; auto: as trained", "auto")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _about(
+        "of the base; auto: bfloat16 where there are units for it", "auto"
+    )
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _about(
+        "of the saved adapter; auto: as trained", "auto"
+    )
     gradient_checkpointing: bool = _about("recompute activations instead of keeping them", False)
     save_steps: int = _about("steps between two checkpoints, for --resume", 50)
     logging_steps: int = _about("steps between two reports of the loss", 10)
@@ -130,7 +142,9 @@ def recipe_from(values: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
     """
     known = {f.name: f for f in fields(Recipe)}
     if unknown := [name for name in values if name not in known]:
-        raise RecipeError(f"{source}: unknown {unknown[0]!r}{suggest(unknown[0], known)}; `harness-ext train --help` lists all")
+        raise RecipeError(
+            f"{source}: unknown {unknown[0]!r}{suggest(unknown[0], known)}; `harness-ext train --help` lists all"
+        )
     required = [name for name, f in known.items() if f.default is MISSING]
     if missing := [name for name in required if values.get(name) is None]:
         raise RecipeError(f"{source}: {missing[0]!r} is missing; set it there or as {flag(missing[0])}")

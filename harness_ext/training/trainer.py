@@ -156,9 +156,10 @@ def train_adapter(
     )  # fmt: skip
     peft_model = _add_lora(model, recipe)
     trainer, interrupt = _make_trainer(peft_model, tokenizer, examples, recipe, workspace)
+    sample = datasets.is_sample(task.config.custom_dataset, task.config.dataset_kwargs)
     started = time.monotonic()
     result = _fit(trainer, interrupt, recipe, workspace, resume=resume)
-    card = _card(recipe, base, fingerprint(task, recipe.prompt, lm), examples, trainer, _sample(task))
+    card = _card(recipe, base, fingerprint(task, recipe.prompt, lm), examples, trainer, sample)
     card = AdapterCard(**{**vars(card), "seconds": round(time.monotonic() - started, 1), "train_loss": result})
     if trainer.is_world_process_zero():
         try:
@@ -175,7 +176,9 @@ def _workspace(output: Path, *, resume: bool, overwrite: bool) -> Path:
     """The folder for checkpoints, beside the output."""
     workspace = output.with_name(f".{output.name}.training")
     if output.exists() and any(output.iterdir()) and not overwrite:
-        raise TrainingError(f"{output} holds an adapter already; add --overwrite to replace it, or choose another --output")
+        raise TrainingError(
+            f"{output} holds an adapter already; add --overwrite to replace it, or choose another --output"
+        )
     if resume and not (workspace.is_dir() and get_last_checkpoint(str(workspace))):
         raise TrainingError(f"there is no checkpoint of {output} to resume; start it without --resume")
     if workspace.exists() and not resume:
@@ -233,7 +236,9 @@ def _make_trainer(
     if trees and (reason := why_no_trees(model, sorted(examples.training, key=lambda e: e.context)[:4])):
         logger.warning("training without prefix trees: %s", reason)
         trees = False
-    groups = group_by_prefix(examples.training) if recipe.group_by_prefix else [[n] for n in range(len(examples.training))]
+    groups = (
+        group_by_prefix(examples.training) if recipe.group_by_prefix else [[n] for n in range(len(examples.training))]
+    )
     interrupt = StopOnInterrupt()
     trainer = PackTrainer(
         model=model,
@@ -284,9 +289,13 @@ def _fit(trainer: PackTrainer, interrupt: StopOnInterrupt, recipe: Recipe, works
     try:
         result = trainer.train(resume_from_checkpoint=str(get_last_checkpoint(str(workspace))) if resume else None)
     except KeyboardInterrupt as error:
-        raise TrainingError(f"training of {recipe.output} was cut off; go on from its last checkpoint with --resume") from error
+        raise TrainingError(
+            f"training of {recipe.output} was cut off; go on from its last checkpoint with --resume"
+        ) from error
     except OSError as error:
-        raise TrainingError(f"training of {recipe.output} stopped: {error}; mend that and go on with --resume") from error
+        raise TrainingError(
+            f"training of {recipe.output} stopped: {error}; mend that and go on with --resume"
+        ) from error
     done, planned = trainer.state.global_step, trainer.state.max_steps
     if interrupt.interrupted and done < planned:
         raise TrainingError(f"training of {recipe.output} stopped at step {done} of {planned}; go on with --resume")
@@ -327,15 +336,6 @@ def _card(
 def _base_name(model: str, resolved: str) -> str:
     """A base's name without the place it lies in."""
     return Path(resolved).resolve().name if Path(resolved).is_dir() else hub_name(model)
-
-
-def _sample(task: Any) -> bool:
-    kwargs = task.config.dataset_kwargs or {}
-    if task.config.custom_dataset is not datasets.load_documents:
-        return False
-    return datasets.resolve_source(
-        kwargs["dataset"], data_files=kwargs.get("data_files"), data_dir=kwargs.get("data_dir")
-    ).is_sample
 
 
 def _save_dtype(recipe: Recipe) -> torch.dtype | None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import DATE, labelled, sample
 from lm_eval.loggers import EvaluationTracker
+from lm_eval.models.dummy import DummyLM
 from lm_eval.tasks import TaskManager
 
 from harness_ext.analysis.results import load_runs, parse_model_args
@@ -241,6 +242,7 @@ metadata: {version: 2.0}
 
 def test_files_of_a_real_stock_run_are_read(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(DummyLM, "tokenizer_name", str(tmp_path))  # lm-eval would ask the Hub for one, then go on
     rows = [{"idx": i, "text": f"film {i}", "label": i % 2} for i in range(6)] + [
         {"idx": 0, "text": "film 0", "label": 0}
     ]
