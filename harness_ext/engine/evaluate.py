@@ -33,6 +33,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
 
 import harness_ext
+from harness_ext.engine.lm import TreeLM, record_key
 from harness_ext.errors import AdapterError, ModelError, TaskError
 from harness_ext.models.adapters import AdapterSwitch, check_adapter, find_base, read_card
 from harness_ext.models.sources import resolve_model
@@ -49,7 +50,7 @@ from harness_ext.protocol.render import (
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MODEL = "hf"
+DEFAULT_MODEL = "hf-tree"
 
 
 @dataclass(frozen=True)
@@ -211,8 +212,19 @@ def _evaluate_variant(
         return VariantResults(variant, {}, None)
     results["config"]["model"] = config.model
     leaves = [leaf for task in tasks for leaf in (task.get_all_tasks() if isinstance(task, Group) else [task])]
+    if isinstance(lm, TreeLM):
+        _add_generation_records(results.get("samples", {}), lm)
     results["harness_ext"] = _our_key(config, lm, variant, leaves, seconds=time.monotonic() - started)
     return VariantResults(variant, results, _write(config, tracker, results))
+
+
+def _add_generation_records(samples: Mapping[str, list[dict[str, Any]]], lm: TreeLM) -> None:
+    """Put finish reason and token counts into the logged samples, which lm-eval does not keep."""
+    for logged in samples.values():
+        for sample in logged:
+            found = [lm.generation_records.get(record_key(*arguments)) for arguments in sample["arguments"]]
+            if record := next((record for record in found if record is not None), None):
+                sample.update(record._asdict())
 
 
 def _seeds(config: EvaluatorConfig) -> dict[str, int | None]:

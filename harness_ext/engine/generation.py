@@ -1,0 +1,170 @@
+"""Generation from prefix trees: prompts that share a passage share its prefill and its KV cache.
+
+```
+prompts ──> packs (prefix trees) ──prefill──> one KV cache of S slots
+                                                │  rows: one for each prompt, each sees its own slots only
+                                  decode step: (1, B) tokens of B unfinished rows, mask (1, 1, B, S + B)
+                                                │  a finished row leaves at once; when half are gone, the cache is
+                                                └─ compacted to the slots still seen, and the next pack is prefilled
+```
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from harness_ext.models.prefix_tree import TreeBatch, build_packs
+
+Sampler = Callable[[Tensor], Tensor]  # logits (B, V) -> token ids (B,)
+
+
+class Generated(NamedTuple):
+    """What was generated for one prompt."""
+
+    tokens: list[int]  # with the end token or stop string that ended it
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """When a row is finished."""
+
+    end_ids: frozenset[int]
+    stop_strings: tuple[str, ...]
+    max_new_tokens: int
+    decode: Callable[[list[int]], str]
+
+    def reason(self, tokens: list[int]) -> Literal["stop", "length"] | None:
+        """Why a row ends after these tokens, or None when it goes on."""
+        if tokens[-1] in self.end_ids or self._has_stop_string(tokens):
+            return "stop"
+        return "length" if len(tokens) >= self.max_new_tokens else None
+
+    def _has_stop_string(self, tokens: list[int]) -> bool:
+        # A stop string of n characters that the newest token completed begins within the last 4n tokens: a character
+        # takes at most four (bytes of UTF-8).
+        longest = max(map(len, self.stop_strings), default=0)
+        tail = self.decode(tokens[-4 * longest :]) if longest else ""
+        return any(stop in tail for stop in self.stop_strings)
+
+
+@dataclass
+class _Row:
+    prompt: int  # number of the prompt
+    position: int  # of the token that comes next
+    tokens: list[int] = field(default_factory=list)
+
+
+class TreeDecoder:
+    """Decodes prompts from prefix trees, with one KV cache for all unfinished rows."""
+
+    def __init__(self, model: Any, *, sampler: Sampler, rule: StopRule, cache_tokens: int) -> None:
+        self._model = model
+        self._sampler = sampler
+        self._rule = rule
+        self._cache_tokens = cache_tokens
+        self._cache = DynamicCache()
+        self._rows: list[_Row] = []
+        self._visible = torch.zeros(0, 0, dtype=torch.bool, device=model.device)  # (B, S): which slots a row sees
+
+    @torch.no_grad()
+    def run(self, prompts: Sequence[Sequence[int]], *, prefill_tokens: int) -> Iterator[tuple[int, Generated]]:
+        """Generate for all prompts, in the order in which they finish.
+
+        Args:
+            prompts: token ids, none empty.
+            prefill_tokens: size of a prefill pack.
+
+        Yields:
+            The number of a prompt and what was generated for it.
+        """
+        waiting = deque(build_packs(prompts, max_tokens=prefill_tokens))
+        peak = 0
+        while waiting or self._rows:
+            if waiting and len(self._rows) <= peak // 2:
+                self._compact()
+                while waiting and (not self._rows or self._slots + len(waiting[0]) <= self._cache_tokens):
+                    yield from self._finish(self._prefill(waiting.popleft()))
+                peak = len(self._rows)
+            if self._rows:
+                yield from self._finish(self._step())
+
+    @property
+    def _slots(self) -> int:
+        return self._visible.shape[1]
+
+    def _prefill(self, tree: TreeBatch) -> Tensor:
+        """Run a tree; its prompts become rows. Returns the first token of each of them, after those of the old rows."""
+        device, old = self._model.device, self._slots
+        ends = torch.tensor(tree.ends, device=device)
+        index = torch.arange(len(tree), device=device)
+        seen = (index[None, :] <= index[:, None]) & (index[:, None] < ends[None, :])  # (T, T)
+        mask = torch.cat([torch.zeros(len(tree), old, dtype=torch.bool, device=device), seen], dim=1)
+        leaves = torch.tensor([leaf.spans[-1][1] - 1 for leaf in tree.leaves], device=device)
+        rows, row_of = leaves.unique(return_inverse=True)
+        logits = self._forward([tree.tokens], [tree.positions], mask, keep=rows)[row_of]
+        self._visible = torch.cat([_widened(self._visible, len(tree)), mask[leaves]])
+        self._rows += [_Row(leaf.sequence, tree.positions[end] + 1) for leaf, end in zip(tree.leaves, leaves.tolist(), strict=True)]
+        return logits
+
+    def _step(self) -> Tensor:
+        """Feed each row its newest token; returns the logits (B, V) of the next."""
+        count = len(self._rows)
+        itself = torch.eye(count, dtype=torch.bool, device=self._visible.device)
+        self._visible = torch.cat([self._visible, itself], dim=1)
+        tokens = [row.tokens[-1] for row in self._rows]
+        positions = [row.position for row in self._rows]
+        for row in self._rows:
+            row.position += 1
+        return self._forward([tokens], [positions], self._visible, keep=torch.arange(count, device=itself.device))
+
+    def _forward(self, tokens: list[list[int]], positions: list[list[int]], visible: Tensor, *, keep: Tensor) -> Tensor:
+        dtype = self._model.get_input_embeddings().weight.dtype
+        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        mask.masked_fill_(~visible, torch.finfo(dtype).min)
+        output = self._model(
+            input_ids=torch.tensor(tokens, device=visible.device),
+            position_ids=torch.tensor(positions, device=visible.device),
+            attention_mask=mask[None, None],
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        logits: Tensor = output.logits[0]
+        return logits
+
+    def _finish(self, logits: Tensor) -> Iterator[tuple[int, Generated]]:
+        """Append each new token to its row; rows that end with it leave. The logits are those of the last rows."""
+        first = len(self._rows) - len(logits)
+        for row, token in zip(self._rows[first:], self._sampler(logits).tolist(), strict=True):
+            row.tokens.append(token)
+        kept = list(range(first))
+        for number, row in enumerate(self._rows[first:], start=first):
+            if (reason := self._rule.reason(row.tokens)) is None:
+                kept.append(number)
+            else:
+                yield row.prompt, Generated(row.tokens, reason)
+        if len(kept) < len(self._rows):
+            self._rows = [self._rows[number] for number in kept]
+            self._visible = self._visible[kept]
+
+    def _compact(self) -> None:
+        """Drop the slots that no row sees any more."""
+        seen = self._visible.any(dim=0)
+        if bool(seen.all()):
+            return
+        self._visible = self._visible[:, seen]
+        for layer in self._cache.layers:
+            layer.keys, layer.values = layer.keys[:, :, seen], layer.values[:, :, seen]
+
+
+def _widened(visible: Tensor, by: int) -> Tensor:
+    """Visibility (B, S) with `by` more slots that no row sees."""
+    return torch.nn.functional.pad(visible, (0, by))

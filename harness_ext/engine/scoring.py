@@ -1,0 +1,93 @@
+"""Log-probabilities of continuations, many at a time: one forward pass for each pack of prefix trees."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from harness_ext.errors import ModelError
+from harness_ext.models.forward import TokenPair, TreePack, tree_packs
+
+logger = logging.getLogger(__name__)
+
+MIN_TOKENS = 64  # a pack is not halved below this
+LOGITS_AT_ONCE = 2**24  # float32 numbers: 64 MiB
+
+
+class ScoredContinuation(NamedTuple):
+    """What lm-eval asks of a continuation."""
+
+    logprob: float  # natural log, summed over the continuation's tokens
+    is_greedy: bool  # every token is the argmax
+
+
+@torch.no_grad()
+def score_continuations(
+    model: Any, pairs: Sequence[TokenPair], *, max_tokens: int
+) -> Iterator[tuple[int, ScoredContinuation]]:
+    """Score continuations, in the order that suits the packs.
+
+    A pack that does not fit into memory is halved, and the run goes on.
+
+    Args:
+        model: a causal language model that can take prefix trees, on its device.
+        pairs: context and continuation ids; the continuation not empty, the two together not longer than the model.
+        max_tokens: size of a pack.
+
+    Yields:
+        The number of a pair and its score, each once.
+
+    Raises:
+        ModelError: a logit is NaN, or not even a small pack fits into memory.
+    """
+    waiting = list(range(len(pairs)))
+    while waiting:
+        done: set[int] = set()
+        try:
+            for pack in tree_packs([pairs[n] for n in waiting], max_tokens=max_tokens):
+                scores = score_pack(model, pack.to(model.device))
+                for place, score in zip(pack.sequences, scores, strict=True):
+                    done.add(waiting[place])
+                    yield waiting[place], score
+        except NanLogits as error:
+            raise NanLogits(waiting[error.sequence]) from None
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            if max_tokens // 2 < MIN_TOKENS:
+                raise ModelError(f"a pack of {max_tokens} tokens does not fit into memory; use a smaller model") from error
+            max_tokens //= 2
+            logger.warning("out of memory: going on with packs of %d tokens", max_tokens)
+        waiting = [n for n in waiting if n not in done]
+
+
+def score_pack(model: Any, pack: TreePack) -> list[ScoredContinuation]:
+    """Score one pack's continuations, in the order of `pack.sequences`."""
+    logits = pack.target_logits(model)  # (R, V)
+    normaliser, best = normaliser_and_argmax(logits)  # (R,), (R,)
+    logprobs = logits[pack.row_of, pack.targets].float() - normaliser[pack.row_of]  # (N,)
+    greedy = best[pack.row_of] == pack.targets  # (N,)
+    if bool(logprobs.isnan().any()):
+        place = next(n for n, part in enumerate(logprobs.split(pack.counts)) if bool(part.isnan().any()))
+        raise NanLogits(pack.sequences[place])
+    return [
+        ScoredContinuation(float(part.sum()), bool(hits.all()))
+        for part, hits in zip(logprobs.cpu().split(pack.counts), greedy.cpu().split(pack.counts), strict=True)
+    ]
+
+
+def normaliser_and_argmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Log of the softmax's denominator (R,) in float32, and the argmax (R,), of logits (R, V), a few rows at a time."""
+    rows = max(1, LOGITS_AT_ONCE // logits.shape[1])
+    parts = [(block.float().logsumexp(dim=-1), block.argmax(dim=-1)) for block in logits.split(rows)]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+class NanLogits(ModelError):
+    """A model that answers NaN; carries which sequence of the pack did."""
+
+    def __init__(self, sequence: int) -> None:
+        super().__init__(f"the model's logits are NaN at sequence {sequence}; try another dtype")
+        self.sequence = sequence
