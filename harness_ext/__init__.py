@@ -1,5 +1,42 @@
-"""Does this adapter really beat its base, under the same protocol?"""
+"""Does this adapter really beat its base, under the same protocol?
+
+The public surface, for notebooks and scripts; each name is imported when it is first used:
+
+- `Recipe`, `train_adapter`: train a LoRA adapter on any lm-eval task with a training split
+- `evaluate`: a base and its adapters on the same tasks, in one process
+- `load_runs`, `compare_runs`: results folders, paired by document, tested, put into one word
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness_ext.analysis.leaderboard import compare_runs
+    from harness_ext.analysis.results import load_runs
+    from harness_ext.engine.evaluate import evaluate
+    from harness_ext.training.recipe import Recipe
+    from harness_ext.training.trainer import train_adapter
+
 __version__ = "0.1.0"
+__all__ = ["Recipe", "compare_runs", "evaluate", "load_runs", "train_adapter"]
+
+_HOMES = {
+    "Recipe": "harness_ext.training.recipe",
+    "compare_runs": "harness_ext.analysis.leaderboard",
+    "evaluate": "harness_ext.engine.evaluate",
+    "load_runs": "harness_ext.analysis.results",
+    "train_adapter": "harness_ext.training.trainer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module; torch and lm-eval take seconds, `import harness_ext` does not."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -97,20 +97,25 @@ class Comparison:
         return "\n".join(lines) + "\n"
 
     def to_table(self) -> Table:
-        """Return a rich table, made for 100 columns and up; warnings and notes are its caption."""
+        """Return a rich table; with one run beside the baseline it fits 80 columns. Warnings and notes are its caption."""
+        runs = list(dict.fromkeys(row.run for row in self.rows))
+        several = len(runs) != 1
         table = Table(title=f"Baseline: {escape(self.baseline)}", title_justify="left", title_style="bold")
         table.box, table.padding = box.HORIZONTALS, (0, 1, 0, 0)
         table.caption, table.caption_justify = self._caption(), "left"
-        for name in _HEADER:
-            if name != "p":  # stands below the difference, to save a column
-                right = name in ("baseline", "score", "difference")
-                table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right)
+        table.add_column("task", overflow="fold")
+        if several:
+            table.add_column("run", overflow="fold")
+        for name in (self.baseline, "score" if several else runs[0], "difference"):
+            table.add_column(escape(name), justify="right", no_wrap=True)
+        table.add_column("verdict", no_wrap=all(row.note is None for row in self.rows))
         following = [row.task for row in self.rows[1:]] + [""]
         for row, task in zip(self.rows, following, strict=True):
             cells = _cells(row)
-            stacked = cells._replace(difference=[*cells.difference, f"p {cells.p[0]}"])
-            shown = [_rich_cell(cell) for name, cell in stacked._asdict().items() if name != "p"]
-            table.add_row(*shown, end_section=task != row.task)
+            named = [cells.task[0], " ".join(cells.metric), *cells.task[1:]]
+            tested = [*cells.difference, f"p {cells.p[0]}"]
+            shown = [named, *([cells.run] if several else []), cells.baseline, cells.score, tested, cells.verdict]
+            table.add_row(*map(_rich_cell, shown), end_section=task != row.task)
         return table
 
     def _caption(self) -> Text:

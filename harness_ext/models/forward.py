@@ -26,6 +26,8 @@ from harness_ext.models.prefix_tree import TreeBatch, iterate_packs
 logger = logging.getLogger(__name__)
 
 SUPPORT_TOLERANCE = 1e-3  # nats; float32 packs differ from single passes by about 1e-5
+LOW_PRECISION_TOLERANCE = 0.1  # nats, on average over tokens
+ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
 RECURRENT = (
     "mamba",
     "rwkv",
@@ -52,8 +54,9 @@ P = TypeVar("P", "TreePack", "PaddedPack")
 
 
 def _moved(pack: P, device: torch.device | str, **how: Any) -> P:
-    tensors = {f.name: getattr(pack, f.name) for f in fields(pack)}
-    return replace(pack, **{k: v.to(device, **how) for k, v in tensors.items() if isinstance(v, Tensor)})
+    values = {field.name: getattr(pack, field.name) for field in fields(pack)}
+    moved: dict[str, Any] = {k: v.to(device, **how) for k, v in values.items() if isinstance(v, Tensor)}
+    return replace(pack, **moved)
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class TreePack:
             use_cache=False,
         )
         logits: Tensor = output.logits[0]
-        return logits
+        return logits if len(logits) == len(self.rows) else logits[self.rows]  # some models know no logits_to_keep
 
     def target_logprobs(self, model: Any) -> Tensor:
         """Log-probability (N,) of each predicted token, in at least float32."""
@@ -192,46 +195,100 @@ def padded_packs(sequences: Sequence[TokenPair], *, max_tokens: int, pad_token_i
 def why_no_trees(model: Any, sequences: Sequence[TokenPair]) -> str | None:
     """Say why a model cannot take prefix trees, or None when it can.
 
-    Known exclusions come first; then a tree over the given sequences is held against one plain pass for each.
+    Known exclusions come first. Then the model has to prove itself on small trees of its own tokens and of a few of the
+    given sequences: it answers as in single passes, and it does look at position ids and mask.
 
     Args:
-        model: a transformers causal language model, PEFT-wrapped or not, on its device.
-        sequences: a few real ones, two at least that share a prefix.
+        model: a transformers language model, PEFT-wrapped or not, on its device.
+        sequences: all that will be run: the longest one decides about sliding windows.
     """
-    config = model.config.get_text_config()
     longest = max(len(context) + len(continuation) for context, continuation in sequences)
-    if model.config.is_encoder_decoder:
-        return "it is an encoder-decoder"
-    if any(word in config.model_type for word in RECURRENT):
-        return f"{config.model_type} has recurrent layers"
-    if getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt"):
-        return "its positions are ALiBi biases on the order in memory"
-    window = getattr(config, "sliding_window", None)
-    if window is not None and window < longest:
-        return f"its sliding window ({window} tokens) is shorter than a sequence ({longest})"
-    if any(getattr(p, "is_prompt_learning", False) for p in getattr(model, "peft_config", {}).values()):
-        return "its adapter puts learned tokens before the prompt"
-    try:
-        difference = _tree_difference(model, sequences)
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-        return f"its forward pass refuses a tree ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
-    tolerance = SUPPORT_TOLERANCE if _dtype(model) in (torch.float32, torch.float64) else 0.25
-    if not difference <= tolerance:
-        return f"a tree gives other log-probabilities than single passes (by {difference:.2g} nats)"
-    return None
-
-
-def _tree_difference(model: Any, sequences: Sequence[TokenPair]) -> float:
-    """Largest difference in log-probability between a tree and single passes."""
+    if reason := _known_exclusion(model, longest):
+        return reason
     was_training = model.training
     model.eval()
     try:
-        (pack,) = tree_packs(sequences, max_tokens=10**9)
-        tree = pack.to(model.device).target_logprobs(model)
-        singles = [PaddedPack.of([n], sequences, pad_token_id=0).to(model.device) for n in pack.sequences]
-        return float((tree - torch.cat([single.target_logprobs(model) for single in singles])).abs().max())
+        probes = _made_up(model, longest)
+        return _layout_ignored(model, probes) or _disagreement(model, [*probes, *_neighbours(sequences)])
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+        return f"its forward pass refuses a tree ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
     finally:
         model.train(was_training)
+
+
+def _known_exclusion(model: Any, longest: int) -> str | None:
+    """What is known of an architecture beforehand, also where small trees would not show it."""
+    config = model.config.get_text_config()
+    layers = {str(kind) for kind in getattr(config, "layer_types", None) or ()}
+    rope = getattr(config, "rope_parameters", None) or {}
+    windows = {
+        "sliding window": getattr(config, "sliding_window", None),
+        "attention chunk": getattr(config, "attention_chunk_size", None),
+        # only up to here does the pass not choose its rotary frequencies by the longest sequence of the pack
+        "range of fixed rotary frequencies": rope.get("original_max_position_embeddings")
+        if rope.get("rope_type") in ("longrope", "dynamic")
+        else None,
+    }
+    if model.config.is_encoder_decoder:
+        return "it is an encoder-decoder"
+    if any(word in config.model_type for word in RECURRENT) or layers - ATTENTION_LAYERS:
+        return f"{config.model_type} has recurrent layers"
+    if getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt"):
+        return "its positions are ALiBi biases on the order in memory"
+    if "local" in (getattr(config, "attention_layers", None) or ()):
+        return "its local attention counts the order in memory"
+    for name, size in windows.items():
+        if size is not None and size < longest:
+            return f"its {name} ({size} tokens) is shorter than a sequence ({longest})"
+    if any(getattr(adapter, "is_prompt_learning", False) for adapter in getattr(model, "peft_config", {}).values()):
+        return "its adapter puts learned tokens before the prompt"
+    return None
+
+
+def _made_up(model: Any, longest: int) -> list[TokenPair]:
+    """Sequences of arbitrary tokens, predicted from the second one on, that branch at two depths and differ in length."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    lengths = [min(length, longest) for length in (24, 13, 19, 17)]
+    shared = [0, lengths[0] // 2, lengths[0] // 2, lengths[0] // 4]
+    rows: list[list[int]] = []
+    for number, (length, kept) in enumerate(zip(lengths, shared, strict=True)):
+        rows.append(rows[0][:kept] if rows else [])
+        rows[-1] += [(37 * index + 11 * number + 1) % vocabulary for index in range(kept, length)]
+    return [TokenPair(row[:1], row[1:]) for row in rows if len(row) > 1]
+
+
+def _neighbours(sequences: Sequence[TokenPair]) -> list[TokenPair]:
+    """A few of the shorter sequences that stand side by side in a tree."""
+    short = sorted(sequences, key=lambda pair: len(pair.context) + len(pair.continuation))[:64]
+    return sorted(short)[:4]
+
+
+def _layout_ignored(model: Any, probes: Sequence[TokenPair]) -> str | None:
+    """Say whether a model answers the very same to other position ids or to a plain causal mask."""
+    (pack,) = tree_packs(probes, max_tokens=10**9)
+    pack = pack.to(model.device)
+    size = len(pack.ends)
+    logits = pack.target_logits(model)
+    in_memory_order = torch.arange(size, device=pack.ends.device)[None]
+    if torch.equal(replace(pack, position_ids=in_memory_order).target_logits(model), logits):
+        return "it ignores position ids"
+    if torch.equal(replace(pack, ends=torch.full_like(pack.ends, size)).target_logits(model), logits):
+        return "it ignores an attention mask of its own for every token"
+    return None
+
+
+def _disagreement(model: Any, sequences: Sequence[TokenPair]) -> str | None:
+    """Hold one tree over the sequences against a single pass for each."""
+    (pack,) = tree_packs(sequences, max_tokens=10**9)
+    tree = pack.to(model.device).target_logprobs(model)
+    singles = [PaddedPack.of([n], sequences, pad_token_id=0).to(model.device) for n in pack.sequences]
+    differences = (tree - torch.cat([single.target_logprobs(model) for single in singles])).abs()
+    exact = _dtype(model) in (torch.float32, torch.float64)
+    # In 16 bits a single token may round far off; a wrong layout shows in all of them.
+    found, allowed = (differences.max(), SUPPORT_TOLERANCE) if exact else (differences.mean(), LOW_PRECISION_TOLERANCE)
+    if found <= allowed:
+        return None
+    return f"a tree gives other log-probabilities than single passes (by {float(found):.2g} nats)"
 
 
 def _dtype(model: Any) -> torch.dtype:

@@ -22,6 +22,7 @@ The sample is never used unasked: a number on it is no benchmark.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import logging
 import os
 import urllib.error
@@ -89,8 +90,9 @@ def resolve_source(dataset: str, *, data_files: Mapping[str, str] | None = None,
         return Source("folder", str(_existing_folder(Path(root).expanduser() / dataset, DATA_VARIABLE)))
     if dataset not in CATALOGUE:
         raise DatasetError(
-            f"document set {dataset!r} is not in the catalogue ({', '.join(CATALOGUE)}){suggest(dataset, CATALOGUE)}; "
-            f"name its files with dataset_kwargs: data_files, or set {DATA_VARIABLE} to a folder that holds {dataset}/"
+            f"document set {dataset!r} is not in the catalogue ({', '.join(CATALOGUE)}); name its files with "
+            f"dataset_kwargs: data_files, or set {DATA_VARIABLE} to a folder that holds {dataset}/"
+            f"{suggest(dataset, CATALOGUE)}"
         )
     return Source("hub", f"{CATALOGUE[dataset].path}@{CATALOGUE[dataset].revision}")
 
@@ -106,11 +108,13 @@ def is_available(dataset: str) -> bool:
     return True
 
 
-def is_sample(custom_dataset: Any, dataset_kwargs: Mapping[str, Any] | None) -> bool:
-    """Whether a task with this `custom_dataset` and these `dataset_kwargs` reads the bundled sample."""
-    kwargs = dataset_kwargs or {}
+def is_sample(
+    custom_dataset: Any, dataset_kwargs: Mapping[str, Any] | None, metadata: Mapping[str, Any] | None = None
+) -> bool:
+    """Whether a task with this `custom_dataset`, `dataset_kwargs` and `metadata` reads the bundled sample."""
     if custom_dataset is not load_documents:
         return False
+    kwargs = {**(metadata or {}), **(dataset_kwargs or {})}  # as lm-eval merges them
     return resolve_source(
         kwargs["dataset"], data_files=kwargs.get("data_files"), data_dir=kwargs.get("data_dir")
     ).is_sample
@@ -197,18 +201,35 @@ def _load_file(split: str, file: Path) -> datasets.Dataset:
     if not file.stat().st_size:
         raise DatasetError(f"{file} is empty; it must hold the documents of split {split!r}")
     try:
-        return datasets.load_dataset(reader, data_files={split: str(file)}, split=split)
-    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+        with _without_log():
+            return datasets.load_dataset(reader, data_files={split: str(file)}, split=split)
+    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
+        reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0].rstrip(".!")
+        if "corresponds to no data" in reason:
+            raise DatasetError(f"{file} holds no documents; put at least one of split {split!r} there") from error
         raise DatasetError(f"{file} cannot be read as {reader}: {reason}; write it again or fix that line") from error
+
+
+@contextlib.contextmanager
+def _without_log() -> Iterator[None]:
+    """Keep `datasets` from logging an error that it raises, too."""
+    log = logging.getLogger("datasets")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _with_choices(rows: datasets.Dataset, choices: Sequence[str], label: str, where: str) -> datasets.Dataset:
     if label not in rows.column_names:
         raise DatasetError(
-            f"{where} has no column {label!r} (it has {', '.join(rows.column_names)}){suggest(label, rows.column_names)}; "
+            f"{where} has no column {label!r} (it has {', '.join(rows.column_names)}); "
             "name the label column with dataset_kwargs: label"
         )
+    if "choices" in rows.column_names:
+        raise DatasetError(f"{where} has a column 'choices' already; drop it, or leave choices out of dataset_kwargs")
     for number, value in enumerate(rows[label]):
         # The Hub's test split of SST-2 hides its labels behind -1.
         if not (isinstance(value, int) and -1 <= value < len(choices)):
@@ -238,12 +259,12 @@ def _hub_answers() -> bool:
     """Whether the Hub answers within `HUB_TIMEOUT_SECONDS`; asked first, because its client retries for half a minute."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return False
-    request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
     try:
+        request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
         urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS).close()
     except urllib.error.HTTPError:
         return True  # it answered
-    except OSError as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: HF_ENDPOINT is no URL
         logger.info("the Hub does not answer: %s", error)
         return False
     return True

@@ -13,6 +13,8 @@ The protocol fingerprint names everything that shapes the prompt or the score, s
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import inspect
 import json
@@ -24,8 +26,10 @@ from typing import Any, NamedTuple
 
 import jinja2
 import yaml
+from datasets.exceptions import DatasetsError
 from lm_eval.api.group import Group
 from lm_eval.api.task import ConfigurableTask, Task
+from lm_eval.api.utils import maybe_delimit
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
@@ -76,6 +80,21 @@ class PromptSettings:
         if self.fewshot_as_multiturn is None:
             return bool(self.apply_chat_template)
         return self.fewshot_as_multiturn
+
+
+# What lm-eval's task code raises for a mistake in a YAML or a hook.
+_BROKEN_TASK = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    jinja2.TemplateError,
+    yaml.YAMLError,
+)
 
 
 class Rendered(NamedTuple):
@@ -132,23 +151,40 @@ def load_tasks(
         matches = [str(Path(name).absolute())] if _is_yaml(name) else manager.match_tasks([name])
         if not matches:
             raise TaskError(
-                f"unknown task {name!r}{suggest(name, manager.all_tasks)}; `lm_eval ls tasks --include_path "
-                "$(harness-ext tasks-path)` lists them"
+                f"unknown task {name!r} (`lm_eval ls tasks --include_path $(harness-ext tasks-path)` lists all)"
+                f"{suggest(name, manager.all_tasks)}"
             )
-        loaded.extend(_built(manager, match) for match in matches)
+        for match in matches:
+            loaded.extend(_built(manager, match))
     return manager, loaded
 
 
-def _built(manager: TaskManager, spec: str) -> Task | Group:
-    """Build one task or group."""
+def _built(manager: TaskManager, spec: str) -> list[Task | Group]:
+    """Build one task or group, or all tasks of a tag."""
     if _is_yaml(spec) and not Path(spec).is_file():
         raise TaskError(f"there is no task file {spec}; check the path")
     try:
         found = manager.load([spec])
-    except (TypeError, ValueError, KeyError, AttributeError, ImportError, OSError, yaml.YAMLError) as error:
-        raise TaskError(f"task {spec!r} cannot be built: {_first_line(error)}; correct its YAML") from error
+    except KeyError as error:
+        # lm-eval looks up splits, and function references in the YAML, by name.
+        raise TaskError(
+            f"task {spec!r} names {error.args[0]!r}, which is neither a split nor a column of its data; "
+            "add it to the data or correct the YAML"
+        ) from error
+    except (DatasetsError, OSError) as error:
+        raise TaskError(
+            f"the documents of task {spec!r} cannot be loaded: {_first_line(error)}; connect to the Hub, or name local "
+            "files in a copy of its YAML (dataset_path: parquet, dataset_kwargs: data_files)"
+        ) from error
+    except _BROKEN_TASK as error:
+        raise TaskError(
+            f"task {spec!r} cannot be built: {_first_line(error)}; correct its YAML, or the columns of its data"
+        ) from error
     groups: Mapping[str, Group] = found.get("groups", {})
-    return groups[spec] if spec in groups else next(iter(found["tasks"].values()))
+    inner = {name for group in groups.values() for name in group.child_names}
+    if outer := [group for name, group in groups.items() if name not in inner]:
+        return list(outer)
+    return list(found["tasks"].values())
 
 
 def load_task(
@@ -186,7 +222,8 @@ def training_docs(task: ConfigurableTask) -> Any:
     split = task.config.training_split
     if split not in task.dataset:
         raise TaskError(
-            f"task {task.task_name!r} names the training split {split!r}, but its data has {', '.join(task.dataset)}"
+            f"task {task.task_name!r} names the training split {split!r}, but its data has {', '.join(task.dataset)}; "
+            "correct `training_split:` in its YAML"
         )
     if split == task.config.test_split or (not task.has_test_docs() and split == task.config.validation_split):
         raise TaskError(f"task {task.task_name!r} would train on {split!r}, the split it reports; name another one")
@@ -197,6 +234,9 @@ def render(
     task: ConfigurableTask, docs: Iterable[Mapping[str, Any]], settings: PromptSettings, lm: HFLM
 ) -> Iterator[Rendered]:
     """Render documents as lm-eval would for evaluation, with the gold answer as continuation.
+
+    A document is never among its own few-shot examples: its answer would stand in the prompt. lm-eval sees to that for
+    a few-shot split that is the test split only, and training documents come from the few-shot split most of the time.
 
     Args:
         task: a loaded task.
@@ -211,15 +251,16 @@ def render(
     chat_template = lm.apply_chat_template if settings.apply_chat_template else None
     for number, doc in enumerate(docs):
         try:
-            context = task.fewshot_context(
-                doc,
-                num_fewshot=num_fewshot,
-                system_instruction=settings.system_instruction,
-                apply_chat_template=bool(settings.apply_chat_template),
-                fewshot_as_multiturn=settings.multiturn,
-                chat_template=chat_template,
-                gen_prefix=task.doc_to_prefix(doc),
-            )
+            with _no_example_of_itself(task, doc) if num_fewshot else contextlib.nullcontext():
+                context = task.fewshot_context(
+                    doc,
+                    num_fewshot=num_fewshot,
+                    system_instruction=settings.system_instruction,
+                    apply_chat_template=bool(settings.apply_chat_template),
+                    fewshot_as_multiturn=settings.multiturn,
+                    chat_template=chat_template,
+                    gen_prefix=task.doc_to_prefix(doc),
+                )
             requests = task.construct_requests(
                 doc=doc,
                 ctx=context,
@@ -228,11 +269,27 @@ def render(
                 chat_template=chat_template,
             )
             yield _with_gold(task, doc, requests, bool(settings.apply_chat_template))
-        except (jinja2.TemplateError, KeyError, IndexError, TypeError, AssertionError) as error:
+        except _BROKEN_TASK as error:
             raise TaskError(
                 f"task {task.task_name!r} cannot render document {number}: {_first_line(error)}; "
                 "check doc_to_text, doc_to_target and doc_to_choice"
             ) from error
+
+
+@contextlib.contextmanager
+def _no_example_of_itself(task: ConfigurableTask, doc: Mapping[str, Any]) -> Iterator[None]:
+    """Draw a document's few-shot examples again when it is one of them; other draws stay as lm-eval's."""
+    sampler = task.sampler
+
+    def sample(n: int, eval_doc: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        drawn = type(sampler).sample(sampler, n, eval_doc=eval_doc, **options)
+        return type(sampler).sample(sampler, n, eval_doc=doc, **options) if doc in drawn else drawn
+
+    sampler.sample = sample
+    try:
+        yield
+    finally:
+        del sampler.sample
 
 
 def _with_gold(task: ConfigurableTask, doc: Mapping[str, Any], requests: Any, chat: bool) -> Rendered:
@@ -241,13 +298,14 @@ def _with_gold(task: ConfigurableTask, doc: Mapping[str, Any], requests: Any, ch
         gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
         gold = gold[0] if isinstance(gold, list) else gold
         gold = task.doc_to_choice(doc).index(gold) if isinstance(gold, str) else gold
-        if not 0 <= gold < len(requests):
-            raise IndexError(f"label {gold} is outside its {len(requests)} choices")
+        choices = len(task.doc_to_choice(doc))  # acc_mutual_info asks twice as many requests
+        if not 0 <= gold < choices:
+            raise IndexError(f"label {gold} is outside its {choices} choices")
         return Rendered(*requests[gold].args)
     if task.OUTPUT_TYPE == "loglikelihood":
         return Rendered(*requests.args)
     if task.OUTPUT_TYPE == "generate_until":
-        return Rendered(requests.args[0], _answer_delimiter(task, doc, chat) + _answer(task, doc))
+        return Rendered(requests.args[0], _delimited_answer(task, doc, chat))
     raise TaskError(f"task {task.task_name!r} ({task.OUTPUT_TYPE}) has no answer to train on")
 
 
@@ -258,11 +316,12 @@ def _answer(task: ConfigurableTask, doc: Mapping[str, Any]) -> str:
     return str(target[0]) if isinstance(target, list) else str(target)
 
 
-def _answer_delimiter(task: ConfigurableTask, doc: Mapping[str, Any], chat: bool) -> str:
-    """What stands between a context and a generated answer: as in lm-eval's few-shot examples."""
+def _delimited_answer(task: ConfigurableTask, doc: Mapping[str, Any], chat: bool) -> str:
+    """What follows a context that is generated from: as in lm-eval's few-shot examples."""
+    answer = _answer(task, doc)
     if prefix := task.doc_to_prefix(doc):
-        return "" if prefix[-1].isspace() else " "
-    return "" if chat else str(task.config.target_delimiter)
+        return maybe_delimit(prefix, answer)[len(prefix) :]
+    return answer if chat else f"{task.config.target_delimiter}{answer}"
 
 
 def encode(task: ConfigurableTask, rendered: Rendered, lm: HFLM) -> Encoded:
@@ -275,7 +334,7 @@ def encode(task: ConfigurableTask, rendered: Rendered, lm: HFLM) -> Encoded:
     if task.OUTPUT_TYPE != "generate_until":
         if not context:
             ids = lm.tok_encode(continuation, add_special_tokens=False)
-            return Encoded([lm.prefix_token_id], ids) if lm.prefix_token_id != ids[0] else Encoded(ids[:1], ids[1:])
+            return Encoded(ids[:1], ids[1:]) if ids[:1] == [lm.prefix_token_id] else Encoded([lm.prefix_token_id], ids)
         return Encoded(*lm._encode_pair(context, continuation))
     context_ids = lm.tok_encode(context)
     whole = lm.tok_encode(context + continuation)
@@ -336,7 +395,8 @@ def _protocol_values(task: ConfigurableTask, settings: PromptSettings, lm: HFLM 
         "doc_to_choice": _source(config.doc_to_choice),
         "generation_kwargs": config.generation_kwargs,
         "filters": _source(config.filter_list),
-        "process_results": _source(config.process_results),
+        # Without a hook, the metrics and their options decide the score.
+        "process_results": _source(config.process_results or config.metric_list),
         "evaluation_split": config.test_split or config.validation_split,
         "version": str(task.VERSION),
     }
@@ -351,20 +411,26 @@ def _dataset_identity(task: ConfigurableTask) -> dict[str, Any]:
             "name": kwargs["dataset"],
             "revision": hub.revision if hub else None,
             "choices": kwargs.get("choices"),
-            "sample": datasets.is_sample(task.config.custom_dataset, kwargs),
+            "sample": datasets.is_sample(task.config.custom_dataset, kwargs, task.config.metadata),
         }
-    return {"name": task.DATASET_PATH, "config": task.DATASET_NAME, "revision": kwargs.get("revision")}
+    path = task.DATASET_PATH
+    name = Path(path).name if path and Path(path).exists() else path
+    return {"name": name, "config": task.DATASET_NAME, "revision": kwargs.get("revision")}
 
 
 def _source(value: Any) -> Any:
-    """A JSON form of a config value; a function becomes its name and a hash of its source."""
+    """A JSON form of a config value, the same on every machine; a function becomes its name and a hash of its source."""
+    if isinstance(value, functools.partial):
+        return {"function": _source(value.func), "args": _source(value.args), "keywords": _source(value.keywords)}
     if callable(value):
-        name = f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
+        named = value if hasattr(value, "__qualname__") else type(value)
         try:
-            text = inspect.getsource(value)
+            text = inspect.getsource(named)
         except (OSError, TypeError):
             text = ""
-        return f"{name}#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        # lm-eval loads a file beside the YAML under its absolute path as module name.
+        module = Path(named.__module__).name
+        return f"{module}.{named.__qualname__}#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     if isinstance(value, Mapping):
         return {str(key): _source(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -377,4 +443,4 @@ def _abbreviate(text: str) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0].rstrip('.')}"

@@ -1,0 +1,37 @@
+# Every target makes .venv itself when it is missing or when the dependencies changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check bench results fetch clean
+
+demo: $(INSTALLED)          ## the main job on a real model: fetch, evaluate, train, evaluate, compare
+	$(BIN)/harness-ext demo
+
+test: $(INSTALLED)          ## every test, with the real model
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)         ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)         ## hf against hf-tree, side by side -> docs/benchmarks.md
+	$(BIN)/python benchmarks/speed.py --output docs/benchmarks.md
+
+results: $(INSTALLED)       ## base and shipped adapters on the full evaluation sets -> docs/results.md
+	$(BIN)/python benchmarks/results.py --output docs/results.md
+
+fetch: $(INSTALLED)         ## the small real model -> models/
+	$(BIN)/harness-ext fetch smollm2-135m-instruct
+
+clean:                      ## everything that can be made again, but the fetched model and the adapters
+	rm -rf $(VENV) demo results build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("harness_ext needs Python 3.10 or newer") if sys.version_info < (3, 10) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@

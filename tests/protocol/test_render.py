@@ -1,0 +1,297 @@
+"""What a model is asked in evaluation is what an adapter is trained on, plus the answer and one end token.
+
+Oracle: the requests of lm-eval's own `task.build_all_requests` and the token ids its model class makes of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.models.huggingface import HFLM
+
+from harness_ext.errors import TaskError
+from harness_ext.protocol.datasets import DATA_VARIABLE, SAMPLE_FOLDER
+from harness_ext.protocol.render import PromptSettings, Rendered, encode, load_task, load_tasks, render, training_docs
+from harness_ext.training.batches import build_examples
+
+SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
+TASKS = ("sst2_choice", "sst2_generate", "squad_v2_generate")
+DOCUMENTS = 200
+SETTINGS = {
+    "plain": PromptSettings(),
+    "few-shot": PromptSettings(num_fewshot=2),
+    "chat": PromptSettings(apply_chat_template=True),
+    "chat few-shot": PromptSettings(apply_chat_template=True, num_fewshot=2),
+    "chat few-shot, one turn": PromptSettings(apply_chat_template=True, num_fewshot=2, fewshot_as_multiturn=False),
+    "system": PromptSettings(system_instruction="Be brief."),
+    "chat system": PromptSettings(apply_chat_template=True, system_instruction="Be brief."),
+    "few-shot, other seed": PromptSettings(num_fewshot=2, fewshot_seed=7),
+}
+ANSWERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "sst2_choice": lambda doc: ("negative", "positive")[doc["label"]],
+    "sst2_generate": lambda doc: ("negative", "positive")[doc["label"]],
+    "squad_v2_generate": lambda doc: (doc["answers"]["text"] or ["unanswerable"])[0],
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The beginnings of the real splits where they are at hand, so that a task loads at once; else the sample."""
+    if not SHARED_DATA.is_dir():
+        return SAMPLE_FOLDER
+    root = tmp_path_factory.mktemp("data")
+    for file in SHARED_DATA.glob("*/*.parquet"):
+        (root / file.parent.name).mkdir(exist_ok=True)
+        rows = pyarrow.parquet.read_table(file).slice(0, 2 * DOCUMENTS)
+        pyarrow.parquet.write_table(rows, root / file.parent.name / file.name)
+    return root
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def task(request: pytest.FixtureRequest, data: Path) -> Iterator[ConfigurableTask]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(DATA_VARIABLE, str(data))
+        yield load_task(request.param)
+
+
+def evaluation_requests(task: ConfigurableTask, settings: PromptSettings, lm: HFLM) -> list[list[Instance]]:
+    """Requests of each evaluated document, made by lm-eval as `simple_evaluate` has it do."""
+    before = task.get_config("num_fewshot")
+    task.set_config("num_fewshot", settings.num_fewshot or before or 0)
+    task.set_fewshot_seed(seed=settings.fewshot_seed)
+    task.build_all_requests(
+        limit=DOCUMENTS,
+        system_instruction=settings.system_instruction,
+        apply_chat_template=bool(settings.apply_chat_template),
+        fewshot_as_multiturn=settings.multiturn,
+        chat_template=lm.apply_chat_template if settings.apply_chat_template else None,
+        tokenizer_name="",
+    )
+    task.set_config("num_fewshot", before)
+    by_document: dict[int, list[Instance]] = {}
+    for instance in task.instances:
+        by_document.setdefault(instance.doc_id, []).append(instance)
+    return list(by_document.values())
+
+
+def evaluated_ids(requests: list[Instance], gold: int, lm: HFLM) -> tuple[list[int], list[int] | None]:
+    """The ids the model sees for a document: those of the context, and of the gold continuation when it is scored."""
+    if requests[0].request_type == "generate_until":
+        ids, _ = lm.tok_batch_encode([requests[0].args[0]])
+        return ids[0].tolist(), None
+    context, continuation = lm._encode_pair(*requests[gold].args)
+    return context, continuation
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_training_ids_are_evaluation_ids(task: ConfigurableTask, settings: PromptSettings, tiny_lm: HFLM) -> None:
+    docs = task.validation_docs().select(range(min(DOCUMENTS, len(task.validation_docs()))))
+    evaluation = evaluation_requests(task, settings, tiny_lm)
+    rendered = list(render(task, docs, settings, tiny_lm))
+    assert len(rendered) == len(evaluation) == len(docs)
+    delimiter = "" if settings.apply_chat_template else " "
+    for doc, requests, each in zip(docs, evaluation, rendered, strict=True):
+        gold = doc["label"] if task.OUTPUT_TYPE == "multiple_choice" else 0
+        assert each.context == requests[gold].args[0]
+        assert each.continuation == delimiter + ANSWERS[task.task_name](doc)
+        encoded = encode(task, each, tiny_lm)
+        context, continuation = evaluated_ids(requests, gold, tiny_lm)
+        assert encoded.context == context
+        assert continuation is None or encoded.continuation == continuation
+        assert tiny_lm.tokenizer.decode(encoded.continuation) == each.continuation
+        # One begin token, where the tokenizer adds one and where the chat template brings one.
+        assert (context.index(tiny_lm.prefix_token_id), context.count(tiny_lm.prefix_token_id)) == (0, 1)
+
+
+@pytest.mark.parametrize("settings", [SETTINGS["plain"], SETTINGS["chat system"]], ids=["plain", "chat system"])
+def test_examples_end_in_one_end_token(task: ConfigurableTask, settings: PromptSettings, tiny_lm: HFLM) -> None:
+    docs = task.validation_docs().select(range(min(DOCUMENTS, len(task.validation_docs()))))
+    examples = build_examples(
+        task, docs, settings, tiny_lm, limit=None, validation_size=20, max_length=10_000, seed=3
+    )  # fmt: skip
+    made = sorted((pair.context, pair.continuation) for pair in (*examples.training, *examples.validation))
+    end = tiny_lm.tokenizer.eos_token_id
+    encodings = [encode(task, each, tiny_lm) for each in render(task, docs, settings, tiny_lm)]
+    assert made == sorted((each.context, [*each.continuation, end]) for each in encodings)
+    assert all([*context, *continuation].count(end) == 1 for context, continuation in made)
+
+
+def test_fewshot_seed_decides_the_examples(task: ConfigurableTask, tiny_lm: HFLM) -> None:
+    docs = task.validation_docs().select(range(20))
+
+    def contexts(seed: int) -> list[str]:
+        settings = PromptSettings(num_fewshot=3, fewshot_seed=seed)
+        return [each.context for each in render(task, docs, settings, tiny_lm)]
+
+    assert contexts(1) == contexts(1)
+    assert contexts(1) != contexts(2)
+
+
+def test_settings_of_one_rendering_do_not_reach_the_next(task: ConfigurableTask, tiny_lm: HFLM) -> None:
+    docs = task.validation_docs().select(range(5))
+    before = list(render(task, docs, PromptSettings(), tiny_lm))
+    list(render(task, docs, PromptSettings(num_fewshot=2, apply_chat_template=True), tiny_lm))
+    assert list(render(task, docs, PromptSettings(), tiny_lm)) == before
+
+
+# -- other shapes of task ----------------------------------------------------------------------------------------
+
+ROWS = [
+    {"question": "Is ice cold?", "answer": "yes indeed", "label": 1},
+    {"question": "Is fire wet?", "answer": "no", "label": 0},
+    {"question": "Do birds sing?", "answer": "often", "label": 1},
+    {"question": "Do stones sing?", "answer": "never", "label": 0},
+]
+
+
+def make_task(folder: Path, **config: Any) -> ConfigurableTask:
+    """A task over four documents, the same in both splits."""
+    files = {}
+    for split in ("train", "validation"):
+        file = folder / f"{split}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+        files[split] = str(file)
+    return ConfigurableTask(
+        config={
+            "task": "made",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": files},
+            "training_split": "train",
+            "validation_split": "validation",
+            "fewshot_split": "train",
+            "doc_to_text": "Q: {{question}}\nA:",
+            "doc_to_target": "{{answer}}",
+            "output_type": "generate_until",
+            "metadata": {"version": 1},
+            **config,
+        }
+    )
+
+
+CHOICE = {"output_type": "multiple_choice", "doc_to_choice": ["no", "yes"], "doc_to_target": "label"}
+SHAPES: dict[str, tuple[dict[str, Any], str]] = {  # and the gold continuation of the first document, plain
+    "space at the end of the context": ({**CHOICE, "doc_to_text": "Q: {{question}}\nA: ", "target_delimiter": ""}, "yes"),
+    "label as a word": ({**CHOICE, "doc_to_target": "{{['no', 'yes'][label]}}"}, " yes"),
+    "several golds": ({**CHOICE, "doc_to_target": "{{[label, 0]}}"}, " yes"),
+    "no context": ({**CHOICE, "doc_to_text": ""}, " yes"),
+    "mutual information": ({**CHOICE, "metric_list": [{"metric": "acc_mutual_info"}]}, " yes"),
+    "choices in the context": (
+        {**CHOICE, "doc_to_text": "label", "doc_to_choice": "{{['No', 'Yes']}}", "doc_to_target": "{{answer}}"}, " yes indeed",
+    ),
+    "scored choice with a prefix": ({**CHOICE, "gen_prefix": "Answer:"}, " yes"),
+    "one continuation": ({"output_type": "loglikelihood", "doc_to_target": " {{answer}}"}, " yes indeed"),
+    "generated": ({}, " yes indeed"),
+    "generated, delimiter of two lines": ({"target_delimiter": "\n\n"}, "\n\nyes indeed"),
+    "generated, several references": ({"doc_to_target": "{{[answer, 'x']}}"}, " yes indeed"),
+    "generated after a prefix": ({"gen_prefix": "Answer:"}, " yes indeed"),
+    "generated after a prefix with a space": ({"gen_prefix": "Answer: "}, "yes indeed"),
+    "generated after a prefix, answer with a space": ({"gen_prefix": "Answer:", "doc_to_target": " {{answer}}"}, " yes indeed"),
+    "generated label": ({"doc_to_choice": ["no", "yes"], "doc_to_target": "label"}, " yes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [SETTINGS["plain"], SETTINGS["few-shot"], SETTINGS["chat"]], ids=["plain", "few-shot", "chat"])
+@pytest.mark.parametrize(("config", "continuation"), SHAPES.values(), ids=SHAPES)
+def test_every_shape_of_task(
+    config: dict[str, Any], continuation: str, settings: PromptSettings, tmp_path: Path, tiny_lm: HFLM
+) -> None:
+    task = make_task(tmp_path, **config)
+    evaluation = evaluation_requests(task, settings, tiny_lm)
+    # Documents that are in no few-shot split: the evaluated ones may be examples of themselves in lm-eval, ours never.
+    own = task.fewshot_docs() if settings.num_fewshot else []
+    rendered = list(render(task, task.validation_docs(), settings, tiny_lm))
+    if settings == SETTINGS["plain"]:
+        assert rendered[0].continuation == continuation
+    for row, requests, each in zip(ROWS, evaluation, rendered, strict=True):
+        gold = row["label"] if task.OUTPUT_TYPE == "multiple_choice" else 0
+        if not own:
+            assert each.context == requests[gold].args[0]
+            if requests[gold].request_type == "loglikelihood":
+                assert each.continuation == requests[gold].args[1]
+        encoded = encode(task, each, tiny_lm)
+        if each.context and requests[gold].request_type == "loglikelihood":
+            assert encoded == tiny_lm._encode_pair(*each)
+        whole = tiny_lm.tok_encode(each.context + each.continuation)
+        assert [*encoded.context, *encoded.continuation] == whole
+        assert encoded.continuation
+
+
+def test_a_document_is_not_its_own_example(tmp_path: Path, tiny_lm: HFLM) -> None:
+    task = make_task(tmp_path)
+    for _ in range(2):
+        contexts = [each.context for each in render(task, training_docs(task), PromptSettings(num_fewshot=3), tiny_lm)]
+        for row, context in zip(ROWS, contexts, strict=True):
+            assert context.count(str(row["question"])) == 1
+            assert all(str(other["question"]) in context for other in ROWS)
+    assert "sample" not in vars(task.sampler)
+
+
+def test_a_task_with_zero_shots_keeps_them(tmp_path: Path, tiny_lm: HFLM) -> None:
+    task = make_task(tmp_path, num_fewshot=0)
+    (first, *_) = render(task, ROWS, PromptSettings(num_fewshot=3), tiny_lm)
+    assert first == Rendered("Q: Is ice cold?\nA:", " yes indeed")
+
+
+@pytest.mark.parametrize(
+    ("config", "row", "told"),
+    [
+        ({}, {"answer": "x"}, "'question' is undefined"),
+        (CHOICE, {"question": "?", "label": 2}, "label 2 is outside its 2 choices"),
+        (CHOICE, {"question": "?", "label": -1}, "label -1 is outside its 2 choices"),
+        ({**CHOICE, "metric_list": [{"metric": "acc_mutual_info"}]}, {"question": "?", "label": 2}, "outside its 2 choices"),
+        ({**CHOICE, "doc_to_target": "{{label}}!"}, {"question": "?", "label": 1}, "'1!' is not in list"),
+        ({**CHOICE, "doc_to_target": "{{label}}!"}, {"question": "?"}, "'label' is undefined"),
+        ({"doc_to_target": "{{[]}}"}, {"question": "?"}, "list index out of range"),
+    ],
+)  # fmt: skip
+def test_documents_that_cannot_be_rendered(
+    config: dict[str, Any], row: dict[str, Any], told: str, tmp_path: Path, tiny_lm: HFLM
+) -> None:
+    task = make_task(tmp_path, **{**config, "doc_to_target": "answer" if config == {} else "label"} if "doc_to_target" not in config else {})  # fmt: skip
+    task.config.doc_to_target = config.get("doc_to_target", task.config.doc_to_target)
+    for key, value in config.items():
+        setattr(task.config, key, value)
+    task.OUTPUT_TYPE = task.config.output_type
+    with pytest.raises(TaskError) as caught:
+        list(render(task, [*ROWS[:1], row], PromptSettings(), tiny_lm))
+    assert told in str(caught.value)
+    assert "'made' cannot render document" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_has_no_answer_cannot_be_trained_on(tmp_path: Path, tiny_lm: HFLM) -> None:
+    task = make_task(tmp_path, output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="{{question}}")
+    with pytest.raises(TaskError, match="has no answer to train on"):
+        list(render(task, ROWS, PromptSettings(), tiny_lm))
+
+
+def test_tags_groups_and_patterns_load_all_their_tasks(tmp_path: Path) -> None:
+    base = Path(__file__).parents[2] / "tasks" / "sst2" / "_sst2.yaml"
+    common = "output_type: multiple_choice\ndoc_to_choice: choices\ndoc_to_target: label\n"
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text(f"include: {base}\ntask: {name}\ntag: pair_tag\n{common}")
+    (tmp_path / "group.yaml").write_text("group: pair\ntask: [one, two]\n")
+
+    def names(*asked: str) -> list[str]:
+        _, loaded = load_tasks(asked, include_path=[tmp_path])
+        return [getattr(each, "task_name", None) or each.name for each in loaded]
+
+    assert names("pair_tag") == ["one", "two"]
+    assert names("pair") == ["pair"]
+    assert names(str(tmp_path / "group.yaml")) == ["pair"]
+    assert names("two", "sst2_*") == ["two", "sst2_choice", "sst2_generate"]
+    with pytest.raises(TaskError, match="more than one task"):
+        load_task("pair_tag", include_path=[tmp_path])
+
+
+def test_settings_are_facts() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PromptSettings().num_fewshot = 1  # type: ignore[misc]

@@ -1,0 +1,110 @@
+"""Which module may import which, read from the source; and the public surface."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import harness_ext
+
+PACKAGE = Path(harness_ext.__file__).parent
+MODULES = sorted(file.relative_to(PACKAGE).with_suffix("").as_posix() for file in PACKAGE.rglob("*.py"))
+WINGS = ("training", "engine", "analysis", "protocol", "models", "metrics")
+
+# Arrows point down only. The longest prefix of a module's path decides what it may import.
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "__init__": WINGS,  # but lazily, see below
+    "cli": ("", *WINGS, "demo", "errors"),
+    "demo": (*WINGS, "errors"),
+    "training": ("", "training", "protocol", "models", "metrics", "errors"),
+    "engine": ("", "engine", "protocol", "models", "metrics", "errors"),
+    "analysis": ("", "analysis", "protocol", "models", "metrics", "errors"),
+    "analysis/statistics": (),
+    "hooks": ("metrics", "protocol/datasets", "errors"),
+    "protocol": ("protocol", "metrics", "errors"),
+    "models": ("models", "metrics", "errors"),
+    "models/prefix_tree": (),
+    "metrics": ("metrics", "errors"),
+    "errors": (),
+}
+
+
+def _tree(module: str) -> ast.Module:
+    return ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+
+
+def _ours(tree: ast.AST) -> set[str]:
+    """Modules of this package that a tree imports, as paths; "" is the package itself (its version)."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import"
+            # `from harness_ext.metrics import squad` imports the module metrics/squad
+            names = [
+                f"{node.module}.{alias.name}" if _is_module(f"{node.module}.{alias.name}") else str(node.module)
+                for alias in node.names
+            ]
+        else:
+            continue
+        found |= {name.removeprefix("harness_ext").lstrip(".").replace(".", "/") for name in names if _is_ours(name)}
+    return found
+
+
+def _is_ours(name: str) -> bool:
+    return name.split(".")[0] == "harness_ext"
+
+
+def _is_module(name: str) -> bool:
+    path = PACKAGE.parent / name.replace(".", "/")
+    return _is_ours(name) and (path.with_suffix(".py").is_file() or path.is_dir())
+
+
+def _within(module: str, place: str) -> bool:
+    return module == place or (place != "" and module.startswith(f"{place}/"))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_arrows_point_down(module: str) -> None:
+    place = max((place for place in ALLOWED if _within(module, place)), key=len)
+    wrong = {
+        imported for imported in _ours(_tree(module)) if not any(_within(imported, allowed) for allowed in ALLOWED[place])
+    }
+    assert not wrong, f"{module} must not import {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module != "cli"])
+def test_only_the_command_line_prints(module: str) -> None:
+    calls = [node for node in ast.walk(_tree(module)) if isinstance(node, ast.Call)]
+    assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith(("metrics/", "analysis/statistics", "models/prefix_tree"))])
+def test_pure_modules_need_no_torch(module: str) -> None:
+    outside = {"torch", "transformers", "lm_eval", "peft", "datasets"}
+    names = {
+        name.split(".")[0]
+        for node in ast.walk(_tree(module))
+        for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import)
+                     else [str(node.module)] if isinstance(node, ast.ImportFrom) else [])
+    }  # fmt: skip
+    assert not names & outside
+
+
+def test_public_surface() -> None:
+    assert harness_ext.__all__ == ["Recipe", "compare_runs", "evaluate", "load_runs", "train_adapter"]
+    for name in harness_ext.__all__:
+        assert getattr(harness_ext, name).__name__ == name
+        assert name in dir(harness_ext)
+    with pytest.raises(AttributeError, match="no attribute 'recipe_of_the_day'"):
+        harness_ext.recipe_of_the_day  # noqa: B018
+
+
+def test_import_is_instant() -> None:
+    heavy = "import harness_ext, sys; sys.exit(bool({'torch', 'lm_eval', 'numpy', 'yaml'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", heavy], check=False).returncode == 0
