@@ -111,7 +111,9 @@ class TreeDecoder:
         rows, row_of = leaves.unique(return_inverse=True)
         logits = self._forward([tree.tokens], [tree.positions], mask, keep=rows)[row_of]
         self._visible = torch.cat([_widened(self._visible, len(tree)), mask[leaves]])
-        self._rows += [_Row(leaf.sequence, tree.positions[end] + 1) for leaf, end in zip(tree.leaves, leaves.tolist(), strict=True)]
+        self._rows += [
+            _Row(leaf.sequence, tree.positions[end] + 1) for leaf, end in zip(tree.leaves, leaves.tolist(), strict=True)
+        ]
         return logits
 
     def _step(self) -> Tensor:

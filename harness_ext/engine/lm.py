@@ -19,7 +19,13 @@ from lm_eval.models.utils import (
     postprocess_generated_text,
 )
 from tqdm import tqdm
-from transformers import LogitsProcessorList, MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from harness_ext.engine.generation import Generated, Sampler, StopRule, TreeDecoder
 from harness_ext.engine.scoring import NanLogits, ScoredContinuation, score_continuations
@@ -57,7 +63,9 @@ class TreeLM(HFLM):
         cache_tokens: slots of the KV cache in generation.
     """
 
-    def __init__(self, *args: Any, pack_tokens: int = PACK_TOKENS, cache_tokens: int = CACHE_TOKENS, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, pack_tokens: int = PACK_TOKENS, cache_tokens: int = CACHE_TOKENS, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.pack_tokens = int(pack_tokens)
         self.cache_tokens = int(cache_tokens)
@@ -92,7 +100,9 @@ class TreeLM(HFLM):
                 bar.update()
         except NanLogits as error:
             text = requests[error.sequence][0]
-            raise ModelError(f"the model's logits are NaN for {(text or ('', ''))[0][-80:]!r}; try dtype=float32") from error
+            raise ModelError(
+                f"the model's logits are NaN for {(text or ('', ''))[0][-80:]!r}; try dtype=float32"
+            ) from error
         bar.close()
         return [score for score in scores if score is not None]
 
@@ -102,7 +112,9 @@ class TreeLM(HFLM):
         if not continuation:
             raise ModelError(f"the continuation {(text or ('', ''))[1]!r} has no tokens; give every choice some text")
         if len(continuation) > self.max_length:
-            raise ModelError(f"a continuation of {len(continuation)} tokens is longer than the model ({self.max_length})")
+            raise ModelError(
+                f"a continuation of {len(continuation)} tokens is longer than the model ({self.max_length})"
+            )
         whole = [*context, *continuation][-(self.max_length + 1) :]
         return TokenPair(whole[: len(whole) - len(continuation)], continuation)
 
@@ -111,7 +123,9 @@ class TreeLM(HFLM):
         key = str(self.peft)
         if key not in self._reasons:
             probe = sorted(pairs, key=lambda pair: (len(pair.context), pair))[:3] + list(pairs[:2])
-            self._reasons[key] = why_no_trees(self.model, probe) if self.backend == "causal" else "it is no causal model"
+            self._reasons[key] = (
+                why_no_trees(self.model, probe) if self.backend == "causal" else "it is no causal model"
+            )
             if self._reasons[key] is not None:
                 logger.warning("%s goes without prefix trees: %s", self.pretrained, self._reasons[key])
         return self._reasons[key] is None
@@ -138,7 +152,9 @@ class TreeLM(HFLM):
             logger.warning("generation with %s goes without prefix trees", ", ".join(sorted(unknown)))
             plain: list[str] = super().generate_until(requests, disable_tqdm)
             return plain
-        stops = handle_stop_sequences(kwargs["until"], eos=self.tok_decode(self.eot_token_id, skip_special_tokens=False))
+        stops = handle_stop_sequences(
+            kwargs["until"], eos=self.tok_decode(self.eot_token_id, skip_special_tokens=False)
+        )
         limit = kwargs["max_gen_toks"]
         prompts = self._prompt_ids([request.args[0] for request in requests], self.max_length - limit)
         pairs = [TokenPair(ids[:-1], ids[-1:]) for ids in prompts if len(ids) > 1]
@@ -199,7 +215,9 @@ class TreeLM(HFLM):
     def _answer(self, generated: Generated, stops: list[str]) -> str:
         think = self.think_end_token
         text = self._decode_text(generated.tokens)
-        answer: str = postprocess_generated_text(text, stop=stops, think_end_token=think if isinstance(think, str) else None)
+        answer: str = postprocess_generated_text(
+            text, stop=stops, think_end_token=think if isinstance(think, str) else None
+        )
         return answer
 
     def _keep_record(self, request: Instance, input_tokens: int, generated: Generated) -> None:

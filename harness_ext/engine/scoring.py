@@ -57,7 +57,9 @@ def score_continuations(
             raise NanLogits(waiting[error.sequence]) from None
         except (torch.OutOfMemoryError, MemoryError) as error:
             if max_tokens // 2 < MIN_TOKENS:
-                raise ModelError(f"a pack of {max_tokens} tokens does not fit into memory; use a smaller model") from error
+                raise ModelError(
+                    f"a pack of {max_tokens} tokens does not fit into memory; use a smaller model"
+                ) from error
             max_tokens //= 2
             logger.warning("out of memory: going on with packs of %d tokens", max_tokens)
         waiting = [n for n in waiting if n not in done]

@@ -1,0 +1,176 @@
+"""A base and its adapters in one process: the same numbers as separate stock runs, in lm-eval's own files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import pytest
+from lm_eval.tasks import TaskManager
+
+from harness_ext.analysis.leaderboard import compare_runs
+from harness_ext.analysis.results import load_runs
+from harness_ext.engine.evaluate import evaluate
+from harness_ext.errors import AdapterError, HarnessExtError, ModelError, TaskError
+from harness_ext.protocol.locations import tasks_path
+
+TASKS = ["sst2_choice", "sst2_generate"]
+
+
+def numbers(results: Any, task: str) -> dict[str, float]:
+    return {name: value for name, value in results["results"][task].items() if isinstance(value, float)}
+
+
+@pytest.mark.parametrize("model", ["hf", "hf-tree"])
+def test_one_process_gives_the_numbers_of_separate_stock_runs(
+    tiny_model_folder: Path, make_adapter: Callable[..., Path], tmp_path: Path, model: str
+) -> None:
+    adapters = [make_adapter("one", seed=1), make_adapter("two", seed=2, r=2, target_modules=["q_proj", "up_proj"])]
+    ours = evaluate(
+        str(tiny_model_folder), tasks=TASKS, adapters=adapters, model=model, limit=12, batch_size=4,
+        output_path=str(tmp_path / "results"), log_samples=True,
+    )  # fmt: skip
+    assert [each.variant.name for each in ours] == ["base", "one", "two"]
+    manager = TaskManager(include_path=str(tasks_path()), include_defaults=False)
+    for done, adapter in zip(ours, [None, *adapters], strict=True):
+        arguments = {
+            "pretrained": str(tiny_model_folder),
+            "dtype": "float32",
+            **({"peft": str(adapter)} if adapter else {}),
+        }
+        stock = lm_eval.simple_evaluate(
+            "hf", model_args=arguments, tasks=TASKS, task_manager=manager, limit=12, batch_size=4, device="cpu"
+        )
+        for task in TASKS:
+            assert numbers(done.results, task) == pytest.approx(numbers(stock, task), abs=1e-4)
+    runs = load_runs(tmp_path / "results")
+    assert sorted(run.name for run in runs) == ["base", "one", "two"]
+    comparison = compare_runs(runs)
+    assert comparison.baseline == "base"
+    assert len(comparison.rows) == 4
+    assert "SAMPLE" in comparison.to_markdown()
+
+
+def test_our_key_and_the_logged_samples(
+    tiny_model_folder: Path, make_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    adapter = make_adapter("logged")
+    (_, done) = evaluate(
+        str(tiny_model_folder),
+        tasks=["sst2_generate"],
+        adapters=[adapter],
+        limit=3,
+        output_path=str(tmp_path),
+        log_samples=True,
+    )
+    assert done.folder is not None
+    (written,) = done.folder.glob("results_*.json")
+    ours = json.loads(written.read_text())["harness_ext"]
+    assert ours["variant"] == "logged"
+    assert ours["sample_data"] is True
+    assert len(ours["fingerprints"]["sst2_generate"]) == 64
+    assert ours["fingerprint_fields"]["sst2_generate"]["fewshot"] == "0"
+    (samples,) = done.folder.glob("samples_sst2_generate_*.jsonl")
+    for line in samples.read_text().splitlines():
+        sample = json.loads(line)
+        assert sample["finish_reason"] in ("stop", "length")
+        assert sample["output_tokens"] >= 1
+        assert sample["input_tokens"] > sample["output_tokens"]
+
+
+def test_an_adapter_alone_finds_its_base(tiny_model_folder: Path, make_adapter: Callable[..., Path]) -> None:
+    adapter = make_adapter("alone")  # peft notes the base's folder, which is there
+    (done,) = evaluate(model_args={"peft": str(adapter)}, tasks=["sst2_choice"], limit=2)
+    assert done.variant.name == "alone"
+    assert done.results["harness_ext"]["base"] == str(tiny_model_folder)
+
+
+def test_response_caches_are_kept_apart(
+    tiny_model_folder: Path, make_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    """One file for base and adapter would serve the base's answers as the adapter's."""
+    adapter = make_adapter("cached")
+    arguments: dict[str, Any] = {"tasks": ["sst2_choice"], "adapters": [adapter], "limit": 6}
+    plain = evaluate(str(tiny_model_folder), **arguments)
+    for _ in range(2):  # fills the caches, then reads them
+        cached = evaluate(str(tiny_model_folder), use_cache=str(tmp_path / "cache"), **arguments)
+        for with_cache, without in zip(cached, plain, strict=True):
+            assert numbers(with_cache.results, "sst2_choice") == pytest.approx(numbers(without.results, "sst2_choice"))
+    assert len(list(tmp_path.glob("cache-*_rank0.db"))) == 2
+
+
+def test_another_prompt_than_in_training_is_reported(
+    tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from harness_ext.training.recipe import Recipe
+    from harness_ext.training.trainer import train_adapter
+
+    output = tmp_path / "prompted"
+    recipe = Recipe(
+        task="sst2_choice", model=str(tiny_model_folder), output=str(output), max_steps=3, limit=8, lora_rank=2
+    )
+    train_adapter(recipe)
+    caplog.clear()
+    evaluate(str(tiny_model_folder), tasks=["sst2_choice"], adapters=[output], limit=2)
+    assert "another prompt" not in caplog.text
+    evaluate(str(tiny_model_folder), tasks=["sst2_choice"], adapters=[output], limit=2, num_fewshot=1)
+    assert "was trained on sst2_choice with another prompt than sst2_choice has here: fewshot" in caplog.text
+
+
+def bad_inputs() -> list[tuple[str, dict[str, Any], type[HarnessExtError], str]]:
+    return [
+        ("no model", {"tasks": ["sst2_choice"]}, ModelError, "no model is named"),
+        ("unknown task", {"base": "BASE", "tasks": ["sst2_choise"]}, TaskError, "did you mean 'sst2_choice'"),
+        ("missing model folder", {"base": "./nowhere", "tasks": ["sst2_choice"]}, ModelError, "nowhere"),
+        (
+            "unknown model argument",
+            {"base": "BASE", "tasks": ["sst2_choice"], "model_args": {"dtpye": "x"}},
+            ModelError,
+            "dtpye",
+        ),
+        (
+            "unknown dtype",
+            {"base": "BASE", "tasks": ["sst2_choice"], "model_args": {"dtype": "f32"}},
+            ModelError,
+            "float32",
+        ),
+        (
+            "missing adapter",
+            {"base": "BASE", "tasks": ["sst2_choice"], "adapters": ["nowhere"]},
+            AdapterError,
+            "nowhere",
+        ),
+        (
+            "idle adapter",
+            {"base": "BASE", "tasks": ["sst2_choice"], "adapters": ["ZERO"]},
+            AdapterError,
+            "changes nothing",
+        ),
+        (
+            "same adapter twice",
+            {"base": "BASE", "tasks": ["sst2_choice"], "adapters": ["ONE", "ONE"]},
+            AdapterError,
+            "twice",
+        ),
+    ]
+
+
+@pytest.mark.parametrize(("_name", "arguments", "error", "says"), bad_inputs(), ids=[case[0] for case in bad_inputs()])
+def test_bad_input_gets_one_line(
+    _name: str, arguments: dict[str, Any], error: type[HarnessExtError], says: str,
+    tiny_model_folder: Path, make_adapter: Callable[..., Path],
+) -> None:  # fmt: skip
+    adapters = {"ZERO": lambda: make_adapter("zero", zero=True), "ONE": lambda: make_adapter("one")}
+    given = {**arguments, "limit": 2}
+    if given.get("base") == "BASE":
+        given["base"] = str(tiny_model_folder)
+    if "adapters" in given:
+        made = {name: adapters[name]() for name in set(given["adapters"]) if name in adapters}
+        given["adapters"] = [made.get(name, name) for name in given["adapters"]]
+    with pytest.raises(error) as raised:
+        evaluate(**given)
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
