@@ -112,7 +112,8 @@ def further(study: Study, runs: Sequence[Run]) -> list[str]:
                 values = [run.tasks[task].metrics[metric] for run in runs]
                 scale = 1 if run_scale(runs[0], task) == 100 else 100
                 cells = [
-                    f"{scale * v.value:.2f}" + (f" ± {scale * v.stderr:.2f}" if v.stderr is not None else "") for v in values
+                    f"{scale * v.value:.2f}" + (f" ± {scale * v.stderr:.2f}" if v.stderr is not None else "")
+                    for v in values
                 ]
                 lines.append(f"| {task} | {metric} | " + " | ".join(cells) + " |")
     return [*lines, "", "Points, ± standard error where lm-eval gives one.", ""]

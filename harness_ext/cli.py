@@ -172,13 +172,12 @@ def _train(options: argparse.Namespace) -> int:
     )
     card = trained.card
     held_out = "" if card.validation_loss is None else f", held-out loss {card.validation_loss:.4f}"
-    print(
-        f"{trained.folder}: {card.examples:,} examples, {card.seconds / 60:.1f} minutes, loss {card.train_loss:.4f}{held_out}"
-    )
+    print(f"{trained.folder}: {card.examples:,} examples, {card.seconds / 60:.1f} minutes, "
+          f"loss {card.train_loss:.4f}{held_out}")  # fmt: skip
     if card.sample_data:
         print("Trained on the bundled sample: for trying things out, its scores are no benchmark.")
-    print(f"next: harness-ext eval --model_args pretrained={recipe.model} --adapters {trained.folder} --tasks {card.task} "
-          f"--output_path results/{trained.folder.name} --log_samples")  # fmt: skip
+    print(f"next: harness-ext eval --model_args pretrained={recipe.model} --adapters {trained.folder} "
+          f"--tasks {recipe.task} --output_path results/{trained.folder.name} --log_samples")  # fmt: skip
     return 0
 
 
@@ -195,9 +194,10 @@ def _eval_parser() -> argparse.ArgumentParser:
         prog="harness-ext eval",
         usage="harness-ext eval --model_args pretrained=MODEL --tasks TASK [TASK ...] [--adapters DIR ...] [options]",
         description="Evaluate a base, then each adapter, in one process. Takes every flag of `lm_eval run`.",
-        epilog="example:\n  harness-ext eval --model_args pretrained=smollm2-135m-instruct --adapters adapters/sst2 \\\n"
+        epilog="examples:\n"
+        "  harness-ext eval --model_args pretrained=smollm2-135m-instruct --adapters adapters/sst2 \\\n"
         "      --tasks sst2_choice sst2_generate --output_path results/sst2 --log_samples\n"
-        "  harness-ext eval --model_args peft=adapters/sst2 --tasks sst2_choice        # the base is read from the adapter",
+        "  harness-ext eval --model_args peft=adapters/sst2 --tasks sst2_choice    # its base is read from the adapter",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[lm_eval_run._parser],
         add_help=False,
@@ -306,7 +306,7 @@ def print_comparison(comparison: Comparison) -> None:
 def _tasks_path_parser() -> argparse.ArgumentParser:
     return _command(
         "tasks-path", _tasks_path, "Print the folder of our tasks.",
-        "  lm_eval --model hf --model_args pretrained=gpt2 --tasks sst2_choice --include_path $(harness-ext tasks-path)",
+        "  lm_eval --model hf --model_args pretrained=gpt2 --include_path $(harness-ext tasks-path) --tasks sst2_choice",
     )  # fmt: skip
 
 
@@ -319,7 +319,8 @@ def _tasks_path(_: argparse.Namespace) -> int:
 
 def _demo_parser() -> argparse.ArgumentParser:
     parser = _command(
-        "demo", _demo, "The main job from end to end: a real model, zero-shot, trained, evaluated, compared.", "  harness-ext demo"
+        "demo", _demo, "The main job from end to end: a real model, zero-shot, trained, evaluated, compared.",
+        "  harness-ext demo",
     )  # fmt: skip
     parser.add_argument("--output", default="demo", metavar="DIR", help="where adapter and results go (default: demo/)")
     return parser

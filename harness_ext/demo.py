@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from harness_ext.analysis.comparison import Comparison
 from harness_ext.analysis.leaderboard import compare_runs
@@ -18,7 +19,7 @@ from harness_ext.training.trainer import train_adapter
 MODEL = "smollm2-135m-instruct"
 TASKS = ("sst2_choice", "sst2_generate")
 TRAINING_EXAMPLES = 1600
-EVALUATED = 200
+EVALUATED = None  # all documents
 
 
 def run_demo(output: Path, *, say: Callable[[str], None]) -> Comparison:
@@ -28,22 +29,21 @@ def run_demo(output: Path, *, say: Callable[[str], None]) -> Comparison:
         output: adapter and results go there; an earlier demo's are replaced.
         say: told one line at each stage.
     """
-    say(f"1/4  the model: {MODEL}")
-    model = fetch_model(MODEL, progress=say)
+    say(f"1/5  the model: {MODEL}")
+    model = str(fetch_model(MODEL, progress=say))
     if not datasets.is_available("sst2"):
         os.environ[datasets.DATA_VARIABLE] = datasets.SAMPLE
-        say(
-            f"     no SST-2 here ({datasets.DATA_VARIABLE} is not set, the Hub does not answer): using the bundled sample,"
-        )
-        say("     whose scores are no benchmark")
+        say(f"     no SST-2 here ({datasets.DATA_VARIABLE} names no folder with it, the Hub does not answer):")
+        say("     using the bundled sample, whose scores are no benchmark")
     adapter, results = output / "adapters" / "sst2", output / "results"
-    say(f"2/4  training {adapter}")
-    recipe = Recipe(task="sst2_choice", model=str(model), output=str(adapter), limit=TRAINING_EXAMPLES)
+    evaluation: dict[str, Any] = {"tasks": TASKS, "limit": EVALUATED, "output_path": str(results), "log_samples": True}
+    say(f"2/5  the base, zero-shot, on {' and '.join(TASKS)}")
+    evaluate(model, **evaluation)
+    say(f"3/5  training {adapter}")
+    recipe = Recipe(task=TASKS[0], model=model, output=str(adapter), limit=TRAINING_EXAMPLES)
     card = train_adapter(recipe, overwrite=True).card
     say(f"     {card.examples:,} examples in {card.seconds / 60:.1f} minutes, loss {card.train_loss:.3f}")
-    say(f"3/4  evaluating the base, then the adapter: {', '.join(TASKS)}")
-    evaluate(
-        str(model), tasks=TASKS, adapters=[adapter], limit=EVALUATED, batch_size=16, output_path=str(results), log_samples=True
-    )  # fmt: skip
-    say(f"4/4  harness-ext compare {results}")
+    say("4/5  the adapter, on the same tasks")
+    evaluate(model, model_args={"peft": str(adapter)}, **evaluation)
+    say(f"5/5  harness-ext compare {results}")
     return compare_runs(load_runs(str(results)))

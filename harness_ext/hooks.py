@@ -1,7 +1,7 @@
 """The functions task YAMLs name with `!function harness_ext.hooks.…`: the public face for task authors.
 
-A scoring hook is an lm-eval `process_results`: it gets one document and the model's results for it, and returns one value
-for each metric. The aggregation of a metric that is no plain mean is a second function, named by the YAML, too.
+A scoring hook is an lm-eval `process_results`: it gets one document and the model's results for it, and returns one
+value for each metric. The aggregation of a metric that is no plain mean is a second function, named by the YAML, too.
 
 Classification hooks read the columns `label` (an index) and `choices` (the label words) of a document;
 question-answering hooks read `answers` with its list `text`, empty for an unanswerable question.

@@ -97,7 +97,7 @@ class Comparison:
         return "\n".join(lines) + "\n"
 
     def to_table(self) -> Table:
-        """Return a rich table; with one run beside the baseline it fits 80 columns. Warnings and notes are its caption."""
+        """Return a rich table with its warnings and notes; with one run beside the baseline it fits 80 columns."""
         runs = list(dict.fromkeys(row.run for row in self.rows))
         several = len(runs) != 1
         table = Table(title=f"Baseline: {escape(self.baseline)}", title_justify="left", title_style="bold")

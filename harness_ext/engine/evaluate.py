@@ -4,8 +4,8 @@
 EvaluationPlan ──> base loaded once ──> [ base │ adapter A │ adapter B ] ──> lm-eval ──> one results folder for each
 ```
 
-The numbers are lm-eval's: `simple_evaluate` renders, scores and aggregates, `EvaluationTracker` writes. We choose what runs,
-and add the key `harness_ext` to each results file.
+The numbers are lm-eval's: `simple_evaluate` renders, scores and aggregates, `EvaluationTracker` writes. We choose what
+runs, and add the key `harness_ext` to each results file.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class TreeDecoder:
         seen = (index[None, :] <= index[:, None]) & (index[:, None] < ends[None, :])  # (T, T)
         mask = torch.cat([torch.zeros(len(tree), old, dtype=torch.bool, device=device), seen], dim=1)
         leaves = torch.tensor([leaf.spans[-1][1] - 1 for leaf in tree.leaves], device=device)
-        rows, row_of = leaves.unique(return_inverse=True)
+        rows, row_of = torch.unique(leaves, return_inverse=True)
         logits = self._forward([tree.tokens], [tree.positions], mask, keep=rows)[row_of]
         self._visible = torch.cat([_widened(self._visible, len(tree)), mask[leaves]])
         self._rows += [

@@ -63,6 +63,8 @@ class TreeLM(HFLM):
         cache_tokens: slots of the KV cache in generation.
     """
 
+    _model: Any
+
     def __init__(
         self, *args: Any, pack_tokens: int = PACK_TOKENS, cache_tokens: int = CACHE_TOKENS, **kwargs: Any
     ) -> None:
@@ -88,8 +90,7 @@ class TreeLM(HFLM):
     ) -> list[tuple[float, bool]]:
         pairs = [self._cut(request) for request in requests]
         if not pairs or not self._takes_trees(pairs):
-            plain: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
-            return plain
+            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
         scores: list[ScoredContinuation | None] = [None] * len(pairs)
         bar = tqdm(total=len(pairs), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests")
         try:
@@ -150,8 +151,7 @@ class TreeLM(HFLM):
         kwargs = normalize_gen_kwargs(settings, self.max_gen_toks)
         if unknown := kwargs.keys() - GENERATION_KEYS:
             logger.warning("generation with %s goes without prefix trees", ", ".join(sorted(unknown)))
-            plain: list[str] = super().generate_until(requests, disable_tqdm)
-            return plain
+            return self._generate_plainly(requests, disable_tqdm)
         stops = handle_stop_sequences(
             kwargs["until"], eos=self.tok_decode(self.eot_token_id, skip_special_tokens=False)
         )
@@ -159,8 +159,7 @@ class TreeLM(HFLM):
         prompts = self._prompt_ids([request.args[0] for request in requests], self.max_length - limit)
         pairs = [TokenPair(ids[:-1], ids[-1:]) for ids in prompts if len(ids) > 1]
         if not pairs or not self._takes_trees(pairs) or self._reasons.get(f"generation {self.peft}") is not None:
-            plain = super().generate_until(requests, disable_tqdm)
-            return plain
+            return self._generate_plainly(requests, disable_tqdm)
         rule = StopRule(self._end_ids(), tuple(stop for stop in stops if stop), limit, self._decode_text)
         decoder = TreeDecoder(self.model, sampler=_sampler(kwargs), rule=rule, cache_tokens=self.cache_tokens)
         answers = [""] * len(requests)
@@ -168,14 +167,16 @@ class TreeLM(HFLM):
         for number, generated in decoder.run(prompts, prefill_tokens=self.pack_tokens):
             if not kwargs.get("do_sample") and not self._confirmed(prompts[number], generated):
                 bar.close()
-                plain = super().generate_until(requests, disable_tqdm)
-                return plain
+                return self._generate_plainly(requests, disable_tqdm)
             answers[number] = self._answer(generated, stops)
             self._keep_record(requests[number], len(prompts[number]), generated)
             self.cache_hook.add_partial("generate_until", requests[number].args, answers[number])
             bar.update()
         bar.close()
         return answers
+
+    def _generate_plainly(self, requests: list[Instance], disable_tqdm: bool) -> list[str]:
+        return super().generate_until(requests, disable_tqdm)
 
     def _confirmed(self, prompt: list[int], generated: Generated) -> bool:
         """Whether a plain pass over the first greedy answer of this model (and adapter) chooses the same tokens."""

@@ -72,18 +72,20 @@ def score_pack(model: Any, pack: TreePack) -> list[ScoredContinuation]:
     logprobs = logits[pack.row_of, pack.targets].float() - normaliser[pack.row_of]  # (N,)
     greedy = best[pack.row_of] == pack.targets  # (N,)
     if bool(logprobs.isnan().any()):
-        place = next(n for n, part in enumerate(logprobs.split(pack.counts)) if bool(part.isnan().any()))
+        place = next(n for n, part in enumerate(torch.split(logprobs, pack.counts)) if bool(part.isnan().any()))
         raise NanLogits(pack.sequences[place])
     return [
         ScoredContinuation(float(part.sum()), bool(hits.all()))
-        for part, hits in zip(logprobs.cpu().split(pack.counts), greedy.cpu().split(pack.counts), strict=True)
+        for part, hits in zip(
+            torch.split(logprobs.cpu(), pack.counts), torch.split(greedy.cpu(), pack.counts), strict=True
+        )
     ]
 
 
 def normaliser_and_argmax(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Log of the softmax's denominator (R,) in float32, and the argmax (R,), of logits (R, V), a few rows at a time."""
     rows = max(1, LOGITS_AT_ONCE // logits.shape[1])
-    parts = [(block.float().logsumexp(dim=-1), block.argmax(dim=-1)) for block in logits.split(rows)]
+    parts = [(block.float().logsumexp(dim=-1), block.argmax(dim=-1)) for block in torch.split(logits, rows)]
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
