@@ -71,15 +71,13 @@ def score_pack(model: Any, pack: TreePack) -> list[ScoredContinuation]:
     normaliser, best = normaliser_and_argmax(logits)  # (R,), (R,)
     logprobs = logits[pack.row_of, pack.targets].float() - normaliser[pack.row_of]  # (N,)
     greedy = best[pack.row_of] == pack.targets  # (N,)
-    if bool(logprobs.isnan().any()):
-        place = next(n for n, part in enumerate(torch.split(logprobs, pack.counts)) if bool(part.isnan().any()))
-        raise NanLogits(pack.sequences[place])
-    return [
-        ScoredContinuation(float(part.sum()), bool(hits.all()))
-        for part, hits in zip(
-            torch.split(logprobs.cpu(), pack.counts), torch.split(greedy.cpu(), pack.counts), strict=True
-        )
-    ]
+    counts = list(pack.counts)
+    parts = torch.split(logprobs.cpu(), counts)
+    for sequence, part in zip(pack.sequences, parts, strict=True):
+        if bool(part.isnan().any()):
+            raise NanLogits(sequence)
+    hits = torch.split(greedy.cpu(), counts)
+    return [ScoredContinuation(float(part.sum()), bool(hit.all())) for part, hit in zip(parts, hits, strict=True)]
 
 
 def normaliser_and_argmax(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,14 +16,13 @@ import json
 import logging
 import os
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -63,14 +62,16 @@ class AdapterCard:
 
 def read_card(adapter: str | Path) -> AdapterCard | None:
     """The card of an adapter folder; None for an adapter that another tool made."""
-    path = Path(adapter) / CARD_FILE
+    path = Path(adapter).expanduser() / CARD_FILE
     if not path.is_file():
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return AdapterCard(**{field.name: values[field.name] for field in fields(AdapterCard)})
     except (ValueError, KeyError, TypeError) as error:
-        raise AdapterError(f"{path} is damaged ({error}); train the adapter again or delete the card") from error
+        raise AdapterError(
+            f"{path} is damaged ({_reason(error)}); train the adapter again or delete the card"
+        ) from error
 
 
 def check_adapter(adapter: str | Path) -> PeftConfig:
@@ -89,8 +90,8 @@ def check_adapter(adapter: str | Path) -> PeftConfig:
             if not weights.keys():
                 raise AdapterError(f"{folder / WEIGHTS_FILE} is empty; train the adapter again")
         return PeftConfig.from_pretrained(str(folder))
-    except (OSError, SafetensorError, ValueError, TypeError) as error:
-        raise AdapterError(f"{folder} is damaged ({error}); copy it again or train it again") from error
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise AdapterError(f"{folder} is damaged ({_reason(error)}); copy it again or train it again") from error
 
 
 def find_base(adapter: str | Path) -> str:
@@ -102,6 +103,8 @@ def find_base(adapter: str | Path) -> str:
     config = check_adapter(adapter)
     card = read_card(adapter)
     base = card.base if card else config.base_model_name_or_path
+    if not base:
+        raise AdapterError(f"{adapter} does not say which base it belongs to; give it as --model_args pretrained=BASE")
     fetched = Path(DEFAULT_OUTPUT) / base
     if base in FETCHABLE or fetched.is_dir():
         return str(fetched) if fetched.is_dir() else base
@@ -126,7 +129,7 @@ def check_base_weights(adapter: str | Path, base: str) -> None:
 class AdapterSwitch:
     """One base model with any number of adapters, exactly one or none of them active.
 
-    Switching goes by `set_adapter` and the adapters' own enable flag, both bit-exact: the base's weights are never touched.
+    Switching goes by `set_adapter` and the adapters' own enable flag, both bit-exact: the base's weights stay untouched.
     Each switch is checked on a probe: the base must answer as before, an adapter otherwise than the base.
     """
 
@@ -134,40 +137,59 @@ class AdapterSwitch:
         self._base = model
         self._peft: PeftModel | None = None
         self._names: dict[str, str] = {}
+        self._active: str | None = None
         self._base_answer = self._probe()
 
     @property
     def model(self) -> Any:
         """The model to run: the bare base until an adapter is attached, then its PEFT wrapper."""
-        return self._base if self._peft is None else self._peft
+        if self._peft is None or (self._active is None and self._puts_tokens_first):
+            return self._base
+        return self._peft
+
+    @property
+    def _puts_tokens_first(self) -> bool:
+        """Whether the adapters are learned prompts, which leave the base's layers alone."""
+        return self._peft is not None and bool(self._peft.active_peft_config.is_prompt_learning)
 
     def attach(self, adapter: str | Path, *, base: str) -> None:
-        """Load an adapter beside those already there.
+        """Load an adapter beside those already there, not active yet; one that fails leaves nothing behind.
 
         Args:
             adapter: its folder.
             base: name of the base, for messages and to check its weights.
 
         Raises:
-            AdapterError: it does not fit the base, or it changes nothing.
+            AdapterError: it does not fit the base.
         """
         folder = str(Path(adapter).expanduser())
-        check_adapter(folder)
+        config = check_adapter(folder)
         check_base_weights(folder, base)
+        config.inference_mode = True
         name = f"adapter{len(self._names)}"
+        before = self._peft
         try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                if self._peft is None:
-                    self._peft = PeftModel.from_pretrained(self._base, folder, adapter_name=name)
-                else:
-                    self._peft.load_adapter(folder, adapter_name=name)
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise AdapterError(_misfit(folder, base, str(error).splitlines()[0])) from error
-        if missing := [str(w.message) for w in caught if "adapter keys" in str(w.message)]:
-            raise AdapterError(_misfit(folder, base, missing[0].splitlines()[0]))
+            if self._peft is None:
+                wrapper = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
+                self._peft = wrapper(self._base, config, adapter_name=name)
+            loaded = self._peft.load_adapter(folder, adapter_name=name)
+            # peft puts learned prompts in place by itself and then finds them unexpected
+            if not config.is_prompt_learning and (loaded.missing_keys or loaded.unexpected_keys):
+                raise ValueError(_difference(loaded.missing_keys, loaded.unexpected_keys))
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self._detach(name, before)
+            raise AdapterError(_misfit(folder, base, _reason(error))) from error
         self._peft.eval()
         self._names[str(adapter)] = name
+
+    def _detach(self, name: str, before: PeftModel | None) -> None:
+        """Undo a failed `attach`."""
+        if before is not None:
+            with contextlib.suppress(ValueError):  # it did not come as far as being added
+                before.delete_adapter(name)
+        elif self._peft is not None and not self._puts_tokens_first:
+            self._peft.unload()
+        self._peft = before
 
     def activate(self, adapter: str | Path | None) -> None:
         """Make one attached adapter active, or none of them for the plain base.
@@ -175,11 +197,17 @@ class AdapterSwitch:
         Raises:
             AdapterError: the adapter answers exactly as the base does, or the base no longer answers as before.
         """
-        if self._peft is not None and adapter is None:
+        if adapter is not None and str(adapter) not in self._names:
+            raise AdapterError(f"{adapter} is not attached; attach it before activating it")
+        if self._peft is None:
+            return
+        self._active = None if adapter is None else self._names[str(adapter)]
+        if self._active is None and not self._puts_tokens_first:
             self._peft.base_model.disable_adapter_layers()
-        elif self._peft is not None:
-            self._peft.base_model.enable_adapter_layers()
-            self._peft.set_adapter(self._names[str(adapter)], inference_mode=True)
+        elif self._active is not None:
+            if not self._puts_tokens_first:
+                self._peft.base_model.enable_adapter_layers()
+            self._peft.set_adapter(self._active, inference_mode=True)
         unchanged = torch.equal(self._probe(), self._base_answer)
         if adapter is not None and unchanged:
             raise AdapterError(
@@ -195,17 +223,42 @@ class AdapterSwitch:
         """Logits (V,) after a few arbitrary tokens."""
         vocabulary = self._base.get_input_embeddings().weight.shape[0]
         tokens = torch.arange(1, 9, device=self._base.device)[None] * 37 % vocabulary
-        logits: Tensor = self.model(input_ids=tokens).logits[0, -1]
-        return logits
+        decoder = {"decoder_input_ids": tokens} if self._base.config.is_encoder_decoder else {}
+        logits: Tensor = self.model(input_ids=tokens, **decoder).logits[0, -1]
+        return logits.nan_to_num()  # NaN equals nothing, not even itself
 
 
 def _misfit(folder: str, base: str, reason: str) -> str:
     card = read_card(folder)
     trained = f"it was trained on {card.base}" if card else "it belongs to another base"
-    return f"{folder} does not fit {base}: {trained} ({reason:.120}); name its own base"
+    return f"{folder} does not fit {base}: {trained} ({reason:.160}); name its own base"
 
 
-def save_adapter(model: PeftModel, folder: Path, *, card: AdapterCard, readme: str, dtype: torch.dtype | None) -> None:
+def _reason(error: Exception) -> str:
+    """The telling line of an error; torch lists the weights that do not fit below a headline."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0]
+
+
+def _difference(missing: list[str], unexpected: list[str]) -> str:
+    """Say which weights an adapter lacks for a base, and which it has too many."""
+    parts = [
+        f"{len(keys)} weights {what}, {keys[0].removeprefix('base_model.model.')} first"
+        for what, keys in (("are missing", missing), ("have no layer in the base", unexpected))
+        if keys
+    ]
+    return " and ".join(parts)
+
+
+def save_adapter(
+    model: PeftModel,
+    folder: Path,
+    *,
+    card: AdapterCard,
+    readme: str,
+    dtype: torch.dtype | None,
+    initial: Path | None = None,
+) -> None:
     """Write an adapter, its card and its model card into an existing folder.
 
     Args:
@@ -214,14 +267,20 @@ def save_adapter(model: PeftModel, folder: Path, *, card: AdapterCard, readme: s
         card: where it comes from.
         readme: the model card in Markdown.
         dtype: of the saved weights; None keeps that of training.
+        initial: the adapter as training began, for one whose start changed the base (PiSSA, OLoRA): it is saved as the
+            difference, an ordinary LoRA of twice the rank for the unchanged base.
     """
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+    conversion = {} if initial is None else {"path_initial_model_for_weight_conversion": str(initial)}
+    model.save_pretrained(str(folder), save_embedding_layers=False, **conversion)
     if dtype is not None:
         weights = {name: tensor.to(dtype) for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
         save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = hub_name(card.base)
+    if isinstance(config.get("target_modules"), list):  # peft keeps it as a set, in an order of the process's own
+        config["target_modules"].sort()
     _write_json(folder / CONFIG_FILE, dict(sorted(config.items())))
+    (folder / WEIGHTS_FILE).chmod((folder / CONFIG_FILE).stat().st_mode)  # safetensors lets only the owner read
     _write_json(folder / CARD_FILE, asdict(card))
     (folder / "README.md").write_text(readme, encoding="utf-8")
 
@@ -235,16 +294,23 @@ def hub_name(base: str) -> str:
 def replacing_folder(target: Path) -> Iterator[Path]:
     """Give a temporary folder beside `target` that takes its place when the block ends well, and vanishes when not."""
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
     target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         yield partial
         if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
+            target.rename(replaced)
+        try:
+            partial.rename(target)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(target)
+            raise
     finally:
-        if partial.exists():
-            shutil.rmtree(partial)
+        for leftover in (partial, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

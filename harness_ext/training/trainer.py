@@ -268,7 +268,7 @@ def _arguments(recipe: Recipe, workspace: Path, parameters: int, *, steps: int) 
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         learning_rate=recipe.learning_rate_for(parameters),
         lr_scheduler_type=recipe.lr_scheduler,
-        warmup_steps=max(1, round(recipe.warmup_ratio * steps)),
+        warmup_steps=round(recipe.warmup_ratio * steps),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         gradient_checkpointing=recipe.gradient_checkpointing,

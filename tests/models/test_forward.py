@@ -325,7 +325,7 @@ def test_the_loss_is_that_of_transformers() -> None:
     for context, continuation in pairs:
         ids = torch.tensor([[*context, *continuation]])
         targets = torch.tensor([[-100] * len(context) + continuation])
-        expected += float(model(input_ids=ids, labels=targets).loss) * len(continuation) / labels
+        expected += model(input_ids=ids, labels=targets).loss.item() * len(continuation) / labels
     loss, _ = gradients(model, list(tree_packs(pairs, max_tokens=10_000)))
     assert loss == pytest.approx(expected, rel=1e-6)
 
