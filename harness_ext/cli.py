@@ -10,12 +10,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
 import harness_ext
-from harness_ext.errors import HarnessExtError
+from harness_ext.errors import HarnessExtError, suggest
 
 if TYPE_CHECKING:
     from harness_ext.analysis.comparison import Comparison
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments else ""
     if command in PARSERS:
+        _quiet_libraries()  # before the parser: to know a command's flags, libraries are imported
         parser = PARSERS[command]()
         if command == "train":  # --lora_rank is --lora-rank
             arguments = [_dashed(word) for word in arguments]
@@ -47,7 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         _parser_of_commands().parse_args(arguments or ["--help"])
         return 0
-    _quiet_libraries()
     try:
         return int(options.run(options))
     except HarnessExtError as error:
@@ -62,22 +62,34 @@ def _dashed(word: str) -> str:
     return name.replace("_", "-") + equals + value if name.startswith("--") else word
 
 
+class _Parser(argparse.ArgumentParser):
+    """Errors of use in one line, with the closest flag for an unknown one."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and what next, and exit with 2."""
+        hint = ""
+        if message.startswith("unrecognized arguments: "):
+            unknown = message.split()[2].partition("=")[0]
+            hint = suggest(unknown, self._option_string_actions)
+        self.exit(USAGE_ERROR, f"{self.prog}: {message}{hint}; see {self.prog} --help\n")
+
+
 def _parser_of_commands() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="harness-ext",
         usage="harness-ext COMMAND [options]        (harness-ext COMMAND --help shows an example)",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"harness-ext {harness_ext.__version__}")
-    parser.add_argument("command", choices=list(PARSERS), metavar="COMMAND", help=", ".join(PARSERS))
+    parser.add_argument("command", nargs="?", choices=list(PARSERS), metavar="COMMAND", help=", ".join(PARSERS))
     return parser
 
 
 def _command(
     name: str, run: Callable[[argparse.Namespace], int], summary: str, example: str
 ) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"harness-ext {name}",
         description=summary,
         epilog=f"example:\n{example}",
@@ -190,7 +202,7 @@ def _eval_parser() -> argparse.ArgumentParser:
     from harness_ext.engine.evaluate import DEFAULT_MODEL
 
     lm_eval_run = Run(argparse.ArgumentParser().add_subparsers())
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="harness-ext eval",
         usage="harness-ext eval --model_args pretrained=MODEL --tasks TASK [TASK ...] [--adapters DIR ...] [options]",
         description="Evaluate a base, then each adapter, in one process. Takes every flag of `lm_eval run`.",

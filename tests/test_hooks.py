@@ -72,9 +72,13 @@ def test_score_choice_of_three_has_no_auroc() -> None:
 
 
 @pytest.mark.parametrize("label", [-1, 2])
-@pytest.mark.parametrize("score", [
-    lambda doc: hooks.score_choice(doc, [(-1.0, False), (-2.0, False)]), lambda doc: hooks.score_label(doc, ["positive"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda doc: hooks.score_choice(doc, [(-1.0, False), (-2.0, False)]),
+        lambda doc: hooks.score_label(doc, ["positive"]),
+    ],
+)
 def test_a_label_outside_the_choices(score: Any, label: int) -> None:
     with pytest.raises(MetricError) as caught:
         score({**review(label), "sentence": "two\nlines"})

@@ -73,7 +73,9 @@ def _within(module: str, place: str) -> bool:
 def test_arrows_point_down(module: str) -> None:
     place = max((place for place in ALLOWED if _within(module, place)), key=len)
     wrong = {
-        imported for imported in _ours(_tree(module)) if not any(_within(imported, allowed) for allowed in ALLOWED[place])
+        imported
+        for imported in _ours(_tree(module))
+        if not any(_within(imported, allowed) for allowed in ALLOWED[place])
     }
     assert not wrong, f"{module} must not import {sorted(wrong)}"
 
@@ -84,15 +86,22 @@ def test_only_the_command_line_prints(module: str) -> None:
     assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith(("metrics/", "analysis/statistics", "models/prefix_tree"))])
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if m.startswith(("metrics/", "analysis/statistics", "models/prefix_tree"))]
+)
 def test_pure_modules_need_no_torch(module: str) -> None:
     outside = {"torch", "transformers", "lm_eval", "peft", "datasets"}
     names = {
         name.split(".")[0]
         for node in ast.walk(_tree(module))
-        for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import)
-                     else [str(node.module)] if isinstance(node, ast.ImportFrom) else [])
-    }  # fmt: skip
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [str(node.module)]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
     assert not names & outside
 
 

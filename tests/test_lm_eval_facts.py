@@ -142,7 +142,9 @@ def test_an_unknown_key_is_a_type_error() -> None:
 
 @pytest.mark.parametrize(("chat", "delimiter"), [(False, "->"), (True, "")])
 def test_a_choice_has_a_request_each_and_no_delimiter_after_a_chat_template(chat: bool, delimiter: str) -> None:
-    task = made(output_type="multiple_choice", doc_to_choice=["no", "yes"], doc_to_target="label", target_delimiter="->")
+    task = made(
+        output_type="multiple_choice", doc_to_choice=["no", "yes"], doc_to_target="label", target_delimiter="->"
+    )
     requests = task.construct_requests(ROWS[0], "context", apply_chat_template=chat, metadata=("made", 0, 1))
     assert [request.args for request in requests] == [("context", f"{delimiter}no"), ("context", f"{delimiter}yes")]
     assert [request.idx for request in requests] == [0, 1]
@@ -182,7 +184,9 @@ def test_data_parallel_ranks_take_turns() -> None:
 
 def test_a_hook_replaces_the_scoring_of_lists() -> None:
     metrics = [{"metric": "share", "aggregation": "mean", "higher_is_better": True}]
-    task = made(doc_to_target="{{[sentence, 'x']}}", process_results=lambda doc, results: {"share": 0.25}, metric_list=metrics)
+    task = made(
+        doc_to_target="{{[sentence, 'x']}}", process_results=lambda doc, results: {"share": 0.25}, metric_list=metrics
+    )
     assert evaluated(task, limit=2)["results"]["made"]["share,none"] == 0.25
 
 

@@ -21,8 +21,18 @@ TASKS = ("sst2_choice", "sst2_generate", "squad_v2_generate")
 MEANS = {
     "sst2_choice": ("acc", "brier", "log_loss"),
     "sst2_generate": ("acc", "parsed_rate", "acc_parsed"),
-    "squad_v2_generate": ("exact", "f1", "HasAns_exact", "HasAns_f1", "NoAns_exact", "NoAns_f1", "abstain_baseline", "empty_rate", "mapped_rate"),
-}  # fmt: skip
+    "squad_v2_generate": (
+        "exact",
+        "f1",
+        "HasAns_exact",
+        "HasAns_f1",
+        "NoAns_exact",
+        "NoAns_f1",
+        "abstain_baseline",
+        "empty_rate",
+        "mapped_rate",
+    ),
+}
 
 
 class Scripted(LM):
@@ -86,7 +96,17 @@ def test_gold_answers(manager: TaskManager) -> None:
     for name in ("acc", "parsed_rate", "acc_parsed", "macro_f1"):
         assert scores["sst2_generate"][name] == 1.0
     squad = scores["squad_v2_generate"]
-    for name in ("exact", "f1", "HasAns_exact", "HasAns_f1", "NoAns_exact", "NoAns_f1", "abstain_precision", "abstain_recall", "abstain_f1"):  # fmt: skip
+    for name in (
+        "exact",
+        "f1",
+        "HasAns_exact",
+        "HasAns_f1",
+        "NoAns_exact",
+        "NoAns_f1",
+        "abstain_precision",
+        "abstain_recall",
+        "abstain_f1",
+    ):
         assert squad[name] == 100.0
     assert squad["mapped_rate"] == squad["abstain_baseline"]
     assert squad["empty_rate"] == 0.0
@@ -97,7 +117,11 @@ def test_gold_answers(manager: TaskManager) -> None:
 
 def test_wrong_answers(manager: TaskManager) -> None:
     scores = run(manager, wrong, *TASKS)
-    assert (scores["sst2_choice"]["acc"], scores["sst2_choice"]["mcc"], scores["sst2_choice"]["auroc"]) == (0.0, -1.0, 0.0)
+    assert (scores["sst2_choice"]["acc"], scores["sst2_choice"]["mcc"], scores["sst2_choice"]["auroc"]) == (
+        0.0,
+        -1.0,
+        0.0,
+    )
     assert (scores["sst2_generate"]["acc"], scores["sst2_generate"]["parsed_rate"]) == (0.0, 1.0)
     assert (scores["squad_v2_generate"]["exact"], scores["squad_v2_generate"]["f1"]) == (0.0, 0.0)
     assert math.isnan(scores["squad_v2_generate"]["abstain_precision"])
@@ -122,7 +146,9 @@ def test_some_outputs_do_not_parse(manager: TaskManager) -> None:
     assert label["top_class_share"] == pytest.approx(label["parsed_rate"])
 
 
-@pytest.mark.parametrize("settings", [{"num_fewshot": 2}, {"system_instruction": "Be brief."}], ids=lambda s: next(iter(s)))
+@pytest.mark.parametrize(
+    "settings", [{"num_fewshot": 2}, {"system_instruction": "Be brief."}], ids=lambda s: next(iter(s))
+)
 def test_flags_of_the_prompt(manager: TaskManager, settings: dict[str, Any]) -> None:
     scores = run(manager, gold, *TASKS, limit=5, **settings)
     assert scores["sst2_choice"]["acc"] == scores["sst2_generate"]["acc"] == 1.0
@@ -173,10 +199,14 @@ def test_prompts() -> None:
     assert choice.fewshot_context(doc, 0) == generate.fewshot_context(doc, 0) == expected
     assert (choice.doc_to_choice(doc), choice.doc_to_target(doc)) == (["negative", "positive"], 1)
     assert generate.doc_to_target(doc) == "positive"
-    passage = {"context": "P's \"text\".", "question": " Who? ", "answers": {"text": ["Ann's \"cat\"", "cat"], "answer_start": [0, 1]}}
+    passage = {
+        "context": 'P\'s "text".',
+        "question": " Who? ",
+        "answers": {"text": ['Ann\'s "cat"', "cat"], "answer_start": [0, 1]},
+    }
     context = squad.fewshot_context(passage, 0)
     assert context.endswith('Passage: P\'s "text".\nQuestion: Who?\nAnswer:')
-    assert squad.doc_to_target(passage) == ["Ann's \"cat\"", "cat"]
+    assert squad.doc_to_target(passage) == ['Ann\'s "cat"', "cat"]
     assert squad.doc_to_target({**passage, "answers": {"text": [], "answer_start": []}}) == ["unanswerable"]
     # What is shared comes first: two questions on one passage differ only after it.
     other = squad.fewshot_context({**passage, "question": "What?"}, 0)
@@ -191,7 +221,7 @@ def test_yaml_files_name_their_task() -> None:
 
     Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
     for file in files:
-        config = yaml.load(file.read_text(), Loader)  # noqa: S506
+        config = yaml.load(file.read_text(), Loader)
         assert config.get("task", config.get("group")) == file.stem
     assert {file.stem for file in files} >= {*TASKS}
 

@@ -109,6 +109,8 @@ def run(config: EvaluatorConfig, *, adapters: Sequence[str | Path] = ()) -> Iter
         config: checked by lm-eval.
         adapters: adapter folders, evaluated after the base.
     """
+    if not config.tasks:
+        raise TaskError("no task is named; add --tasks TASK (sst2_choice, squad_v2_generate, or any of lm-eval's)")
     include_path = [config.include_path] if isinstance(config.include_path, str) else config.include_path or []
     model_class = get_model(config.model)
     if not issubclass(model_class, HFLM):
@@ -264,7 +266,7 @@ def _our_key(
         "fingerprints": {name: each.digest for name, each in prints.items()},
         "fingerprint_fields": {name: each.fields for name, each in prints.items()},
         "sample_data": any(
-            datasets.is_sample(task.config.custom_dataset, task.config.dataset_kwargs) for task in tasks
+            datasets.is_sample(task.config.custom_dataset, task.config.dataset_kwargs, task.config.metadata) for task in tasks
         ),
         "seconds": round(seconds, 2),
         "threads": torch.get_num_threads(),

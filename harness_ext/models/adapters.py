@@ -129,8 +129,8 @@ def check_base_weights(adapter: str | Path, base: str) -> None:
 class AdapterSwitch:
     """One base model with any number of adapters, exactly one or none of them active.
 
-    Switching goes by `set_adapter` and the adapters' own enable flag, both bit-exact: the base's weights stay untouched.
-    Each switch is checked on a probe: the base must answer as before, an adapter otherwise than the base.
+    Switching goes by `set_adapter` and the adapters' own enable flag, both bit-exact: the base's weights stay as they
+    are. Each switch is checked on a probe: the base must answer as before, an adapter otherwise than the base.
     """
 
     def __init__(self, model: Any) -> None:

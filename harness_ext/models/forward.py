@@ -7,8 +7,8 @@ TreeBatch ──> input_ids (1, T), position_ids (1, T), mask (1, 1, T, T) ─�
 A token attends to its ancestors, its position id is its depth: for the model every sequence looks as if it stood alone.
 The language-model head is applied at the chosen rows only (`logits_to_keep`), never at all T positions.
 
-`TreePack` is that pass for the sequences of one pack, `PaddedPack` the plain one for models that cannot take trees; both
-answer the same question, and tests hold one against the other.
+`TreePack` is that pass for the sequences of one pack, `PaddedPack` the plain one for models that cannot take trees;
+both answer the same question, and tests hold one against the other.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ def _known_exclusion(model: Any, longest: int) -> str | None:
 
 
 def _made_up(model: Any, longest: int) -> list[TokenPair]:
-    """Sequences of arbitrary tokens, predicted from the second one on, that branch at two depths and differ in length."""
+    """Sequences of arbitrary tokens that branch at two depths and differ in length; predicted but for their first."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     lengths = [min(length, longest) for length in (24, 13, 19, 17)]
     shared = [0, lengths[0] // 2, lengths[0] // 2, lengths[0] // 4]

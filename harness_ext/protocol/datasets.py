@@ -12,8 +12,8 @@ dataset_kwargs:
 The first of these that is set wins:
 
 1. `data_files` or `data_dir` in the task's `dataset_kwargs` (or in `--metadata`);
-2. the environment variable `HARNESS_EXT_DATA`: a folder holding `sst2/train.parquet`, ... (parquet, jsonl, json or csv),
-   or the word `sample` for the small sample that comes with this package;
+2. the environment variable `HARNESS_EXT_DATA`: a folder holding `sst2/train.parquet`, ... (parquet, jsonl, json,
+   csv), or the word `sample` for the small sample that comes with this package;
 3. the Hugging Face Hub, at a pinned revision.
 
 The sample is never used unasked: a number on it is no benchmark.
@@ -174,7 +174,8 @@ def _sample_folder(dataset: str) -> Path:
     if not folder.is_dir():
         known = sorted(child.name for child in SAMPLE_FOLDER.iterdir() if child.is_dir())
         raise DatasetError(
-            f"the bundled sample has no {dataset!r} (it has {', '.join(known)}); set {DATA_VARIABLE} to a folder that does"
+            f"the bundled sample has no {dataset!r} (it has {', '.join(known)}); "
+            f"set {DATA_VARIABLE} to a folder that does"
         )
     return folder
 
@@ -201,7 +202,7 @@ def _load_file(split: str, file: Path) -> datasets.Dataset:
     if not file.stat().st_size:
         raise DatasetError(f"{file} is empty; it must hold the documents of split {split!r}")
     try:
-        with _without_log():
+        with _silently():
             return datasets.load_dataset(reader, data_files={split: str(file)}, split=split)
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
         reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0].rstrip(".!")
@@ -211,15 +212,18 @@ def _load_file(split: str, file: Path) -> datasets.Dataset:
 
 
 @contextlib.contextmanager
-def _without_log() -> Iterator[None]:
-    """Keep `datasets` from logging an error that it raises, too."""
+def _silently() -> Iterator[None]:
+    """Keep `datasets` from logging an error that it raises, too, and from showing progress over a local file."""
     log = logging.getLogger("datasets")
-    before = log.level
+    level, bars = log.level, not datasets.are_progress_bars_disabled()
     log.setLevel(logging.CRITICAL)
+    datasets.disable_progress_bars()
     try:
         yield
     finally:
-        log.setLevel(before)
+        log.setLevel(level)
+        if bars:
+            datasets.enable_progress_bars()
 
 
 def _with_choices(rows: datasets.Dataset, choices: Sequence[str], label: str, where: str) -> datasets.Dataset:
@@ -250,13 +254,15 @@ def _load_from_hub(hub: HubDataset, dataset: str) -> datasets.DatasetDict:
         problem = "cannot be loaded from" if reached else "cannot be reached on"
         raise DatasetError(
             f"{hub.path} {problem} the Hub and is not in the local cache; either "
-            f"(1) connect, or point HF_ENDPOINT at a mirror, (2) set {DATA_VARIABLE} to a folder that holds {dataset}/, "
-            f"(3) name files under dataset_kwargs: data_files, or (4) set {DATA_VARIABLE}={SAMPLE} for the bundled sample"
+            f"(1) connect, or point HF_ENDPOINT at a mirror, "
+            f"(2) set {DATA_VARIABLE} to a folder that holds {dataset}/, "
+            "(3) name files under dataset_kwargs: data_files, "
+            f"or (4) set {DATA_VARIABLE}={SAMPLE} for the bundled sample"
         ) from error
 
 
 def _hub_answers() -> bool:
-    """Whether the Hub answers within `HUB_TIMEOUT_SECONDS`; asked first, because its client retries for half a minute."""
+    """Whether the Hub answers within `HUB_TIMEOUT_SECONDS`; asked first: its client retries for half a minute."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return False
     try:
@@ -273,7 +279,7 @@ def _hub_answers() -> bool:
 @contextlib.contextmanager
 def _offline() -> Iterator[None]:
     """Make the Hub's client answer from its cache alone."""
-    places = (huggingface_hub.constants, datasets.config)
+    places: tuple[Any, ...] = (huggingface_hub.constants, datasets.config)
     before = [place.HF_HUB_OFFLINE for place in places]
     try:
         for place in places:

@@ -419,7 +419,7 @@ def _dataset_identity(task: ConfigurableTask) -> dict[str, Any]:
 
 
 def _source(value: Any) -> Any:
-    """A JSON form of a config value, the same on every machine; a function becomes its name and a hash of its source."""
+    """A JSON form of a config value, the same everywhere; a function becomes its name and a hash of its source."""
     if isinstance(value, functools.partial):
         return {"function": _source(value.func), "args": _source(value.args), "keywords": _source(value.keywords)}
     if callable(value):

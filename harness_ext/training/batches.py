@@ -1,13 +1,14 @@
 """From a task's training documents to batches of packs.
 
 ```
-documents ──render, encode──> Example ──group_by_prefix, shuffle──> batches of examples ──tree_packs──> TrainingBatch
+documents ──render, encode──> Example ──group_by_prefix, shuffle──> batches of examples ──tree_packs──> packs
 ```
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import random
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,6 @@ from typing import Any
 import torch
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
-from torch import Tensor
 
 from harness_ext.errors import TrainingError
 from harness_ext.models.forward import Pack, TokenPair, padded_packs, tree_packs
@@ -37,18 +37,6 @@ class ExampleSet:
     validation: list[TokenPair]
     data_sha256: str
     shortened: int  # contexts that lost their beginning
-
-
-@dataclass(frozen=True)
-class TrainingBatch:
-    """The examples of one batch, laid out as packs that are run one after the other."""
-
-    packs: tuple[Pack, ...]
-
-    @property
-    def targets(self) -> Tensor:
-        """All label tokens, (N,)."""
-        return torch.cat([pack.targets for pack in self.packs])
 
 
 def build_examples(
@@ -88,6 +76,8 @@ def build_examples(
     subset = docs.select(chosen) if hasattr(docs, "select") else [docs[n] for n in chosen]
     for number, rendered in zip(chosen, render(task, subset, settings, lm), strict=True):
         context, continuation = encode(task, rendered, lm)
+        while continuation[-1:] == [end]:  # a tokenizer or a template that adds one of its own
+            continuation.pop()
         if not rendered.continuation.strip() or not continuation:
             raise TrainingError(
                 f"document {number} of {task.task_name!r} has an empty answer; drop it with process_docs"
@@ -95,13 +85,15 @@ def build_examples(
         room = max_length - len(continuation) - 1
         if room < 1:
             raise TrainingError(
-                f"document {number} of {task.task_name!r}: its answer takes {len(continuation)} tokens and an end token, "
-                f"max_length is {max_length}, so truncation would cut it away; raise --max-length"
+                f"document {number} of {task.task_name!r}: its answer takes {len(continuation)} tokens and an end "
+                f"token, max_length is {max_length}, so truncation would cut it away; raise --max-length"
             )
         shortened += len(context) > room
-        pairs.append(TokenPair(context[-room:], [*continuation, end]))
+        pairs.append(TokenPair(context[-room:] or [lm.prefix_token_id], [*continuation, end]))
     if shortened:
         logger.warning("%d of %d contexts are longer than max_length and lose their beginning", shortened, len(pairs))
+    if len(pairs) == held_out:
+        raise TrainingError(f"task {task.task_name!r} has no training documents; check its training split")
     digest = hashlib.sha256(repr([(p.context, p.continuation) for p in pairs]).encode()).hexdigest()
     return ExampleSet(pairs[held_out:], pairs[:held_out], digest, shortened)
 
@@ -118,7 +110,7 @@ def group_by_prefix(examples: Sequence[TokenPair], *, min_shared: int = GROUP_MI
         return []
     common = shared_prefix_length(examples[order[0]].context, examples[order[-1]].context)
     groups = [[order[0]]]
-    for before, number in zip(order, order[1:], strict=False):
+    for before, number in itertools.pairwise(order):
         shared = shared_prefix_length(examples[before].context, examples[number].context)
         if shared - common >= min_shared:
             groups[-1].append(number)

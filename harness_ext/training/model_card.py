@@ -8,7 +8,7 @@ from harness_ext.models.adapters import AdapterCard, hub_name
 
 TEMPLATE = """\
 ---
-base_model: {hub_base}
+base_model: {quoted_base}
 library_name: peft
 pipeline_tag: text-generation
 tags:
@@ -63,6 +63,7 @@ def model_card(card: AdapterCard, name: str) -> str:
         name=name,
         base=card.base,
         hub_base=hub_name(card.base),
+        quoted_base=json.dumps(hub_name(card.base)),  # a name like 1e3 stays text
         task=card.task,
         examples=f"{card.examples:,}",
         tokens=f"{card.tokens:,}",

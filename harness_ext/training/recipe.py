@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -15,6 +18,8 @@ from harness_ext.protocol.render import PromptSettings
 
 SMALL_MODEL, LARGE_MODEL = 135e6, 1e9  # parameters
 SMALL_MODEL_RATE, LARGE_MODEL_RATE = 1e-3, 2e-4
+STARTS = re.compile(r"default|gaussian|orthogonal|olora|pissa(_niter_\d+)?")  # of the update matrices
+PLACES = ("model", "output", "report_to")  # fields that say where, not what
 
 
 def _about(text: str, default: Any = MISSING) -> Any:
@@ -33,14 +38,12 @@ class Recipe:
     lora_rank: int = _about("rank r of the update matrices", 8)
     lora_alpha: float = _about("updates are scaled by alpha / r", 16.0)
     lora_dropout: float = _about("dropout before the update matrices", 0.0)
-    target_modules: str | list[str] = _about(
-        "layers to adapt: all-linear, a regular expression, or names", "all-linear"
-    )
-    modules_to_save: list[str] | None = _about("modules trained and saved in full beside the update matrices", None)
+    target_modules: str | list[str] = _about("layers to adapt: all-linear, a pattern, or names", "all-linear")  # noqa: RUF009
+    modules_to_save: list[str] | None = _about("modules trained and saved in full", None)  # noqa: RUF009
     use_rslora: bool = _about("scale by alpha / sqrt(r) (rsLoRA)", False)
     use_dora: bool = _about("train magnitude and direction apart (DoRA)", False)
     init_lora_weights: str = _about(
-        "start of the update matrices: default, gaussian, pissa, pissa_niter_16, olora, ...", "default"
+        "start of the update matrices: default, gaussian, orthogonal, olora, pissa, pissa_niter_16", "default"
     )
     quantization: Literal["none", "nf4"] = _about("base in 4 bits (QLoRA; needs bitsandbytes and a GPU)", "none")
     # optimisation
@@ -82,21 +85,40 @@ class Recipe:
     report_to: str = _about("none, tensorboard, wandb, trackio, ...", "none")
 
     def __post_init__(self) -> None:
-        """Refuse impossible values, naming the flag."""
-        positive = ("lora_rank", "lora_alpha", "epochs", "batch_size", "gradient_accumulation_steps", "max_tokens", "save_steps", "logging_steps")  # fmt: skip
-        for name in positive:
+        """Refuse wrong types and impossible values, naming the flag."""
+        for name, hint in get_type_hints(type(self)).items():
+            object.__setattr__(self, name, _checked(name, getattr(self, name), hint, "recipe"))
+        for name in ("task", "model", "output"):
+            self._require(name, bool(getattr(self, name).strip()), "must not be empty")
+        for name in (
+            "lora_rank", "lora_alpha", "epochs", "batch_size", "gradient_accumulation_steps", "max_tokens",
+            "save_steps", "logging_steps",
+        ):  # fmt: skip
             self._require(name, getattr(self, name) > 0, "must be positive")
-        for name in ("max_steps", "weight_decay", "max_grad_norm", "validation_size"):
+        for name in ("max_steps", "weight_decay", "max_grad_norm", "validation_size", "seed"):
             self._require(name, getattr(self, name) >= 0, "must not be negative")
         for name in ("lora_dropout", "warmup_ratio"):
             self._require(name, 0 <= getattr(self, name) < 1, "must be at least 0 and less than 1")
         for name in ("limit", "max_length", "learning_rate"):
-            value = getattr(self, name)
-            self._require(name, value is None or value > 0, "must be positive")
+            self._require(name, getattr(self, name) is None or getattr(self, name) > 0, "must be positive")
+        self._require("num_fewshot", self.num_fewshot is None or self.num_fewshot >= 0, "must not be negative")
+        self._require("seed", self.seed < 2**32, "must be below 2**32")
+        start = self.init_lora_weights
+        known = "must be default, gaussian, orthogonal, olora, pissa or pissa_niter_N"
+        self._require("init_lora_weights", STARTS.fullmatch(start) is not None, known)
+        if self.changes_base:
+            self._require("use_dora", not self.use_dora, f"does not go with {start}")
+            self._require("modules_to_save", self.modules_to_save is None, f"does not go with {start}")
+            self._require("quantization", self.quantization == "none", f"does not go with {start}")
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
             raise RecipeError(f"{flag(name)} {rule}, got {getattr(self, name)!r}; change the recipe or the flag")
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether the start of the update matrices takes a part out of the base's weights."""
+        return self.init_lora_weights.startswith(("pissa", "olora"))
 
     @property
     def prompt(self) -> PromptSettings:
@@ -114,11 +136,17 @@ class Recipe:
             return self.learning_rate
         share = (math.log(parameters) - math.log(SMALL_MODEL)) / (math.log(LARGE_MODEL) - math.log(SMALL_MODEL))
         share = min(max(share, 0.0), 1.0)
-        return SMALL_MODEL_RATE * (LARGE_MODEL_RATE / SMALL_MODEL_RATE) ** share
+        return float(SMALL_MODEL_RATE * (LARGE_MODEL_RATE / SMALL_MODEL_RATE) ** share)
+
+    @property
+    def task_name(self) -> str:
+        """The task's name, also when it is given as the path of its YAML file."""
+        return Path(self.task).stem if self.task.endswith((".yaml", ".yml")) else self.task
 
     def for_card(self) -> dict[str, Any]:
         """The recipe without the places of this machine."""
-        return {name: value for name, value in asdict(self).items() if name not in ("model", "output", "report_to")}
+        values = {name: value for name, value in asdict(self).items() if name not in PLACES}
+        return {**values, "task": self.task_name}
 
 
 def flag(name: str) -> str:
@@ -169,24 +197,43 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     return values
 
 
+def from_text(name: str, text: str) -> Any:
+    """Value of a recipe field given as text, as on the command line; its type is checked by `recipe_from`.
+
+    >>> from_text("lora_rank", "8"), from_text("limit", "null"), from_text("target_modules", "[q_proj, v_proj]")
+    (8, None, ['q_proj', 'v_proj'])
+    >>> from_text("system_instruction", "Be brief: yes or no"), from_text("revision", "1234567")
+    ('Be brief: yes or no', '1234567')
+    """
+    options = _options(get_type_hints(Recipe)[name])
+    is_list = text.startswith("[") and any(get_origin(option) is list for option in options)
+    if str in options and not is_list:
+        return None if text in ("null", "none") and type(None) in options else text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The types a field may have."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
 def _checked(name: str, value: Any, hint: Any, source: str) -> Any:
     """Bring a value to its field's type, or say what is wrong with it."""
-    options = get_args(hint) if get_args(hint) and not hasattr(hint, "__origin__") else (hint,)
+    options = _options(hint)
     for option in options:
-        if getattr(option, "__origin__", None) is Literal:
+        if get_origin(option) is Literal:
             if value in get_args(option):
                 return value
-        elif option is type(None):
-            if value is None:
-                return None
-        elif getattr(option, "__origin__", None) is list:
-            if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        elif get_origin(option) is list:
+            if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
                 return value
-        elif option is float and not isinstance(value, bool):
-            try:
-                return float(value)  # YAML reads 1e-3 as text
-            except (TypeError, ValueError):
-                continue
+        elif option is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            with contextlib.suppress(ValueError):  # YAML reads 1e-3 as text
+                if math.isfinite(float(value)):
+                    return float(value)
         elif type(value) is option:
             return value
     allowed = " or ".join(_name(option) for option in options)
@@ -194,9 +241,9 @@ def _checked(name: str, value: Any, hint: Any, source: str) -> Any:
 
 
 def _name(option: Any) -> str:
-    if getattr(option, "__origin__", None) is Literal:
+    if get_origin(option) is Literal:
         return " or ".join(repr(value) for value in get_args(option))
-    if getattr(option, "__origin__", None) is list:
+    if get_origin(option) is list:
         return "a list of names"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "unset"}[option]
 

@@ -93,48 +93,70 @@ def test_choices_become_a_column_and_hidden_labels_pass(tmp_path: Path) -> None:
 # -- bad input ---------------------------------------------------------------------------------------------------
 
 BAD_FILES = {
-    "empty file": ({"train_jsonl": GOOD, "validation_jsonl": ""}, DatasetError, ("validation.jsonl", "empty", "must hold")),
+    "empty file": (
+        {"train_jsonl": GOOD, "validation_jsonl": ""},
+        DatasetError,
+        ("validation.jsonl", "empty", "must hold"),
+    ),
     "blank lines only": (
-        {"train_jsonl": GOOD, "validation_jsonl": "\n\n"}, DatasetError, ("validation.jsonl", "no documents", "put at least one"),
+        {"train_jsonl": GOOD, "validation_jsonl": "\n\n"},
+        DatasetError,
+        ("validation.jsonl", "no documents", "put at least one"),
     ),
     "header only": (
-        {"train_jsonl": GOOD, "validation_csv": "sentence,label\n"}, DatasetError, ("validation.csv", "no documents"),
+        {"train_jsonl": GOOD, "validation_csv": "sentence,label\n"},
+        DatasetError,
+        ("validation.csv", "no documents"),
     ),
     "corrupt parquet": (
-        {"train_jsonl": GOOD, "validation_parquet": b"PAR1 no more"}, DatasetError, ("validation.parquet", "magic bytes", "write it again"),
+        {"train_jsonl": GOOD, "validation_parquet": b"PAR1 no more"},
+        DatasetError,
+        ("validation.parquet", "magic bytes", "write it again"),
     ),
     "truncated json line": (
-        {"train_jsonl": GOOD, "validation_jsonl": GOOD + '{"sentence": "half'}, DatasetError, ("validation.jsonl", "row 2", "fix that line"),
+        {"train_jsonl": GOOD, "validation_jsonl": GOOD + '{"sentence": "half'},
+        DatasetError,
+        ("validation.jsonl", "row 2", "fix that line"),
     ),
     "binary rubbish": (
-        {"train_jsonl": GOOD, "validation_jsonl": b"\xff\xfe\x00\x01"}, DatasetError, ("validation.jsonl", "cannot be read as json"),
+        {"train_jsonl": GOOD, "validation_jsonl": b"\xff\xfe\x00\x01"},
+        DatasetError,
+        ("validation.jsonl", "cannot be read as json"),
     ),
     "label too high": (
         {"train_jsonl": GOOD, "validation_jsonl": GOOD + '{"sentence": "c", "label": 2}\n'},
-        DatasetError, ("(validation)", "document 2", "label 2", "outside the 2 choices", "correct"),
+        DatasetError,
+        ("(validation)", "document 2", "label 2", "outside the 2 choices", "correct"),
     ),
     "label as a word": (
         {"train_jsonl": '{"sentence": "c", "label": "positive"}\n', "validation_jsonl": GOOD},
-        DatasetError, ("(train)", "document 0", "'positive'", "outside the 2 choices"),
+        DatasetError,
+        ("(train)", "document 0", "'positive'", "outside the 2 choices"),
     ),
     "label missing": (
-        {"train_jsonl": GOOD, "validation_jsonl": '{"sentence": "c", "label": null}\n'}, DatasetError, ("None", "outside"),
+        {"train_jsonl": GOOD, "validation_jsonl": '{"sentence": "c", "label": null}\n'},
+        DatasetError,
+        ("None", "outside"),
     ),
     "label column misspelt": (
         {"train_jsonl": GOOD, "validation_jsonl": '{"sentence": "c", "lable": 1}\n'},
-        DatasetError, ("no column 'label'", "lable", "dataset_kwargs: label"),
+        DatasetError,
+        ("no column 'label'", "lable", "dataset_kwargs: label"),
     ),
     "text column missing": (
-        {"train_jsonl": GOOD, "validation_jsonl": '{"text": "c", "label": 1}\n'}, TaskError, ("sst2_choice", "'sentence'", "correct"),
+        {"train_jsonl": GOOD, "validation_jsonl": '{"text": "c", "label": 1}\n'},
+        TaskError,
+        ("sst2_choice", "'sentence'", "correct"),
     ),
     "choices given twice": (
         {"train_jsonl": GOOD, "validation_jsonl": '{"sentence": "c", "label": 1, "choices": ["a", "b"]}\n'},
-        DatasetError, ("'choices' already", "drop it"),
+        DatasetError,
+        ("'choices' already", "drop it"),
     ),
     "no validation split": ({"train_jsonl": GOOD}, TaskError, ("sst2_choice", "'validation'", "split", "add it")),
     "no training split": ({"validation_jsonl": GOOD}, TaskError, ("sst2_choice", "'train'", "split", "add it")),
     "no readable file": ({"train_txt": GOOD}, DatasetError, ("sst2", ".parquet", "add one file")),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("files", "error", "told"), BAD_FILES.values(), ids=BAD_FILES)
@@ -163,13 +185,29 @@ def assert_one_line(error: BaseException, told: tuple[str, ...]) -> None:
 
 
 BAD_REQUESTS = {
-    "folder missing": (lambda: load_documents(dataset="sst2", data_dir="/nowhere"), DatasetError, ("/nowhere", "not a folder", "create it")),
-    "file missing": (lambda: load_documents(dataset="x", data_files={"train": "no.csv"}), DatasetError, ("no.csv", "'train'", "check the path")),
-    "kind of file": (lambda: load_documents(dataset="x", data_files={"train": "no.xml"}), DatasetError, ("no.xml", "'.xml'", ".jsonl")),
-    "not in the sample": (lambda: load_documents(dataset="boolq"), DatasetError, ("'boolq'", "squad_v2, sst2", DATA_VARIABLE)),
+    "folder missing": (
+        lambda: load_documents(dataset="sst2", data_dir="/nowhere"),
+        DatasetError,
+        ("/nowhere", "not a folder", "create it"),
+    ),
+    "file missing": (
+        lambda: load_documents(dataset="x", data_files={"train": "no.csv"}),
+        DatasetError,
+        ("no.csv", "'train'", "check the path"),
+    ),
+    "kind of file": (
+        lambda: load_documents(dataset="x", data_files={"train": "no.xml"}),
+        DatasetError,
+        ("no.xml", "'.xml'", ".jsonl"),
+    ),
+    "not in the sample": (
+        lambda: load_documents(dataset="boolq"),
+        DatasetError,
+        ("'boolq'", "squad_v2, sst2", DATA_VARIABLE),
+    ),
     "no such YAML": (lambda: load_task("nowhere/task.yaml"), TaskError, ("nowhere/task.yaml", "check the path")),
     "several tasks": (lambda: load_task("sst2_*"), TaskError, ("'sst2_*'", "more than one task", "name one")),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("ask", "error", "told"), BAD_REQUESTS.values(), ids=BAD_REQUESTS)
@@ -209,11 +247,15 @@ doc_to_target: label
 UNTRAINABLE = {
     "no training split": ("", ("'mine'", "no training split", "add `training_split:`")),
     "not in the data": ("training_split: dev", ("'mine'", "'dev'", "train, validation", "correct")),
-    "the reported split": ("training_split: validation", ("'mine'", "'validation'", "the split it reports", "name another")),
-    "the reported test split": (
-        "training_split: train\ntest_split: train", ("'mine'", "'train'", "the split it reports", "name another"),
+    "the reported split": (
+        "training_split: validation",
+        ("'mine'", "'validation'", "the split it reports", "name another"),
     ),
-}  # fmt: skip
+    "the reported test split": (
+        "training_split: train\ntest_split: train",
+        ("'mine'", "'train'", "the split it reports", "name another"),
+    ),
+}
 
 
 @pytest.mark.parametrize(("more", "told"), UNTRAINABLE.values(), ids=UNTRAINABLE)
@@ -227,7 +269,10 @@ def test_untrainable_tasks(more: str, told: tuple[str, ...], tmp_path: Path) -> 
 
 BROKEN_YAML = {
     "unknown key": ("doc_to_txt: x", ("mine.yaml", "doc_to_txt", "correct")),
-    "unknown function": ("process_results: !function harness_ext.hooks.score_everything", ("score_everything", "correct")),
+    "unknown function": (
+        "process_results: !function harness_ext.hooks.score_everything",
+        ("score_everything", "correct"),
+    ),
     "unknown template field": ("description: '{{nothing.here}}'\ndoc_to_target: '{{lable}}'", ("'lable'", "correct")),
     "template syntax": ("doc_to_target: '{{label'", ("mine.yaml", "correct")),
     "unknown metric": ("metric_list: [{metric: acuracy}]", ("mine.yaml", "correct")),
@@ -332,7 +377,9 @@ def test_sample_questions() -> None:
     assert 0.28 <= unanswerable / passages.total() <= 0.38
 
 
-@pytest.mark.parametrize(("dataset", "column"), [("sst2", "sentence"), ("squad_v2", "context"), ("squad_v2", "question")])
+@pytest.mark.parametrize(
+    ("dataset", "column"), [("sst2", "sentence"), ("squad_v2", "context"), ("squad_v2", "question")]
+)
 def test_sample_splits_do_not_overlap(dataset: str, column: str) -> None:
     train, validation = ({plain(doc[column]) for doc in sample(dataset, split)} for split in ("train", "validation"))
     assert not train & validation

@@ -108,9 +108,11 @@ def test_output_type_shows(folder: Path) -> None:
 
 def test_options_of_a_metric_show(folder: Path) -> None:
     prints = [
-        fingerprint(made(process_results=None, metric_list=[{"metric": "exact_match", "ignore_case": value}]), PromptSettings())
+        fingerprint(
+            made(process_results=None, metric_list=[{"metric": "exact_match", "ignore_case": value}]), PromptSettings()
+        )
         for value in (True, False)
-    ]  # fmt: skip
+    ]
     assert differing(*prints) == ["process_results"]
 
 
@@ -121,9 +123,10 @@ SETTING_CHANGES: dict[str, tuple[PromptSettings, PromptSettings, str]] = {
     "chat template": (PromptSettings(), PromptSettings(apply_chat_template=True), "chat_template"),
     "one turn": (
         PromptSettings(num_fewshot=2, apply_chat_template=True),
-        PromptSettings(num_fewshot=2, apply_chat_template=True, fewshot_as_multiturn=False), "fewshot",
+        PromptSettings(num_fewshot=2, apply_chat_template=True, fewshot_as_multiturn=False),
+        "fewshot",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("before", "after", "field"), SETTING_CHANGES.values(), ids=SETTING_CHANGES)
@@ -232,8 +235,12 @@ def test_the_same_in_another_process() -> None:
         f"print(json.dumps([fingerprint(load_task(name), PromptSettings(num_fewshot=1)) for name in {names}]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": "77"}, check=True, capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONHASHSEED": "77"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     here = [fingerprint(load_task(name), PromptSettings(num_fewshot=1)) for name in names]
     assert json.loads(done.stdout) == [list(each) for each in here]
 

@@ -124,14 +124,10 @@ def test_training_ids_are_evaluation_ids(
         assert (context.index(tiny_lm.prefix_token_id), context.count(tiny_lm.prefix_token_id)) == (0, 1)
 
 
-@pytest.mark.parametrize(
-    "settings", [SETTINGS["plain"], MORE_SETTINGS["chat system"]], ids=["plain", "chat system"]
-)  # fmt: skip
+@pytest.mark.parametrize("settings", [SETTINGS["plain"], MORE_SETTINGS["chat system"]], ids=["plain", "chat system"])
 def test_examples_end_in_one_end_token(task: ConfigurableTask, settings: PromptSettings, tiny_lm: HFLM) -> None:
     docs = task.validation_docs().select(range(60))
-    examples = build_examples(
-        task, docs, settings, tiny_lm, limit=None, validation_size=20, max_length=10_000, seed=3
-    )  # fmt: skip
+    examples = build_examples(task, docs, settings, tiny_lm, limit=None, validation_size=20, max_length=10_000, seed=3)
     made = sorted((pair.context, pair.continuation) for pair in (*examples.training, *examples.validation))
     end = tiny_lm.tokenizer.eos_token_id
     encodings = [encode(task, each, tiny_lm) for each in render(task, docs, settings, tiny_lm)]
@@ -193,13 +189,17 @@ def make_task(folder: Path, **config: Any) -> ConfigurableTask:
 
 CHOICE = {"output_type": "multiple_choice", "doc_to_choice": ["no", "yes"], "doc_to_target": "label"}
 SHAPES: dict[str, tuple[dict[str, Any], str]] = {  # and the gold continuation of the first document, plain
-    "space at the end of the context": ({**CHOICE, "doc_to_text": "Q: {{question}}\nA: ", "target_delimiter": ""}, "yes"),
+    "space at the end of the context": (
+        {**CHOICE, "doc_to_text": "Q: {{question}}\nA: ", "target_delimiter": ""},
+        "yes",
+    ),
     "label as a word": ({**CHOICE, "doc_to_target": "{{['no', 'yes'][label]}}"}, " yes"),
     "several golds": ({**CHOICE, "doc_to_target": "{{[['no', 'yes'][label], 'no']}}"}, " yes"),
     "no context": ({**CHOICE, "doc_to_text": ""}, " yes"),
     "mutual information": ({**CHOICE, "metric_list": [{"metric": "acc_mutual_info"}]}, " yes"),
     "choices in the context": (
-        {**CHOICE, "doc_to_text": "label", "doc_to_choice": "{{['No', 'Yes']}}", "doc_to_target": "{{answer}}"}, " yes indeed",
+        {**CHOICE, "doc_to_text": "label", "doc_to_choice": "{{['No', 'Yes']}}", "doc_to_target": "{{answer}}"},
+        " yes indeed",
     ),
     "scored choice with a prefix": ({**CHOICE, "gen_prefix": "Answer:"}, " yes"),
     "one continuation": ({"output_type": "loglikelihood", "doc_to_target": " {{answer}}"}, " yes indeed"),
@@ -208,12 +208,17 @@ SHAPES: dict[str, tuple[dict[str, Any], str]] = {  # and the gold continuation o
     "generated, several references": ({"doc_to_target": "{{[answer, 'x']}}"}, " yes indeed"),
     "generated after a prefix": ({"gen_prefix": "Answer:"}, " yes indeed"),
     "generated after a prefix with a space": ({"gen_prefix": "Answer: "}, "yes indeed"),
-    "generated after a prefix, answer with a space": ({"gen_prefix": "Answer:", "doc_to_target": " {{answer}}"}, " yes indeed"),
+    "generated after a prefix, answer with a space": (
+        {"gen_prefix": "Answer:", "doc_to_target": " {{answer}}"},
+        " yes indeed",
+    ),
     "generated label": ({"doc_to_choice": ["no", "yes"], "doc_to_target": "label"}, " yes"),
-}  # fmt: skip
+}
 
 
-@pytest.mark.parametrize("settings", [SETTINGS["plain"], SETTINGS["few-shot"], SETTINGS["chat"]], ids=["plain", "few-shot", "chat"])
+@pytest.mark.parametrize(
+    "settings", [SETTINGS["plain"], SETTINGS["few-shot"], SETTINGS["chat"]], ids=["plain", "few-shot", "chat"]
+)
 @pytest.mark.parametrize(("config", "continuation"), SHAPES.values(), ids=SHAPES)
 def test_every_shape_of_task(
     config: dict[str, Any], continuation: str, settings: PromptSettings, tmp_path: Path, tiny_lm: HFLM
@@ -262,11 +267,17 @@ UNRENDERABLE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "label too high": (CHOICE, {"question": "?", "label": 2}, "label 2 is outside its 2 choices"),
     "label below zero": (CHOICE, {"question": "?", "label": -1}, "label -1 is outside its 2 choices"),
     "label too high, mutual information": (
-        {**CHOICE, "metric_list": [{"metric": "acc_mutual_info"}]}, {"question": "?", "label": 2}, "outside its 2 choices",
+        {**CHOICE, "metric_list": [{"metric": "acc_mutual_info"}]},
+        {"question": "?", "label": 2},
+        "outside its 2 choices",
     ),
     "word that is no choice": (UNSURE, {"question": "?", "label": 2}, "'2!' is not in list"),
-    "no reference": ({"doc_to_target": "{{[answer] if answer else []}}"}, {"question": "?", "answer": ""}, "out of range"),
-}  # fmt: skip
+    "no reference": (
+        {"doc_to_target": "{{[answer] if answer else []}}"},
+        {"question": "?", "answer": ""},
+        "out of range",
+    ),
+}
 
 
 @pytest.mark.parametrize(("config", "row", "told"), UNRENDERABLE.values(), ids=UNRENDERABLE)

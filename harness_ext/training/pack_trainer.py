@@ -1,0 +1,100 @@
+"""A `transformers.Trainer` on batches of packs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+from harness_ext.errors import TrainingError
+from harness_ext.training.batches import GroupedBatches
+
+
+class PackTrainer(Trainer):
+    """A Trainer whose batches are packs, run one after the other, their gradients summed.
+
+    The loss is the cross-entropy of the label tokens, divided by their number over all devices and accumulation steps.
+    """
+
+    def __init__(self, *args: Any, batches: GroupedBatches, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._batches = batches
+        self._started = time.monotonic()
+        self._label_tokens = 0
+        self._earlier: dict[str, Any] | None = None
+        self.model_accepts_loss_kwargs = True  # makes Trainer count the label tokens of a whole step
+        self._loss_shifts_labels = False
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches of the grouped sampler, sharded over processes by accelerate."""
+        loader = DataLoader(self.train_dataset, batch_sampler=self._batches, collate_fn=self.data_collator)
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """The batches of a step and their label tokens over all devices, which are counted."""
+        samples, count = super().get_batch_samples(*args, **kwargs)
+        self._label_tokens += int(count or 0)
+        return samples, count
+
+    def training_step(self, model: Any, inputs: Mapping[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Backward pass over all packs of a batch; gradients meet other devices' at the last pack only."""
+        model.train()
+        packs = inputs["packs"]
+        scale = self.accelerator.num_processes / num_items_in_batch
+        total = torch.zeros((), device=self.args.device)
+        for number, pack in enumerate(packs):
+            last = number == len(packs) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                loss = -pack.target_logprobs(model).sum() * scale
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        if not torch.isfinite(total):
+            raise TrainingError(
+                f"the training loss became {total.item()} after step {self.state.global_step}; lower --learning-rate"
+            )
+        return total
+
+    @torch.no_grad()
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Cross-entropy per label token of the held-out examples, each counted once over all devices."""
+        held_out, state = self.eval_dataset or [], self.accelerator
+        mine = held_out[state.process_index :: state.num_processes]
+        sums = torch.zeros(2, device=self.args.device)  # negative log-likelihood, label tokens
+        self.model.eval()
+        for start in range(0, len(mine), self.args.eval_batch_size):
+            for pack in self.data_collator(mine[start : start + self.args.eval_batch_size])["packs"]:
+                logprobs = pack.to(self.args.device).target_logprobs(self.model)
+                sums += torch.stack([-logprobs.sum(), torch.tensor(float(len(logprobs)), device=sums.device)])
+        total, count = state.reduce(sums, "sum").tolist()
+        metrics = {"eval_loss": total / count if count else math.nan}
+        self.log(dict(metrics))
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Report; with the seconds and label tokens so far, which a resumed run has to know."""
+        if self._earlier is None:  # the first report of this process: all others come from before it was resumed
+            reports = [entry for entry in self.state.log_history if "seconds" in entry]
+            self._earlier = reports[-1] if reports else {"seconds": 0.0, "label_tokens": 0}
+        logs["seconds"] = round(self._earlier["seconds"] + time.monotonic() - self._started, 1)
+        logs["label_tokens"] = self._earlier["label_tokens"] + self._label_tokens
+        super().log(logs, start_time)
+
+    def mean_loss(self) -> float:
+        """Mean loss over all steps, those before a resumed run included."""
+        total, before = 0.0, 0
+        for entry in self.state.log_history:
+            if "loss" in entry:
+                total += entry["loss"] * (entry["step"] - before)
+                before = entry["step"]
+        return total / before if before else math.nan
+
+    def floating_point_ops(self, *_: Any) -> int:
+        """Not counted: Trainer's estimate assumes padded batches."""
+        return 0

@@ -1,0 +1,225 @@
+"""The command line: help with an example, one line for an error, and the commands of the documentation."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import harness_ext
+from harness_ext import cli
+from harness_ext.protocol.datasets import DATA_VARIABLE
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("**/*.md"), *(ROOT / "adapters").glob("*/README.md")])
+
+
+def run(*arguments: str) -> int:
+    """Exit code, whether returned or raised by argparse."""
+    try:
+        return cli.main(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+# -- help --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", cli.PARSERS)
+def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command, "--help") == 0
+    text = capsys.readouterr().out
+    _, heading, example = re.split(r"^(examples?:)$", text, maxsplit=1, flags=re.MULTILINE)
+    assert heading
+    assert re.search(rf"harness-ext {command}\b|lm_eval ", example)
+
+
+@pytest.mark.parametrize("command", cli.PARSERS)
+def test_examples_of_the_help_parse(command: str) -> None:
+    for words in commands(f"```\n{cli.PARSERS[command]().epilog}\n```"):
+        parse(words)
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ((), ("--help",)):
+        assert run(*arguments) == 0
+        text = capsys.readouterr().out
+        assert not [command for command in cli.PARSERS if f"\n  {command} " not in text]
+
+
+def test_every_recipe_field_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    run("train", "--help")
+    text = capsys.readouterr().out
+    for field in harness_ext.Recipe.__dataclass_fields__:
+        assert field == "task" or f"--{field.replace('_', '-')}" in text
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"harness-ext {harness_ext.__version__}\n"
+
+
+def test_tasks_path_is_a_folder_of_tasks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("tasks-path") == 0
+    folder = Path(capsys.readouterr().out.rstrip("\n"))
+    assert {"sst2_choice.yaml", "squad_v2_generate.yaml"} <= {file.name for file in folder.rglob("*.yaml")}
+
+
+# -- errors ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["evaluate"], "'evaluate'"),
+        (["--no-such"], "COMMAND"),
+        (["compare"], "RESULTS"),
+        (["compare", "results", "--fromat", "json"], "--fromat"),
+        (["compare", "results", "--format", "xlsx"], "'xlsx'"),
+        (["train", "sst2_choice", "--learning-rat", "1"], "--learning-rat"),  # flags are never guessed
+        (["eval", "--tasks", "sst2_choice", "--adaptors", "x"], "--adaptors"),
+        (["fetch"], "NAME"),
+        (["tasks-path", "--loud"], "--loud"),
+    ],
+)
+def test_a_misused_command_exits_with_2(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert told in shown.err.splitlines()[-1]
+
+
+def recipe(folder: Path, **values: object) -> str:
+    file = folder / "recipe.yaml"
+    file.write_text(
+        json.dumps({"task": "sst2_choice", "model": "nowhere/model", "output": str(folder / "out"), **values})
+    )
+    return str(file)
+
+
+UNTRAINABLE = {
+    "unknown key": ({"learning_rat": 1}, (), ("'learning_rat'", "did you mean 'learning_rate'?")),
+    "impossible value": ({}, ("--lora-rank", "0"), ("--lora-rank must be positive", "got 0")),
+    "value of another kind": ({}, ("--epochs", "many"), ("epochs", "many")),
+    "no such recipe": ({}, ("--recipe", "no/recipe.yaml"), ("no/recipe.yaml", "check the path")),
+    "no model": ({"model": None}, (), ("'model'", "--model")),
+    "no such model": ({"model": "./nowhere"}, (), ("nowhere",)),
+}
+
+
+@pytest.mark.parametrize(("values", "flags", "told"), UNTRAINABLE.values(), ids=UNTRAINABLE)
+def test_train_refuses(
+    values: dict[str, object],
+    flags: tuple[str, ...],
+    told: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("train", "--recipe", recipe(tmp_path, **values), *flags) == 2
+    assert_one_line(capsys, told)
+    assert {child.name for child in tmp_path.iterdir()} == {"recipe.yaml"}  # nothing is left behind
+
+
+def assert_one_line(capsys: pytest.CaptureFixture[str], told: tuple[str, ...]) -> None:
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("harness-ext: ")
+    assert not [part for part in told if part not in lines[0]], lines[0]
+
+
+@pytest.mark.slow  # lm-eval's own tasks are indexed before a name is called unknown
+def test_train_on_an_unknown_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "sst2_choise", "--model", "./nowhere", "--output", str(tmp_path / "out")) == 2
+    assert_one_line(capsys, ("'sst2_choise'", "did you mean 'sst2_choice'?"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_on_an_empty_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sst2").mkdir()
+    (tmp_path / "sst2" / "train.jsonl").write_text("")
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
+    assert run("train", "sst2_choice", "--model", "./nowhere", "--output", str(tmp_path / "out")) == 2
+    assert_one_line(capsys, ("train.jsonl is empty",))
+
+
+ELSEWHERE = {
+    "compare: no such folder": (("compare", "no/results"), ("no/results",)),
+    "fetch: unknown name": (("fetch", "smollm2-135m"), ("'smollm2-135m'", "smollm2-135m-instruct")),
+    "eval: no model": (("eval", "--tasks", "sst2_choice"), ("--model_args pretrained=MODEL",)),
+    "eval: no such model": (("eval", "--tasks", "sst2_choice", "--model_args", "pretrained=./nowhere"), ("nowhere",)),
+    "eval: no such adapter": (
+        ("eval", "--tasks", "sst2_choice", "--model_args", "pretrained=x", "--adapters", "no/adapter"),
+        ("no/adapter",),
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "told"), ELSEWHERE.values(), ids=ELSEWHERE)
+def test_errors_are_one_line(
+    arguments: tuple[str, ...], told: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 2
+    assert_one_line(capsys, told)
+
+
+@pytest.mark.slow
+def test_a_real_process_shows_no_traceback(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "harness_ext.cli", "train", "--recipe", recipe(tmp_path, model="./nowhere")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")},
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1  # nor progress, nor what libraries have to say
+    assert done.stderr.startswith("harness-ext: no model folder nowhere")
+
+
+# -- the commands of the documentation ---------------------------------------------------------------------------
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Words after `harness-ext` of every such line in the fenced blocks of a Markdown text."""
+    for block in re.findall(r"^```[^\n]*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
+        for line in re.sub(r"\\\n\s*", " ", block).splitlines():
+            words = shlex.split(line.strip().removeprefix("$ "), comments=True) if "harness-ext" in line else []
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):  # HARNESS_EXT_DATA=… harness-ext …
+                words = words[1:]
+            if words and Path(words[0]).name == "harness-ext":
+                ends = [n for n, word in enumerate(words) if word in ("|", ">", ">>", "&&", ";", "&")]
+                yield words[1 : min(ends, default=len(words))]
+
+
+def parse(words: list[str]) -> None:
+    """Parse as `main` does, without running anything."""
+    assert words[0] in cli.PARSERS, f"no command {words[0]!r}"
+    if "--help" not in words:
+        rest = [cli._dashed(word) for word in words[1:]] if words[0] == "train" else words[1:]
+        cli.PARSERS[words[0]]().parse_args(rest)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_documented_commands_parse(document: Path) -> None:
+    for words in commands(document.read_text(encoding="utf-8")):
+        try:
+            parse(words)
+        except SystemExit:
+            pytest.fail(f"{document.name}: harness-ext {shlex.join(words)}")
+
+
+def test_commands_are_found() -> None:
+    text = (
+        "`harness-ext not-me`\n```bash\n$ harness-ext compare a b  # both\n"
+        "HARNESS_EXT_DATA=x .venv/bin/harness-ext train t \\\n    --lora_rank 4 && harness-ext demo\nmake demo\n```\n"
+    )
+    assert list(commands(text)) == [["compare", "a", "b"], ["train", "t", "--lora_rank", "4"]]
