@@ -6,11 +6,13 @@ import contextlib
 import math
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from harness_ext.errors import TrainingError
 from harness_ext.training.batches import GroupedBatches
@@ -30,6 +32,15 @@ class PackTrainer(Trainer):
         self._earlier: dict[str, Any] | None = None
         self.model_accepts_loss_kwargs = True  # makes Trainer count the label tokens of a whole step
         self._loss_shifts_labels = False
+
+    def restore_finished(self, checkpoint: Path) -> bool:
+        """Load a checkpoint of the last step, where `train` would add one more; says whether it was one."""
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if state.global_step < state.max_steps:
+            return False
+        self.state = state
+        self._load_from_checkpoint(str(checkpoint))
+        return True
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of the grouped sampler, sharded over processes by accelerate."""

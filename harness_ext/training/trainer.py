@@ -228,7 +228,8 @@ def _fit(trainer: PackTrainer, interrupt: StopOnInterrupt, recipe: Recipe, works
     checkpoint = last_checkpoint(workspace) if resume else None
     try:
         with interrupt.listening():
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            if checkpoint is None or not trainer.restore_finished(checkpoint):
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except KeyboardInterrupt as error:
         raise TrainingError(f"training of {recipe.output} was cut off; {_way_on(workspace)}") from error
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -179,6 +179,13 @@ def test_the_base_of_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 class TestReplacingFolder:
+    @staticmethod
+    def write_and_fail(target: Path, error: BaseException | None) -> None:
+        with replacing_folder(target) as partial:
+            (partial / "file").write_text("new")
+            if error:
+                raise error
+
     def test_takes_the_place(self, tmp_path: Path) -> None:
         target = tmp_path / "new" / "adapter"
         for text in ("first", "second"):
@@ -193,9 +200,8 @@ class TestReplacingFolder:
         target = tmp_path / "adapter"
         target.mkdir()
         (target / "file").write_text("old")
-        with pytest.raises(type(error)), replacing_folder(target) as partial:
-            (partial / "file").write_text("new")
-            raise error
+        with pytest.raises(type(error)):
+            self.write_and_fail(target, error)
         assert (target / "file").read_text() == "old"
         assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
@@ -211,8 +217,8 @@ class TestReplacingFolder:
             return rename(self, to)
 
         monkeypatch.setattr(Path, "rename", fail)
-        with pytest.raises(OSError, match="no"), replacing_folder(target) as partial:
-            (partial / "file").write_text("new")
+        with pytest.raises(OSError, match="no"):
+            self.write_and_fail(target, None)
         assert (target / "file").read_text() == "old"
         assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 

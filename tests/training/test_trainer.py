@@ -64,6 +64,21 @@ def nothing_left(recipe: Recipe) -> bool:
 
 
 @pytest.fixture
+def recipe_for(tiny_model_folder: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    """Makes a recipe of a few steps; any field can be set."""
+
+    def make(**values: Any) -> Recipe:
+        known: dict[str, Any] = {
+            "task": "sst2_choice", "model": str(tiny_model_folder), "output": str(tmp_path / "adapters" / "made"),
+            "lora_rank": 4, "limit": 48, "validation_size": 12, "batch_size": 8, "learning_rate": 1e-2,
+            "logging_steps": 1, "max_tokens": 400, "dtype": "float32",
+        }  # fmt: skip
+        return Recipe(**{**known, **values})
+
+    return make
+
+
+@pytest.fixture
 def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.INFO, logger="harness_ext")
     return caplog
@@ -90,7 +105,7 @@ def test_a_run_from_end_to_end(
     # loss
     curve = losses(logged)
     assert len(curve) == 20
-    assert sum(curve[-3:]) < 0.75 * sum(curve[:3])
+    assert max(curve[-3:]) < min(curve[:3]) - 0.3
     # card
     card = made.card
     assert read_card(made.folder) == card
@@ -114,18 +129,18 @@ def test_a_run_from_end_to_end(
     seen = "".join(capfd.readouterr())
     assert "{'" not in seen
     assert "loss=" in seen
-    ours = [w for w in caught if "harness_ext" in w.filename or "gradient_checkpointing" in str(w.message).split()[0]]
+    ours = [w for w in caught if "harness_ext" in w.filename or str(w.message).startswith("`gradient_checkpointing`")]
     assert not ours
 
 
 def test_the_adapter_is_what_was_trained(recipe_for: RecipeMaker, tiny_model_folder: Path) -> None:
     """On a base of its own it gives the held-out loss of the card."""
+    prompt = torch.tensor([[5, 6, 7, 8]])
     for extra in ({}, {"use_dora": True}, {"use_rslora": True}, {"init_lora_weights": "pissa"},
                   {"init_lora_weights": "olora", "use_rslora": True}, {"init_lora_weights": "gaussian"},
                   {"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj", "v_proj"]}):  # fmt: skip
         kept: dict[str, Tensor] = {}
         recipe = recipe_for(max_steps=3, **extra)
-        prompt = torch.tensor([[5, 6, 7, 8]])
         with pytest.MonkeyPatch.context() as patch:
             evaluate = PackTrainer.evaluate
 
@@ -225,14 +240,17 @@ assert (made.folder / "card.json").is_file()  # on every process
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["sst2_choice", "squad_v2_generate"])
 def test_two_processes_give_the_curve_of_one(recipe_for: RecipeMaker, tmp_path: Path, task: str) -> None:
-    """Two epochs of 32 examples: one process with two batches of 8 a step, two processes with one each."""
+    """Two epochs of 32 examples: one process with two batches of 8 a step, two processes with one each.
+
+    `accelerate launch --cpu --num_processes 2` starts a single process (accelerate 1.15, without MPI), so torch's own
+    launcher starts them, as it does under `accelerate launch --multi_gpu`; accelerate joins them by gloo.
+    """
     recipe = recipe_for(task=task, limit=32, epochs=2, batch_size=8, max_tokens=300)
     (tmp_path / "train.py").write_text(SCRIPT)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    two = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-           "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]  # fmt: skip
+    two = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
     curves, cards, adapters = [], [], []
     for launcher, accumulation in (([sys.executable], 2), (two, 1)):
         values = {
@@ -246,6 +264,7 @@ def test_two_processes_give_the_curve_of_one(recipe_for: RecipeMaker, tmp_path: 
             capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
+        assert "find_unused_parameters" not in done.stderr
         curves.append({int(step): float(loss) for step, loss in STEP.findall(done.stderr)})
         cards.append(read_card(values["output"]))
         adapters.append(load_file(Path(values["output"]) / "adapter_model.safetensors"))
@@ -384,7 +403,7 @@ def test_a_finished_run_that_could_not_be_written_is_resumed(
     recipe_for: RecipeMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No space left for the adapter itself: no step is trained twice."""
-    recipe = recipe_for(max_steps=4)  # in the middle of an epoch
+    recipe = recipe_for(max_steps=4, lr_scheduler="constant")  # in the middle of an epoch
     expected = train_adapter(recipe)
     shutil.move(expected.folder, expected.folder.with_name("expected"))
 
@@ -444,7 +463,7 @@ def test_what_is_there_is_kept_unless_told_otherwise(recipe_for: RecipeMaker) ->
     first = train_adapter(recipe).card
     with pytest.raises(TrainingError, match="holds an adapter already; add --overwrite"):
         train_adapter(recipe)
-    with pytest.raises(TrainingError, match="no checkpoint of .* to resume"):
+    with pytest.raises(TrainingError, match=r"no checkpoint of .* to resume"):
         train_adapter(with_values(recipe, output=f"{output}2"), resume=True)
     second = train_adapter(with_values(recipe, seed=1), overwrite=True).card
     assert second.seed == 1
@@ -464,7 +483,7 @@ def test_an_output_that_cannot_be_made(recipe_for: RecipeMaker, tmp_path: Path) 
 def test_too_little_disk_space_is_said_before_training(
     recipe_for: RecipeMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = namedtuple("usage", "total used free")  # noqa: PYI024
+    usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10**6))
     monkeypatch.setattr(PackTrainer, "train", lambda *_, **__: pytest.fail("training began"))
     recipe = recipe_for()

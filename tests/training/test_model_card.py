@@ -1,0 +1,51 @@
+"""The README of an adapter: front matter that the Hub can read, and every fact of the card."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from harness_ext.models.adapters import AdapterCard
+from harness_ext.models.sources import FETCHABLE
+from harness_ext.training.model_card import model_card
+
+CARD = AdapterCard(
+    base="someone/model-1b", base_revision=None, base_sha256="b" * 64, task="sst2_choice", fingerprint="f" * 64,
+    fingerprint_fields={"version": "1.0"}, recipe={"lora_rank": 8, "system_instruction": "{not} a: field"},
+    data_sha256="d" * 64, sample_data=False, examples=24_000, tokens=48_123, trainable_parameters=5_636_096, seed=3,
+    seconds=90.0, train_loss=0.25, validation_loss=0.3, versions={"peft": "0.21.2", "torch": "2.13.0"},
+)  # fmt: skip
+
+
+def test_it_says_what_the_card_says() -> None:
+    text = model_card(CARD, "sst2")
+    for fact in (
+        "# sst2", "someone/model-1b", "sst2_choice", "24,000 examples", "48,123 label tokens", "5,636,096",
+        "1.5 minutes",
+        "b" * 64, "f" * 64, "d" * 64, "0.25 / 0.3", "peft 0.21.2, torch 2.13.0", '"lora_rank": 8', "{not} a: field",
+        "harness-ext eval --model_args peft=adapters/sst2 --tasks sst2_choice", "harness-ext compare results/sst2",
+    ):  # fmt: skip
+        assert fact in text, fact
+    assert "small sample" not in text
+    assert text.count("```") % 2 == 0
+
+
+@pytest.mark.parametrize("base", ["someone/model-1b", "1e3", "yes", "a: b", *FETCHABLE])
+def test_front_matter(base: str) -> None:
+    _, front, body = model_card(replace(CARD, base=base), "sst2").split("---\n", 2)
+    values = yaml.safe_load(front)
+    assert values["base_model"] == (FETCHABLE[base].upstream_id if base in FETCHABLE else base)
+    assert values["library_name"] == "peft"
+    assert values["pipeline_tag"] == "text-generation"
+    assert "lora" in values["tags"]
+    assert body.startswith("\n# sst2")
+
+
+def test_what_is_not_known_is_said() -> None:
+    text = model_card(replace(CARD, base_sha256=None, validation_loss=None, sample_data=True), "x")
+    assert "not known" in text
+    assert "none held out" in text
+    assert "**Trained on the small sample" in text
+    assert "None" not in text
