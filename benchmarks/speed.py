@@ -1,4 +1,4 @@
-"""`hf` against `hf-tree`, and padded against tree training: ratios, side by side in one run, each with its equality check.
+"""`hf` against `hf-tree`, and padded against tree training: ratios, side by side, each with its equality check.
 
     HARNESS_EXT_DATA=DIR python benchmarks/speed.py --output docs/benchmarks.md
 

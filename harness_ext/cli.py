@@ -8,11 +8,10 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
-
-import yaml
 
 import harness_ext
 from harness_ext.errors import HarnessExtError, suggest
@@ -108,6 +107,8 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    # peft and transformers name each other's deprecated attributes, which is no concern of the user
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
 
 
 # -- fetch -------------------------------------------------------------------------------------------------------
@@ -170,19 +171,21 @@ def _as_yaml(value: Any) -> str:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from harness_ext.training.recipe import Recipe, read_recipe, recipe_from
+    from harness_ext.training.recipe import Recipe, from_text, read_recipe, recipe_from
     from harness_ext.training.trainer import train_adapter
 
     values = read_recipe(options.recipe) if options.recipe else {}
     for field in dataclasses.fields(Recipe):
         given = getattr(options, field.name)
         if given is not None:
-            values[field.name] = yaml.safe_load(given) if isinstance(given, str) and field.type != "str" else given
+            values[field.name] = from_text(field.name, given) if isinstance(given, str) else given
     recipe = recipe_from(values, source=options.recipe or "train")
     trained = train_adapter(
         recipe, resume=options.resume, overwrite=options.overwrite, include_path=tuple(options.include_path)
     )
     card = trained.card
+    if int(os.environ.get("RANK", "0")):
+        return 0
     held_out = "" if card.validation_loss is None else f", held-out loss {card.validation_loss:.4f}"
     print(f"{trained.folder}: {card.examples:,} examples, {card.seconds / 60:.1f} minutes, "
           f"loss {card.train_loss:.4f}{held_out}")  # fmt: skip
@@ -331,7 +334,7 @@ def _tasks_path(_: argparse.Namespace) -> int:
 
 def _demo_parser() -> argparse.ArgumentParser:
     parser = _command(
-        "demo", _demo, "The main job from end to end: a real model, zero-shot, trained, evaluated, compared.",
+        "demo", _demo, "The main job from end to end: a real model, zero-shot, trained, compared.",
         "  harness-ext demo",
     )  # fmt: skip
     parser.add_argument("--output", default="demo", metavar="DIR", help="where adapter and results go (default: demo/)")

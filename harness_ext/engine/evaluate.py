@@ -266,7 +266,8 @@ def _our_key(
         "fingerprints": {name: each.digest for name, each in prints.items()},
         "fingerprint_fields": {name: each.fields for name, each in prints.items()},
         "sample_data": any(
-            datasets.is_sample(task.config.custom_dataset, task.config.dataset_kwargs, task.config.metadata) for task in tasks
+            datasets.is_sample(task.config.custom_dataset, task.config.dataset_kwargs, task.config.metadata)
+            for task in tasks
         ),
         "seconds": round(seconds, 2),
         "threads": torch.get_num_threads(),

@@ -31,7 +31,7 @@ from harness_ext.engine.generation import Generated, Sampler, StopRule, TreeDeco
 from harness_ext.engine.scoring import NanLogits, ScoredContinuation, score_continuations
 from harness_ext.errors import ModelError
 from harness_ext.models.adapters import AdapterSwitch
-from harness_ext.models.forward import SUPPORT_TOLERANCE, TokenPair, why_no_trees
+from harness_ext.models.forward import LOW_PRECISION_TOLERANCE, SUPPORT_TOLERANCE, TokenPair, why_no_trees
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ class TreeLM(HFLM):
         self.cache_tokens = int(cache_tokens)
         self.generation_records: dict[str, GenerationRecord] = {}
         self._reasons: dict[str, str | None] = {}  # why the model as it stands takes no trees
+        self._longest_checked = 0  # tokens: a longer sequence may be longer than a sliding window
 
     def _create_model(self, *args: Any, peft: str | None = None, **kwargs: Any) -> None:
         """Load the base as `hf` does, and put the adapter on it without resizing the base's embedding."""
@@ -122,11 +123,10 @@ class TreeLM(HFLM):
     def _takes_trees(self, pairs: Sequence[TokenPair]) -> bool:
         """Whether the model, with the adapter it has now, takes trees; found out on the first requests."""
         key = str(self.peft)
-        if key not in self._reasons:
-            probe = sorted(pairs, key=lambda pair: (len(pair.context), pair))[:3] + list(pairs[:2])
-            self._reasons[key] = (
-                why_no_trees(self.model, probe) if self.backend == "causal" else "it is no causal model"
-            )
+        longest = max((len(pair.context) + len(pair.continuation) for pair in pairs), default=0)
+        if key not in self._reasons or (self._reasons[key] is None and longest > self._longest_checked):
+            self._longest_checked = max(self._longest_checked, longest)
+            self._reasons[key] = why_no_trees(self.model, pairs)
             if self._reasons[key] is not None:
                 logger.warning("%s goes without prefix trees: %s", self.pretrained, self._reasons[key])
         return self._reasons[key] is None
@@ -187,7 +187,8 @@ class TreeLM(HFLM):
                 logits = self.model(ids[:, :-1]).logits[0, len(prompt) - 1 :].float()  # (tokens, V)
             chosen = logits.gather(1, ids[0, len(prompt) :, None])[:, 0]
             gap = float((logits.amax(dim=-1) - chosen).max())
-            self._reasons[key] = None if gap <= SUPPORT_TOLERANCE else f"its cached answers differ ({gap:.2g} nats)"
+            tolerance = SUPPORT_TOLERANCE if self.model.dtype == torch.float32 else LOW_PRECISION_TOLERANCE
+            self._reasons[key] = None if gap <= tolerance else f"its cached answers differ ({gap:.2g} nats)"
             if self._reasons[key] is not None:
                 logger.warning("%s generates without prefix trees: %s", self.pretrained, self._reasons[key])
         return self._reasons[key] is None

@@ -5,7 +5,7 @@ import json
 import random
 
 import pytest
-from conftest import labelled, sample
+from lm_eval_files import labelled, sample
 from rich.console import Console
 
 from harness_ext.analysis.leaderboard import compare_runs, find_baseline

@@ -6,10 +6,10 @@ from pathlib import Path
 import lm_eval
 import numpy as np
 import pytest
-from conftest import DATE, labelled, sample
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.dummy import DummyLM
 from lm_eval.tasks import TaskManager
+from lm_eval_files import DATE, labelled, sample
 
 from harness_ext.analysis.results import load_runs, parse_model_args
 from harness_ext.errors import ResultsError
