@@ -91,7 +91,8 @@ def section(study: Study, runs: Sequence[Run]) -> str:
     lines = [
         f"## {study.title}",
         "",
-        f"`{study.adapter}`: {card.examples:,} training examples, {card.recipe['epochs']:g} pass(es), seed {card.seed}, "
+        f"`{study.adapter}`: {card.examples:,} training examples, {card.recipe['epochs']:g} pass(es), "
+        f"seed {card.seed}, "
         f"{card.trainable_parameters:,} trainable parameters, {card.seconds / 60:.0f} minutes on two cores. "
         f"Evaluated on {', '.join(f'{n:,} documents ({task})' for task, n in sizes.items())}.",
         "",

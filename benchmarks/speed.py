@@ -164,8 +164,9 @@ def document(lines: Sequence[Line]) -> str:
     ]
     return f"""# Benchmarks
 
-{MODEL}, float32, {torch.get_num_threads()} threads, {platform.machine()}; Python {platform.python_version()}, {versions}.
-Both sides of a line ran one after the other in one process. Made by `make bench`.
+{MODEL}, float32, {torch.get_num_threads()} threads, {platform.machine()};
+Python {platform.python_version()}, {versions}. Both sides of a line ran one after the other in one process.
+Made by `make bench`.
 
 | what | plain | plain | trees | ratio | the same? |
 |---|---|---:|---:|---:|---|

@@ -321,7 +321,7 @@ def print_comparison(comparison: Comparison) -> None:
 def _tasks_path_parser() -> argparse.ArgumentParser:
     return _command(
         "tasks-path", _tasks_path, "Print the folder of our tasks.",
-        "  lm_eval --model hf --model_args pretrained=gpt2 --include_path $(harness-ext tasks-path) --tasks sst2_choice",
+        "  lm_eval --model hf --model_args pretrained=gpt2 --include_path $(harness-ext tasks-path) -t sst2_choice",
     )  # fmt: skip
 
 
