@@ -79,11 +79,11 @@ def test_tasks_path_is_a_folder_of_tasks(capsys: pytest.CaptureFixture[str]) -> 
     ("arguments", "told"),
     [
         (["evaluate"], "'evaluate'"),
-        (["--no-such"], "COMMAND"),
+        (["--no-such"], "--no-such"),
         (["compare"], "RESULTS"),
         (["compare", "results", "--fromat", "json"], "--fromat"),
         (["compare", "results", "--format", "xlsx"], "'xlsx'"),
-        (["train", "sst2_choice", "--learning-rat", "1"], "--learning-rat"),  # flags are never guessed
+        (["train", "sst2_choice", "--learning-rat", "1"], "did you mean '--learning-rate'"),  # never guessed
         (["eval", "--tasks", "sst2_choice", "--adaptors", "x"], "--adaptors"),
         (["fetch"], "NAME"),
         (["tasks-path", "--loud"], "--loud"),
