@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 Tokens = Sequence[int]
 
@@ -77,16 +78,37 @@ def iterate_packs(sequences: Sequence[Tokens], *, max_tokens: int) -> Iterator[T
     keys = [tuple(sequence) for sequence in sequences]
     if not all(keys):
         raise ValueError(f"sequence {keys.index(())} is empty: a tree holds at least one token of each")
-    builder = _PackBuilder()
-    for number in sorted(range(len(keys)), key=keys.__getitem__):
-        key = keys[number]
-        shared = builder.shared_with_last(key)
-        if builder.tokens and len(builder.tokens) + len(key) - shared > max_tokens:
-            yield builder.finish()
-            builder, shared = _PackBuilder(), 0
-        builder.add(number, key, shared)
-    if builder.tokens:
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    shared = [0] + [shared_prefix_length(keys[a], keys[b]) for a, b in pairwise(order)]
+    lengths = [len(keys[number]) for number in order]
+    start = 0
+    while start < len(order):
+        stop = _pack_end(lengths, shared, start, max_tokens)
+        builder = _PackBuilder()
+        for place in range(start, stop):
+            builder.add(order[place], keys[order[place]], shared[place] if place > start else 0)
         yield builder.finish()
+        start = stop
+
+
+def _pack_end(lengths: Sequence[int], shared: Sequence[int], start: int, max_tokens: int) -> int:
+    """Where the pack that begins at `start` ends: full, but rather between two passages than within one.
+
+    Of the places in the last half of a full pack, the cut goes where the sequences on both sides share least, since
+    what they share will stand in both packs.
+
+    >>> _pack_end([10, 12, 10, 12], [0, 8, 1, 8], 0, 26)  # two and two, not three and one
+    2
+    """
+    total, best = lengths[start], None
+    for place in range(start + 1, len(lengths)):
+        cut_is_better = best is None or shared[place] <= shared[best]
+        if total + lengths[place] - shared[place] > max_tokens:
+            return place if best is None or cut_is_better else best
+        if 2 * total >= max_tokens and cut_is_better:
+            best = place
+        total += lengths[place] - shared[place]
+    return len(lengths)
 
 
 def shared_prefix_length(one: Tokens, other: Tokens) -> int:
@@ -116,11 +138,7 @@ class _PackBuilder:
         self.positions: list[int] = []
         self.ends: list[int] = []
         self.leaves: list[Leaf] = []
-        self._last: tuple[int, ...] = ()
         self._spans: list[tuple[int, int]] = []  # of the last sequence, root to leaf
-
-    def shared_with_last(self, key: tuple[int, ...]) -> int:
-        return shared_prefix_length(self._last, key)
 
     def add(self, number: int, key: tuple[int, ...], shared: int) -> None:
         self._close_below(shared)
@@ -131,7 +149,6 @@ class _PackBuilder:
             self.ends.extend([0] * (len(key) - shared))
             self._spans.append((start, len(self.tokens)))
         self.leaves.append(Leaf(number, tuple(self._spans)))
-        self._last = key
 
     def _close_below(self, depth: int) -> None:
         """Keep the first `depth` tokens of the last path open; the subtrees of the others end here."""

@@ -45,7 +45,8 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{hub_bas
 Base and adapter under the protocol the adapter was trained with:
 
 ```
-harness-ext eval --model_args peft=adapters/{name} --tasks {task} --output_path results/{name} --log_samples
+harness-ext eval --model_args pretrained={base} --adapters adapters/{name} --tasks {task} \
+    --output_path results/{name} --log_samples
 harness-ext compare results/{name}
 ```
 
