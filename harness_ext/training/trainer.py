@@ -88,9 +88,9 @@ def train_adapter(
     output = Path(recipe.output).expanduser().absolute()
     with processes.main_process_first():
         workspace = claim_workspace(output, recipe.output, resume=resume, overwrite=overwrite)
+    base = resolve_model(recipe.model)
     task = load_task(recipe.task, include_path=include_path)
     docs = training_docs(task)
-    base = resolve_model(recipe.model)
     set_seed(recipe.seed)
     model, tokenizer = _load_base(base, recipe)
     learning_rate = recipe.learning_rate_for(model.num_parameters())
@@ -105,7 +105,7 @@ def train_adapter(
             prepare(workspace, peft_model, recipe, examples, resume=resume)
         trainer, interrupt = _make_trainer(peft_model, tokenizer, examples, recipe, workspace, learning_rate)
         _fit(trainer, interrupt, recipe, workspace, resume=resume)
-    sample = datasets.is_sample(task.config.custom_dataset, task.config.dataset_kwargs)
+    sample = datasets.is_sample(task.config.custom_dataset, task.config.dataset_kwargs, task.config.metadata)
     card = _card(recipe, base, fingerprint(task, recipe.prompt, lm), examples, trainer, sample)
     if processes.is_main_process:
         _write(trainer, output, recipe, card, workspace)
