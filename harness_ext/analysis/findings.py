@@ -61,7 +61,7 @@ def _percent(result: TaskResult, metric: str) -> float | None:
     if metric not in result.metrics:
         return None
     value = result.metrics[metric].value
-    return value * (100 if value <= 1 else 1)
+    return value * in_points([value], result)
 
 
 def warnings_for(baseline: Run, others: Sequence[Run], rows: Sequence[Row]) -> list[str]:
