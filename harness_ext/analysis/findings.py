@@ -8,12 +8,13 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from harness_ext.analysis.comparison import Floor, Row
+from harness_ext.analysis.comparison import Floor, Row, Score
 from harness_ext.analysis.results import Run, TaskResult
 
 LEAST_PARSED = 95.0  # per cent of outputs that must be readable before a score speaks of knowledge
 _ACCURACIES = ("acc", "acc_norm", "exact_match")  # what a constant answer can be measured by
 _ABSTAINABLE = ("exact", "em", "f1")  # what always abstaining can be measured by (SQuAD v2)
+_TRIVIAL = {"abstain": "always abstaining", "majority": "always giving the most frequent answer", "chance": "guessing"}
 _LEAST_FLOOR = 10.0  # points; a most frequent reference rarer than that is no class
 _LEAST_COUNT = 5  # documents that must carry it
 
@@ -97,16 +98,22 @@ def _run_warnings(row: Row, run: Run, *, is_baseline: bool) -> list[str]:
             f"{where}: only {score.parsed:.1f} % of the outputs parsed, so {row.metric} {score.value:.1f} "
             f"measures the output format more than the skill{of_those}"
         )
-    floor = row.floor
-    if floor is None or score.value > floor.value:
-        return said
-    if floor.kind == "abstain":
-        word = "worse than" if score.value < floor.value else "no better than"
-        said.append(f"{where}: {row.metric} {score.value:.1f} is {word} always abstaining ({floor.value:.1f})")
-    elif score.value < floor.value:
-        trivial = "always giving the most frequent answer" if floor.kind == "majority" else "guessing"
-        said.append(f"{where}: {row.metric} {score.value:.1f} is below {trivial} ({floor.value:.1f})")
+    if row.floor is not None:
+        said += _floor_warnings(f"{where}: {row.metric} {score.value:.1f}", score, row.floor)
     return said
+
+
+def _floor_warnings(what: str, score: Score, floor: Floor) -> list[str]:
+    """Say when a score lies below what one constant answer gets, or cannot be told from it."""
+    trivial = _TRIVIAL[floor.kind]
+    if score.value < floor.value:
+        return [f"{what} is {'worse than' if floor.kind == 'abstain' else 'below'} {trivial} ({floor.value:.1f})"]
+    if score.value == floor.value:
+        return [f"{what} is no better than {trivial} ({floor.value:.1f})"]
+    if score.interval is not None and score.interval.low <= floor.value:
+        low = f"its interval begins at {score.interval.low:.1f}"
+        return [f"{what} cannot be told from {trivial} ({floor.value:.1f}): {low}"]
+    return []
 
 
 def notes_for(rows: Sequence[Row], margin: float, *, has_adapter: bool) -> list[str]:
