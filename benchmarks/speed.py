@@ -86,7 +86,7 @@ def evaluation(base: str, task: str, *, limit: int | None, batch_sizes: Sequence
 
 def run(base: str, task: str, model: str, limit: int | None, batch_size: int) -> VariantResults:
     """One evaluation of the base."""
-    (done,) = evaluate(base, tasks=[task], model=model, limit=limit, batch_size=batch_size, bootstrap_iters=0)
+    (done,) = evaluate(base, tasks=[task], model=model, limit=limit, batch_size=batch_size)
     return done
 
 

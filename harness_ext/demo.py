@@ -18,7 +18,7 @@ from harness_ext.training.trainer import train_adapter
 
 MODEL = "smollm2-135m-instruct"
 TASKS = ("sst2_choice", "sst2_generate")
-TRAINING_EXAMPLES = 1600
+TRAINING_EXAMPLES = 1280
 EVALUATED = None  # all documents
 
 

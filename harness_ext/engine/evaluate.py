@@ -16,7 +16,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from lm_eval.utils import handle_non_serializable
 
 import harness_ext
 from harness_ext.engine.lm import TreeLM, record_key
-from harness_ext.errors import AdapterError, ModelError, TaskError
+from harness_ext.errors import AdapterError, ModelError, TaskError, suggest
 from harness_ext.models.adapters import AdapterSwitch, check_adapter, find_base, read_card
 from harness_ext.models.sources import resolve_model
 from harness_ext.models.torch_setup import choose_device, choose_dtype
@@ -96,6 +96,11 @@ def evaluate(
     model_args = dict(settings.pop("model_args", None) or {})
     if base is not None:
         model_args["pretrained"] = base
+    known = [field.name for field in fields(EvaluatorConfig)]
+    if unknown := [name for name in settings if name not in known]:
+        raise TaskError(
+            f"evaluate knows no setting {unknown[0]!r}{suggest(unknown[0], known)}; see lm-eval's EvaluatorConfig"
+        )
     config = EvaluatorConfig(model=model, model_args=model_args, tasks=list(tasks), **settings)._configure()
     return list(run(config, adapters=adapters))
 

@@ -122,6 +122,12 @@ def test_another_prompt_than_in_training_is_reported(
 
 def bad_inputs() -> list[tuple[str, dict[str, Any], type[HarnessExtError], str]]:
     return [
+        (
+            "unknown setting",
+            {"base": "BASE", "tasks": ["sst2_choice"], "num_fewshots": 1},
+            TaskError,
+            "mean 'num_fewshot'",
+        ),
         ("no model", {"tasks": ["sst2_choice"]}, ModelError, "no model is named"),
         ("unknown task", {"base": "BASE", "tasks": ["sst2_choise"]}, TaskError, "did you mean 'sst2_choice'"),
         ("missing model folder", {"base": "./nowhere", "tasks": ["sst2_choice"]}, ModelError, "nowhere"),
