@@ -31,15 +31,17 @@ class Study:
     title: str
     adapter: str
     tasks: tuple[str, ...]
+    dev_set: int  # documents of the whole published dev set
     further_metrics: tuple[str, ...]
 
 
 STUDIES = (
-    Study("SST-2", "adapters/sst2", ("sst2_choice", "sst2_generate"), ("macro_f1", "auroc", "parsed_rate")),
+    Study("SST-2", "adapters/sst2", ("sst2_choice", "sst2_generate"), 872, ("macro_f1", "auroc", "parsed_rate")),
     Study(
         "SQuAD v2",
         "adapters/squad_v2",
         ("squad_v2_generate",),
+        11_873,
         ("f1", "HasAns_exact", "HasAns_f1", "NoAns_exact", "abstain_precision", "abstain_recall", "abstain_f1"),
     ),
 )
@@ -89,9 +91,9 @@ def section(study: Study, runs: Sequence[Run]) -> str:
     assert card is not None, f"{study.adapter} has no card"
     sizes = {task: result.n for run in runs for task, result in run.tasks.items()}
     lines = [
-        f"## {study.title}",
+        f"## {title_of(study, max(sizes.values()))}",
         "",
-        f"`{study.adapter}`: {card.examples:,} training examples, {card.recipe['epochs']:g} pass(es), "
+        f"`{study.adapter}`: {card.examples:,} training examples, {card.recipe['epochs']:g} epoch, "
         f"seed {card.seed}, "
         f"{card.trainable_parameters:,} trainable parameters, {card.seconds / 60:.0f} minutes on two cores. "
         f"Evaluated on {', '.join(f'{n:,} documents ({task})' for task, n in sizes.items())}.",
@@ -101,6 +103,11 @@ def section(study: Study, runs: Sequence[Run]) -> str:
         *further(study, runs),
     ]
     return "\n".join(lines)
+
+
+def title_of(study: Study, documents: int) -> str:
+    """A part of a dev set is not to be quoted as the whole."""
+    return study.title if documents == study.dev_set else f"{study.title} part ({documents:,})"
 
 
 def further(study: Study, runs: Sequence[Run]) -> list[str]:
