@@ -63,7 +63,6 @@ def test_training_helps(evaluated: tuple[Path, list[VariantResults]], trained: T
     folder, (base, adapter) = evaluated
     before, after = base.results["results"], adapter.results["results"]
     assert after["sst2_choice"]["log_loss,none"] < before["sst2_choice"]["log_loss,none"]
-    assert after["sst2_choice"]["acc,none"] > 0.8
     assert after["sst2_generate"]["parsed_rate,none"] == 1.0 > before["sst2_generate"]["parsed_rate,none"]
     assert trained.card.trainable_parameters == 2_442_240
     assert (trained.folder / "adapter_model.safetensors").stat().st_size < 5_000_000

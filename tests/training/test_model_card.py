@@ -25,7 +25,7 @@ def test_it_says_what_the_card_says() -> None:
         "# sst2", "someone/model-1b", "sst2_choice", "24,000 examples", "48,123 label tokens", "5,636,096",
         "1.5 minutes",
         "b" * 64, "f" * 64, "d" * 64, "0.25 / 0.3", "peft 0.21.2, torch 2.13.0", '"lora_rank": 8', "{not} a: field",
-        "harness-ext eval --model_args peft=adapters/sst2 --tasks sst2_choice", "harness-ext compare results/sst2",
+        "--adapters adapters/sst2 --tasks sst2_choice", "harness-ext compare results/sst2",
     ):  # fmt: skip
         assert fact in text, fact
     assert "small sample" not in text
