@@ -11,6 +11,7 @@ import argparse
 import gc
 import importlib.metadata
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -86,7 +87,10 @@ def evaluation(base: str, task: str, *, limit: int | None, batch_sizes: Sequence
 
 def run(base: str, task: str, model: str, limit: int | None, batch_size: int) -> VariantResults:
     """One evaluation of the base."""
-    (done,) = evaluate(base, tasks=[task], model=model, limit=limit, batch_size=batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        (done,) = evaluate(
+            base, tasks=[task], model=model, limit=limit, batch_size=batch_size, output_path=folder, log_samples=True
+        )
     return done
 
 
