@@ -141,6 +141,7 @@ class _PackBuilder:
         self._spans: list[tuple[int, int]] = []  # of the last sequence, root to leaf
 
     def add(self, number: int, key: tuple[int, ...], shared: int) -> None:
+        """Append a sequence that begins with the first `shared` tokens of the one before."""
         self._close_below(shared)
         start = len(self.tokens)
         if shared < len(key):
