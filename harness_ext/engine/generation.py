@@ -18,8 +18,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
 
+from harness_ext.models.attention import additive_mask
 from harness_ext.models.prefix_tree import TreeBatch, build_packs
 
 Sampler = Callable[[Tensor], Tensor]  # logits (B, V) -> token ids (B,)
@@ -62,6 +63,35 @@ class _Row:
     tokens: list[int] = field(default_factory=list)
 
 
+class RoomyLayer(DynamicLayer):
+    """A layer of a KV cache that grows in place: `DynamicLayer` copies all it has at every step."""
+
+    _rooms: list[Tensor]  # of keys and values, (1, heads, at least S, D)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Append states (1, heads, new, D); returns all there are."""
+        added = (key_states, value_states)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._rooms = [states[:, :, :0] for states in added]
+        old = self.get_seq_length()
+        new = old + key_states.shape[2]
+        for number, states in enumerate(added):
+            room = self._rooms[number]
+            if new > room.shape[2]:
+                heads, size = states.shape[1], states.shape[3]
+                room = torch.cat([room[:, :, :old], room.new_empty(1, heads, 2 * new - old, size)], dim=2)
+            room[:, :, old:new] = states
+            self._rooms[number] = room
+        self.keys, self.values = (room[:, :, :new] for room in self._rooms)
+        return self.keys, self.values
+
+    def keep(self, slots: Tensor) -> None:
+        """Drop all slots but these, (S,) bool."""
+        self.keys, self.values = self.keys[:, :, slots], self.values[:, :, slots]
+        self._rooms = [self.keys, self.values]
+
+
 class TreeDecoder:
     """Decodes prompts from prefix trees, with one KV cache for all unfinished rows."""
 
@@ -70,7 +100,7 @@ class TreeDecoder:
         self._sampler = sampler
         self._rule = rule
         self._cache_tokens = cache_tokens
-        self._cache = DynamicCache()
+        self._cache = Cache(layer_class_to_replicate=RoomyLayer)
         self._rows: list[_Row] = []
         self._visible = torch.zeros(0, 0, dtype=torch.bool, device=model.device)  # (B, S): which slots a row sees
 
@@ -125,16 +155,15 @@ class TreeDecoder:
         positions = [row.position for row in self._rows]
         for row in self._rows:
             row.position += 1
-        return self._forward([tokens], [positions], self._visible, keep=torch.arange(count, device=itself.device))
+        every = torch.arange(count, device=itself.device)
+        return self._forward([tokens], [positions], self._visible, keep=every)
 
     def _forward(self, tokens: list[list[int]], positions: list[list[int]], visible: Tensor, *, keep: Tensor) -> Tensor:
         dtype = self._model.get_input_embeddings().weight.dtype
-        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-        mask.masked_fill_(~visible, torch.finfo(dtype).min)
         output = self._model(
             input_ids=torch.tensor(tokens, device=visible.device),
             position_ids=torch.tensor(positions, device=visible.device),
-            attention_mask=mask[None, None],
+            attention_mask=additive_mask(visible, dtype),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=keep,
@@ -164,7 +193,7 @@ class TreeDecoder:
             return
         self._visible = self._visible[:, seen]
         for layer in self._cache.layers:
-            layer.keys, layer.values = layer.keys[:, :, seen], layer.values[:, :, seen]
+            layer.keep(seen)
 
 
 def _widened(visible: Tensor, by: int) -> Tensor:

@@ -31,12 +31,13 @@ from harness_ext.engine.generation import Generated, Sampler, StopRule, TreeDeco
 from harness_ext.engine.scoring import NanLogits, ScoredContinuation, score_continuations
 from harness_ext.errors import ModelError
 from harness_ext.models.adapters import AdapterSwitch
+from harness_ext.models.attention import use_blocks
 from harness_ext.models.forward import LOW_PRECISION_TOLERANCE, SUPPORT_TOLERANCE, TokenPair, why_no_trees
 
 logger = logging.getLogger(__name__)
 
 PACK_TOKENS = 1024
-CACHE_TOKENS = 4096
+CACHE_TOKENS = 8192
 WARPERS = {"temperature", "top_k", "top_p", "min_p"}
 GENERATION_KEYS = WARPERS | {"do_sample", "until", "max_gen_toks"}
 
@@ -69,6 +70,7 @@ class TreeLM(HFLM):
         self, *args: Any, pack_tokens: int = PACK_TOKENS, cache_tokens: int = CACHE_TOKENS, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
+        use_blocks(self.model)
         self.pack_tokens = int(pack_tokens)
         self.cache_tokens = int(cache_tokens)
         self.generation_records: dict[str, GenerationRecord] = {}

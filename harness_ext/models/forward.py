@@ -21,12 +21,14 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from harness_ext.models.attention import additive_mask
 from harness_ext.models.prefix_tree import TreeBatch, iterate_packs
 
 logger = logging.getLogger(__name__)
 
-SUPPORT_TOLERANCE = 1e-3  # nats; float32 packs differ from single passes by about 1e-5
+SUPPORT_TOLERANCE = 1e-3  # nats; float32 packs differ from plain passes by about 1e-5
 LOW_PRECISION_TOLERANCE = 0.1  # nats, on average over tokens
+PROBE_TOKENS, MAX_PROBES = 320, 32
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
 RECURRENT = (
     "mamba",
@@ -104,8 +106,7 @@ class TreePack:
         """Additive mask (1, 1, T, T): 0 where a token sees an ancestor or itself, the dtype's minimum elsewhere."""
         index = torch.arange(len(self.ends), device=self.ends.device)
         visible = (index[None, :] <= index[:, None]) & (index[:, None] < self.ends[None, :])  # (query, key)
-        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-        return mask.masked_fill_(~visible, torch.finfo(dtype).min)[None, None]
+        return additive_mask(visible, dtype)
 
     def target_logits(self, model: Any) -> Tensor:
         """Logits (R, V) of every row that predicts something."""
@@ -246,14 +247,20 @@ def _known_exclusion(model: Any, longest: int) -> str | None:
 
 
 def _made_up(model: Any, longest: int) -> list[TokenPair]:
-    """Sequences of arbitrary tokens that branch at two depths and differ in length; predicted but for their first."""
+    """Sequences of arbitrary tokens that branch at two depths and differ in length; predicted but for their first.
+
+    Enough of them that attention is cut into blocks.
+    """
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    lengths = [min(length, longest) for length in (24, 13, 19, 17)]
-    shared = [0, lengths[0] // 2, lengths[0] // 2, lengths[0] // 4]
     rows: list[list[int]] = []
-    for number, (length, kept) in enumerate(zip(lengths, shared, strict=True)):
+    tokens = 0
+    while tokens < PROBE_TOKENS and len(rows) < MAX_PROBES:
+        number = len(rows)
+        length = min(64 - 5 * (number % 4), longest)
+        kept = min(longest, 64) // (2 + 2 * (number % 2)) if rows else 0
         rows.append(rows[0][:kept] if rows else [])
         rows[-1] += [(37 * index + 11 * number + 1) % vocabulary for index in range(kept, length)]
+        tokens += length - kept
     return [TokenPair(row[:1], row[1:]) for row in rows if len(row) > 1]
 
 
@@ -269,8 +276,7 @@ def _layout_ignored(model: Any, probes: Sequence[TokenPair]) -> str | None:
     pack = pack.to(model.device)
     size = len(pack.ends)
     logits = pack.target_logits(model)
-    in_memory_order = torch.arange(size, device=pack.ends.device)[None]
-    if torch.equal(replace(pack, position_ids=in_memory_order).target_logits(model), logits):
+    if torch.equal(replace(pack, position_ids=pack.position_ids.flip(1)).target_logits(model), logits):
         return "it ignores position ids"
     if torch.equal(replace(pack, ends=torch.full_like(pack.ends, size)).target_logits(model), logits):
         return "it ignores an attention mask of its own for every token"
@@ -278,11 +284,10 @@ def _layout_ignored(model: Any, probes: Sequence[TokenPair]) -> str | None:
 
 
 def _disagreement(model: Any, sequences: Sequence[TokenPair]) -> str | None:
-    """Hold one tree over the sequences against a single pass for each."""
+    """Hold one tree over the sequences against the plain pass."""
     (pack,) = tree_packs(sequences, max_tokens=10**9)
     tree = pack.to(model.device).target_logprobs(model)
-    singles = [PaddedPack.of([n], sequences, pad_token_id=0).to(model.device) for n in pack.sequences]
-    plain = torch.cat([single.target_logprobs(model) for single in singles])
+    plain = PaddedPack.of(pack.sequences, sequences, pad_token_id=0).to(model.device).target_logprobs(model)
     both_nan = tree.isnan() & plain.isnan()  # a broken model is broken either way: whoever uses the numbers says so
     differences = (tree - plain).abs().masked_fill(both_nan, 0.0)
     exact = _dtype(model) in (torch.float32, torch.float64)
@@ -290,7 +295,7 @@ def _disagreement(model: Any, sequences: Sequence[TokenPair]) -> str | None:
     found, allowed = (differences.max(), SUPPORT_TOLERANCE) if exact else (differences.mean(), LOW_PRECISION_TOLERANCE)
     if found <= allowed:
         return None
-    return f"a tree gives other log-probabilities than single passes (by {float(found):.2g} nats)"
+    return f"a tree gives other log-probabilities than a plain pass (by {float(found):.2g} nats)"
 
 
 def _dtype(model: Any) -> torch.dtype:

@@ -30,11 +30,13 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from harness_ext.errors import ModelError, RecipeError, TrainingError
 from harness_ext.models.adapters import AdapterCard, hub_name, replacing_folder, save_adapter
+from harness_ext.models.attention import use_blocks
 from harness_ext.models.forward import why_no_trees
 from harness_ext.models.sources import resolve_model, weights_sha256
 from harness_ext.models.torch_setup import choose_device, choose_dtype
 from harness_ext.protocol import datasets
-from harness_ext.protocol.render import Fingerprint, fingerprint, load_task, training_docs
+from harness_ext.protocol.fingerprint import Fingerprint, fingerprint
+from harness_ext.protocol.render import load_task, training_docs
 from harness_ext.training.batches import Collator, ExampleSet, GroupedBatches, build_examples, group_by_prefix
 from harness_ext.training.callbacks import StopOnInterrupt, TrainingBar
 from harness_ext.training.model_card import model_card
@@ -131,7 +133,9 @@ def _load_base(base: str, recipe: Recipe) -> tuple[Any, Any]:
         raise ModelError(f"base {recipe.model!r} cannot be loaded: {_first_line(error):.200}; check --model") from error
     if quantised:
         return prepare_model_for_kbit_training(model), tokenizer
-    return model.to(device), tokenizer
+    model = model.to(device)
+    use_blocks(model)
+    return model, tokenizer
 
 
 def _add_lora(model: Any, recipe: Recipe) -> PeftModel:

@@ -13,6 +13,8 @@ from accelerate.utils import send_to_device
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import Tensor
 
+from harness_ext.models import attention
+from harness_ext.models.attention import use_blocks
 from harness_ext.models.forward import PaddedPack, TokenPair, TreePack, padded_packs, tree_packs, why_no_trees
 
 VOCABULARY = 97
@@ -31,7 +33,14 @@ def build(architecture: str, **config: Any) -> Any:
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.25)
+    use_blocks(model)
     return model
+
+
+@pytest.fixture(autouse=True)
+def many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut attention into blocks at this size, too; `llama eager` stays dense."""
+    monkeypatch.setattr(attention, "BLOCK_COST", 64)
 
 
 def tokens(draw: random.Random, count: int) -> list[int]:
