@@ -62,13 +62,20 @@ class TreeLM(HFLM):
     Args:
         pack_tokens: tokens of one forward pass.
         cache_tokens: slots of the KV cache in generation.
+        merge: add an adapter into the base's weights while it is evaluated: faster, and equal up to rounding.
     """
 
     _model: Any
 
     def __init__(
-        self, *args: Any, pack_tokens: int = PACK_TOKENS, cache_tokens: int = CACHE_TOKENS, **kwargs: Any
+        self,
+        *args: Any,
+        pack_tokens: int = PACK_TOKENS,
+        cache_tokens: int = CACHE_TOKENS,
+        merge: bool = False,
+        **kwargs: Any,
     ) -> None:
+        self.merge = merge  # loading the model asks for it
         super().__init__(*args, **kwargs)
         use_blocks(self.model)
         self.pack_tokens = int(pack_tokens)
@@ -81,7 +88,7 @@ class TreeLM(HFLM):
         """Load the base as `hf` does, and put the adapter on it without resizing the base's embedding."""
         super()._create_model(*args, **kwargs)
         if peft is not None:
-            switch = AdapterSwitch(self._model)
+            switch = AdapterSwitch(self._model, merge=self.merge)
             switch.attach(peft, base=str(args[0] if args else kwargs["pretrained"]))
             switch.activate(peft)
             self._model = switch.model

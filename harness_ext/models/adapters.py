@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness_ext.errors import AdapterError
+from harness_ext.models.merging import MergedAdapter
 from harness_ext.models.sources import DEFAULT_OUTPUT, FETCHABLE, weights_sha256
 
 logger = logging.getLogger(__name__)
@@ -131,10 +132,16 @@ class AdapterSwitch:
 
     Switching goes by `set_adapter` and the adapters' own enable flag, both bit-exact: the base's weights stay as they
     are. Each switch is checked on a probe: the base must answer as before, an adapter otherwise than the base.
+
+    Args:
+        model: the base, on its device.
+        merge: add the active adapter into the base's weights, which are copied back at the next switch.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, merge: bool = False) -> None:
         self._base = model
+        self._merge = merge
+        self._merged: MergedAdapter | None = None
         self._peft: PeftModel | None = None
         self._names: dict[str, str] = {}
         self._active: str | None = None
@@ -168,6 +175,7 @@ class AdapterSwitch:
         config.inference_mode = True
         name = f"adapter{len(self._names)}"
         before = self._peft
+        self._unmerge()  # an adapter may take its start from the base's weights
         try:
             if self._peft is None:
                 wrapper = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
@@ -201,6 +209,7 @@ class AdapterSwitch:
             raise AdapterError(f"{adapter} is not attached; attach it before activating it")
         if self._peft is None:
             return
+        self._unmerge()
         self._active = None if adapter is None else self._names[str(adapter)]
         if self._active is None and not self._puts_tokens_first:
             self._peft.base_model.disable_adapter_layers()
@@ -208,6 +217,7 @@ class AdapterSwitch:
             if not self._puts_tokens_first:
                 self._peft.base_model.enable_adapter_layers()
             self._peft.set_adapter(self._active, inference_mode=True)
+            self._merge_active(self._peft)
         unchanged = torch.equal(self._probe(), self._base_answer)
         if adapter is not None and unchanged:
             raise AdapterError(
@@ -217,6 +227,19 @@ class AdapterSwitch:
             raise AdapterError(
                 "the base answers otherwise than before its adapters were loaded; evaluate it on its own"
             )
+
+    def _unmerge(self) -> None:
+        if self._merged is not None:
+            self._merged.undo()
+            self._merged = None
+
+    def _merge_active(self, model: PeftModel) -> None:
+        if not self._merge or self._puts_tokens_first:
+            return
+        try:
+            self._merged = MergedAdapter.of(model)
+        except (ValueError, NotImplementedError, AttributeError) as error:
+            raise AdapterError(f"the adapter cannot be merged ({_reason(error)}); leave out merge=true") from error
 
     @torch.no_grad()
     def _probe(self) -> Tensor:

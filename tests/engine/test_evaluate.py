@@ -54,6 +54,16 @@ def test_one_process_gives_the_numbers_of_separate_stock_runs(
     assert "SAMPLE" in comparison.to_markdown()
 
 
+def test_merged_adapters_give_the_same_scores(tiny_model_folder: Path, make_adapter: Callable[..., Path]) -> None:
+    adapters = [make_adapter("first", seed=1), make_adapter("second", seed=2, r=2, target_modules=["q_proj"])]
+    arguments: dict[str, Any] = {"tasks": TASKS, "adapters": adapters, "limit": 12}
+    apart = evaluate(str(tiny_model_folder), **arguments)
+    merged = evaluate(str(tiny_model_folder), model_args={"merge": True}, **arguments)
+    for one, other in zip(apart, merged, strict=True):
+        for task in TASKS:
+            assert numbers(other.results, task) == pytest.approx(numbers(one.results, task), abs=1e-4)
+
+
 def test_our_key_and_the_logged_samples(
     tiny_model_folder: Path, make_adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -71,6 +81,7 @@ def test_our_key_and_the_logged_samples(
     ours = json.loads(written.read_text())["harness_ext"]
     assert ours["variant"] == "logged"
     assert ours["sample_data"] is True
+    assert ours["card"] is None  # peft's own adapters have none
     assert len(ours["fingerprints"]["sst2_generate"]) == 64
     assert ours["fingerprint_fields"]["sst2_generate"]["fewshot"] == "0"
     (samples,) = done.folder.glob("samples_sst2_generate_*.jsonl")
@@ -114,7 +125,10 @@ def test_another_prompt_than_in_training_is_reported(
     )
     train_adapter(recipe)
     caplog.clear()
-    evaluate(str(tiny_model_folder), tasks=["sst2_choice"], adapters=[output], limit=2)
+    _, done = evaluate(str(tiny_model_folder), tasks=["sst2_choice"], adapters=[output], limit=2)
+    card = done.results["harness_ext"]["card"]
+    assert card["task"] == "sst2_choice"
+    assert card["adapter_bytes"] == (output / "adapter_model.safetensors").stat().st_size
     assert "another prompt" not in caplog.text
     evaluate(str(tiny_model_folder), tasks=["sst2_choice"], adapters=[output], limit=2, num_fewshot=1)
     assert "was trained on sst2_choice with another prompt than sst2_choice has here: fewshot" in caplog.text

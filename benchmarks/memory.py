@@ -1,0 +1,89 @@
+"""A vocabulary of 128,256 tokens: time and peak memory, each side in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from lines import Line
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+VOCABULARY = 128_256
+BATCH_SIZE = 32
+
+
+def of_a_large_vocabulary(base: str, limit: int) -> list[Line]:
+    """Score `sst2_choice` with a small random Llama of Llama 3's vocabulary, by `hf` and by `hf-tree`."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_model(base, Path(folder))
+        plain, tree = (measured(folder, model, limit) for model in ("hf", "hf-tree"))
+    difference = max(abs(a - b) for a, b in zip(plain["logprobs"], tree["logprobs"], strict=True))
+    what, same = (
+        "4-layer Llama, 128,256 tokens in the vocabulary",
+        f"largest difference of a log-probability {difference:.0e}",
+    )
+    against = f"`hf`, batch {BATCH_SIZE}"
+    return [
+        Line(f"{what}, {limit} documents", against, plain["seconds"], tree["seconds"], same, minimum=3, aim=3),
+        Line(
+            f"{what}: peak memory beyond the loaded model", against, plain["megabytes"], tree["megabytes"], same,
+            unit="MB", minimum=10, aim=10,
+        ),
+    ]  # fmt: skip
+
+
+def make_model(base: str, folder: Path) -> None:
+    """A small random Llama with the base's tokenizer."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=2048,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+
+
+def measured(folder: str, model: str, limit: int) -> dict[str, list[float]]:
+    """Run this file in a process of its own."""
+    command = [sys.executable, __file__, folder, model, str(limit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    """Score, and print seconds, megabytes and log-probabilities."""
+    from lm_eval.api.registry import get_model
+
+    import harness_ext.engine.lm  # noqa: F401 - registers hf-tree
+    from harness_ext.protocol.render import PromptSettings, load_task, render
+
+    folder, model, limit = sys.argv[1:]
+    lm = get_model(model)(pretrained=folder, device="cpu", dtype="float32", batch_size=BATCH_SIZE)
+    task = load_task("sst2_choice")
+    contexts = [doc.context for doc in render(task, list(task.eval_docs)[: int(limit)], PromptSettings(), lm)]
+    requests = [
+        (("", ""), *lm._encode_pair(context, word)) for context in contexts for word in (" negative", " positive")
+    ]
+    lm._loglikelihood_tokens(requests[:2], disable_tqdm=True)  # loading and first touch are not measured
+    before, started = peak_megabytes(), time.perf_counter()
+    scores = lm._loglikelihood_tokens(requests, disable_tqdm=True)
+    seconds = time.perf_counter() - started
+    report = {"seconds": seconds, "megabytes": max(1.0, peak_megabytes() - before)}
+    print(json.dumps({**report, "logprobs": [score[0] for score in scores]}))
+
+
+def peak_megabytes() -> float:
+    """Largest resident set of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+if __name__ == "__main__":
+    main()
