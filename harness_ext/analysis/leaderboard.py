@@ -1,79 +1,206 @@
-"""Compare runs with their baseline: paired by document, tested, put into one word, and warned about."""
+"""Compare runs with their baseline: paired by document, tested, corrected, ranked, and warned about."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import fnmatch
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-from harness_ext.analysis import statistics
-from harness_ext.analysis.comparison import Comparison, Row, Score
-from harness_ext.analysis.findings import floor_of, in_points, notes_for, parsed_points, warnings_for
-from harness_ext.analysis.pairing import Joined, check_protocol, join
-from harness_ext.analysis.results import MetricValue, Run, TaskResult
-from harness_ext.analysis.samples import SampleScores
+from harness_ext.analysis.comparability import check_allowed
+from harness_ext.analysis.comparison import Comparison
+from harness_ext.analysis.findings import costs_of, is_other_task, notes_for, warnings_for
+from harness_ext.analysis.paired import minimum_detectable_difference, needed_n, retention, verdict
+from harness_ext.analysis.ranks import ranks
+from harness_ext.analysis.rows import Row
+from harness_ext.analysis.runs import Run
+from harness_ext.analysis.seeds import Contender, contenders
+from harness_ext.analysis.statistics import ALPHA, holm
+from harness_ext.analysis.trials import Entry, Settings, Trial, read_entry, try_run, try_seeds
 from harness_ext.errors import ComparisonError, suggest
 
-_ROUNDING = 0.05  # points by which a logged metric may miss the mean of its logged scores
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One run's result of one task, with its scores where they can be read."""
-
-    run: Run
-    result: TaskResult
-    metric: MetricValue
-    scores: SampleScores | None
-    why_not: str | None = None  # there are no scores
+Order = Literal["name", "rank", "difference", "score"]
+ORDERS: tuple[str, ...] = get_args(Order)
 
 
 def compare_runs(
-    runs: Sequence[Run], *, baseline: str | None = None, metric: str | None = None, margin: float = 1.0, seed: int = 0
+    runs: Sequence[Run],
+    *,
+    baseline: str | None = None,
+    metric: str | None = None,
+    margin: float = 1.0,
+    seed: int = 0,
+    allow: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    only: Sequence[str] = (),
+    sort: Order | None = None,
+    group_seeds: bool = True,
 ) -> Comparison:
     """Compare every run with the baseline, on every task both have.
 
     Documents are paired by doc_hash; questions on one passage count as one cluster. Runs without logged
-    samples are shown and not tested.
+    samples are shown and not tested. Runs that differ only in their seed make one row.
 
     Args:
         runs: as `load_runs` returns them; names must differ.
         baseline: name of the run to compare with; None finds the one without an adapter.
         metric: to compare instead of each task's primary one.
         margin: differences up to this many points count as equivalent.
-        seed: of the permutation tests.
+        seed: of permutations and bootstraps.
+        allow: fields of the protocol that may differ; the rows are marked.
+        tasks: names or patterns (`sst2_*`) of tasks; none: all.
+        only: names or patterns of runs beside the baseline; none: all.
+        sort: of the rows of one task, and of a board's models; None: by name, a board by mean rank.
+        group_seeds: False gives every seed a row of its own.
 
     Raises:
         ComparisonError: no baseline, nothing in common, or results that are not comparable.
         ResultsError: samples that cannot be read, or a metric that a task does not have.
     """
+    if not 0 <= margin < 100:
+        raise ComparisonError(f"--margin must be at least 0 and below 100 points, got {margin:g}; choose another")
+    if sort is not None and sort not in ORDERS:
+        raise ComparisonError(f"no order {sort!r}{suggest(sort, ORDERS)}; choose from {', '.join(ORDERS)}")
+    check_allowed(allow, runs)
     chosen = find_baseline(runs, baseline)
-    others = [run for run in runs if run is not chosen]
-    tasks = sorted(task for task in chosen.tasks if any(task in run.tasks for run in others))
-    if metric is not None:
-        tasks = [task for task in tasks if _has_metric(chosen, task, metric)]
-    if not tasks:
-        raise ComparisonError(_nothing_shared(chosen, others, metric))
+    others = _matching([run for run in runs if run is not chosen], only)
+    named = _shared_tasks(chosen, others, metric, tasks)
+    entrants = contenders(others, group=group_seeds)
+    settings = Settings(margin, seed, tuple(allow))
     rows: list[Row] = []
     warnings: list[str] = []
-    for task in tasks:
-        entry = _entry(chosen, task, metric)
-        for run in others:
-            if task in run.tasks:
-                check_protocol(chosen, run, task)
-                row, said = _compare(entry, _other(entry, run), margin=margin, seed=seed)
-                rows.append(row)
-                warnings += said
-    everyone = [*warnings_for(chosen, others, rows), *warnings, *_missing_tasks(chosen, others)]
+    for task in named:
+        trials = _try_all(read_entry(chosen, task, metric), entrants, settings)
+        rows += [trial.row for trial in trials]
+        warnings += [said for trial in trials for said in trial.said]
+    rows = _sorted(decide(_with_retention(rows, entrants, margin), margin), sort or "name")
+    everyone = [*warnings_for(chosen, others, rows), *warnings, *_missing_tasks(chosen, others, named, bool(tasks))]
     return Comparison(
         baseline=chosen.name,
         margin=margin,
         rows=rows,
         warnings=list(dict.fromkeys(everyone)),
         notes=notes_for(rows, margin, has_adapter=any(run.adapter for run in others)),
+        costs=costs_of(entrants, rows),
+        sort=sort,
     )
+
+
+def decide(rows: Sequence[Row], margin: float) -> list[Row]:
+    """Give every tested row its corrected p-value and its verdict, and an undecided one what would decide it.
+
+    Args:
+        rows: of the whole comparison: Holm's correction is over all of them.
+        margin: of equivalence, in points.
+    """
+    tested = [row.paired for row in rows if row.paired is not None]
+    corrected = iter(holm([paired.p_value for paired in tested]))
+    return [row if row.paired is None else _decided(row, next(corrected), margin, len(tested)) for row in rows]
+
+
+def _decided(row: Row, p_holm: float, points: float, tests: int) -> Row:
+    assert row.paired is not None
+    margin, alpha = row.margin(points), ALPHA / tests
+    sign = 1 if row.higher_is_better else -1
+    word = verdict(row.paired.interval.scaled(sign), margin=margin, p_value=p_holm)
+    if word != "undecided":
+        return replace(row, p_holm=p_holm, verdict=word)
+    raw = row.paired.scaled(1 / row.factor)
+    return replace(
+        row,
+        p_holm=p_holm,
+        verdict=word,
+        needed_n=needed_n(raw, margin=margin / row.factor, alpha=alpha),
+        detectable=row.factor * minimum_detectable_difference(raw, alpha=alpha),
+    )
+
+
+def _try_all(entry: Entry, entrants: Sequence[Contender], settings: Settings) -> list[Trial]:
+    """Every contender on one task, ranked among themselves and the baseline."""
+    trials = []
+    for entrant in entrants:
+        having = {seed: run for seed, run in entrant.runs.items() if entry.result.task in run.tasks}
+        if len(having) > 1:
+            trials.append(try_seeds(entry, entrant, settings))
+        elif having:
+            trials.append(try_run(entry, next(iter(having.values())), settings))
+    return _ranked(entry, trials)
+
+
+def _ranked(entry: Entry, trials: Sequence[Trial]) -> list[Trial]:
+    """Ranks on the documents that all tested runs have; none where nothing has scores per document."""
+    scored = [trial.scores for trial in trials if trial.scores is not None]
+    if not scored or entry.samples is None:
+        return list(trials)
+    common = np.logical_and.reduce([pair.among(len(entry.samples)) for pair in scored])
+    if common.sum() < 2:
+        return list(trials)
+    first = scored[0]
+    kept = [common[pair.rows] for pair in scored]
+    columns = [first.before[kept[0]], *(pair.after[mask] for pair, mask in zip(scored, kept, strict=True))]
+    clusters = None if first.clusters is None else first.clusters.take(kept[0])
+    found = ranks(np.stack(columns, axis=1), clusters, higher_is_better=entry.metric.higher_is_better)
+    places = iter(found[1:])
+    return [
+        replace(
+            trial,
+            row=replace(trial.row, rank=None if trial.scores is None else next(places), baseline_rank=found[0]),
+        )
+        for trial in trials
+    ]
+
+
+def _sorted(rows: Sequence[Row], order: Order) -> list[Row]:
+    """By task, then as asked, then by name: the same on every machine."""
+    keys: Mapping[str, Callable[[Row], float]] = {
+        "name": lambda _: 0.0,
+        "rank": lambda row: float("inf") if row.rank is None else row.rank,
+        "difference": lambda row: -row.difference if row.higher_is_better else row.difference,
+        "score": lambda row: -row.score.value if row.higher_is_better else row.score.value,
+    }
+    return sorted(rows, key=lambda row: (row.task, keys[order](row), row.run))
+
+
+def _with_retention(rows: Sequence[Row], entrants: Sequence[Contender], margin: float) -> list[Row]:
+    """Mark what an adapter kept of the tasks it was not trained on, where its card says which that is."""
+    by_name = {entrant.name: next(iter(entrant.runs.values())) for entrant in entrants}
+    marked = []
+    for row in rows:
+        if row.paired is not None and is_other_task(by_name[row.run], row.task):
+            interval = row.paired.interval.scaled(1 if row.higher_is_better else -1)
+            row = replace(row, retention=retention(interval, margin=row.margin(margin)))
+        marked.append(row)
+    return marked
+
+
+def _matching(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:
+    """Runs whose names match one of the patterns; all without patterns."""
+    kept = _named([run.name for run in runs], patterns, "--runs")
+    return [run for run in runs if run.name in kept]
+
+
+def _named(names: Sequence[str], patterns: Sequence[str], flag: str) -> set[str]:
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ComparisonError(
+                f"{flag} {pattern!r} matches none of {', '.join(names)}{suggest(pattern, names)}; correct it"
+            )
+    return {name for pattern in patterns for name in fnmatch.filter(names, pattern)} or set(names)
+
+
+def _shared_tasks(chosen: Run, others: Sequence[Run], metric: str | None, patterns: Sequence[str]) -> list[str]:
+    shared = sorted(task for task in chosen.tasks if any(task in run.tasks for run in others))
+    if shared:
+        kept = _named(shared, patterns, "--tasks")
+        shared = [task for task in shared if task in kept]
+    if metric is not None:
+        shared = [task for task in shared if metric in chosen.tasks[task].metrics]
+    if not shared:
+        raise ComparisonError(_nothing_shared(chosen, others, metric))
+    return shared
 
 
 def find_baseline(runs: Sequence[Run], name: str | None = None) -> Run:
@@ -111,10 +238,6 @@ def _same_base(first: Run, second: Run) -> bool:
     return bool(names[0]) and names[0] == names[1]
 
 
-def _has_metric(run: Run, task: str, metric: str) -> bool:
-    return metric in run.tasks[task].metrics
-
-
 def _nothing_shared(chosen: Run, others: Sequence[Run], metric: str | None) -> str:
     if metric is not None:
         known = sorted({name for result in chosen.tasks.values() for name in result.metrics})
@@ -123,127 +246,15 @@ def _nothing_shared(chosen: Run, others: Sequence[Run], metric: str | None) -> s
     return f"{chosen.name} shares no task with {names}; evaluate them on the same tasks"
 
 
-def _missing_tasks(chosen: Run, others: Sequence[Run]) -> list[str]:
-    """Say which results stand alone and are therefore not in the table."""
-    said = []
+def _missing_tasks(chosen: Run, others: Sequence[Run], shown: Sequence[str], chosen_tasks: bool) -> list[str]:
+    """Say which results stand alone and are therefore not in the table, and which are missing from it."""
+    said, absent = [], defaultdict(list)
     for run in others:
-        if alone := sorted(set(run.tasks) - set(chosen.tasks)):
+        if not chosen_tasks and (alone := sorted(set(run.tasks) - set(chosen.tasks))):
             said.append(f"{run.name}: {', '.join(alone)} left out, {chosen.name} was not evaluated on it")
-        if absent := sorted(set(chosen.tasks) - set(run.tasks)):
-            said.append(f"{run.name}: was not evaluated on {', '.join(absent)}")
-    return said
-
-
-def _entry(run: Run, task: str, metric: str | None, filter: str | None = None) -> _Entry:
-    """Read a run's scores of a task; say why where there are none."""
-    result = run.tasks[task]
-    value = result.primary if metric is None else result.metric(metric, filter)
-    if result.samples_path is None:
-        return _Entry(run, result, value, None, "no samples logged")
-    if not result.has_scores(value.metric, value.filter):
-        return _Entry(run, result, value, None, "no score per document")
-    scores = result.samples(value.metric, value.filter)
-    if not _is_mean(value.value, scores.scores):
-        return _Entry(run, result, value, None, "not a mean over documents")
-    return _Entry(run, result, value, scores)
-
-
-def _other(entry: _Entry, run: Run) -> _Entry:
-    """The same metric, through the same filter, of another run."""
-    return _entry(run, entry.result.task, entry.metric.metric, entry.metric.filter)
-
-
-def _is_mean(value: float, scores: NDArray[np.float64]) -> bool:
-    """Whether a logged metric is the mean of its scores, either of them as a fraction or as points."""
-    mean = float(scores.mean())
-    same_unit = abs(mean - value) * (100 if abs(value) <= 1 else 1)
-    return min(same_unit, abs(100 * mean - value), abs(mean - 100 * value)) <= _ROUNDING
-
-
-def _compare(first: _Entry, second: _Entry, *, margin: float, seed: int) -> tuple[Row, list[str]]:
-    if first.scores is None or second.scores is None:
-        return _untested(first, second)
-    task, names = first.result.task, (first.run.name, second.run.name)
-    joined = join(task, names, first.scores, second.scores)
-    return _tested(first, second, joined, margin=margin, seed=seed), _joined_warnings(task, names, joined)
-
-
-def _untested(first: _Entry, second: _Entry) -> tuple[Row, list[str]]:
-    """A row of logged values only, and the reason why there is no test."""
-    scores, entry = (first.scores, second) if first.scores is not None else (second.scores, first)
-    row = Row(
-        task=first.result.task,
-        run=second.run.name,
-        metric=first.metric.metric,
-        filter=first.metric.filter,
-        n=second.result.n,
-        baseline=_logged(first, first.metric, second.metric),
-        score=_logged(second, first.metric, second.metric),
-        floor=floor_of(second.result, first.metric.metric, scores.targets if scores else None),
-        is_sample=second.result.is_sample,
-        note=entry.why_not,
-    )
-    remedy = "evaluate again with --log_samples" if entry.result.samples_path is None else "compare another metric"
-    said = f"{row.task}, {entry.run.name}: {row.metric} is not tested ({entry.why_not}); {remedy}"
-    return row, [said]
-
-
-def _logged(entry: _Entry, *all_values: MetricValue) -> Score:
-    """The logged value in points, with the interval of lm-eval's standard error where there is one."""
-    factor = in_points([value.value for value in all_values], entry.result)
-    value, stderr = entry.metric.value * factor, entry.metric.stderr
-    parsed = parsed_points(entry.result)
-    if stderr is None:
-        return Score(value, parsed=parsed)
-    half_width = statistics.normal_half_width(stderr * factor)
-    interval = statistics.Interval(value - half_width, value + half_width)
-    return Score(value, interval, "normal interval from lm-eval's standard error", parsed)
-
-
-def _tested(first: _Entry, second: _Entry, joined: Joined, *, margin: float, seed: int) -> Row:
-    before, after = _fractions(joined)
-    paired = statistics.paired_difference(before, after, joined.clusters, seed=seed)
-    sign = 1 if first.metric.higher_is_better else -1
-    word = statistics.verdict(paired.interval.scaled(sign), margin=margin / 100, p_value=paired.p_value)
-    open_ = word == "undecided"
-    return Row(
-        task=first.result.task,
-        run=second.run.name,
-        metric=first.metric.metric,
-        filter=first.metric.filter,
-        n=paired.n,
-        baseline=_score(first, before, joined),
-        score=_score(second, after, joined),
-        paired=paired.scaled(100),
-        verdict=word,
-        needed_n=statistics.needed_n(paired, margin=margin / 100) if open_ else None,
-        detectable=100 * statistics.minimum_detectable_difference(paired) if open_ else None,
-        floor=floor_of(second.result, first.metric.metric, joined.targets),
-        is_sample=first.result.is_sample or second.result.is_sample,
-    )
-
-
-def _fractions(joined: Joined) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both runs' scores on 0..1, whichever scale they were logged on."""
-    top = 100 if max(np.abs(joined.before).max(), np.abs(joined.after).max()) > 1 else 1
-    return joined.before / top, joined.after / top
-
-
-def _score(entry: _Entry, fractions: NDArray[np.float64], joined: Joined) -> Score:
-    found = statistics.describe_mean(fractions, joined.clusters)
-    return Score(100 * found.value, found.interval.scaled(100), found.method, parsed_points(entry.result))
-
-
-def _joined_warnings(task: str, names: tuple[str, str], joined: Joined) -> list[str]:
-    said = []
-    if joined.left_out:
-        said.append(
-            f"{task}: {names[0]} and {names[1]} are compared on the {len(joined.before):,} documents both have; "
-            f"{joined.left_out:,} that only one has are left out"
-        )
-    passages = None if joined.clusters is None else len(np.unique(joined.clusters))
-    if passages == 1:
-        said.append(f"{task}: all documents stand on one passage; the result says nothing about other passages")
-    elif passages is not None and passages < statistics.FEW_CLUSTERS:
-        said.append(f"{task}: only {passages} passages; trust the permutation p-value more than the intervals")
+        missing = tuple(task for task in (shown if chosen_tasks else sorted(chosen.tasks)) if task not in run.tasks)
+        if missing and len(missing) < len(shown):
+            absent[missing].append(run.name)
+    for missing, names in absent.items():
+        said.append(f"{', '.join(names)}: not evaluated on {', '.join(missing)}")
     return said

@@ -1,13 +1,17 @@
-"""Per-document scores out of lm-eval's `samples_TASK_DATE.jsonl`, one line at a time."""
+"""Per-document scores out of lm-eval's `samples_TASK_DATE.jsonl`, one line at a time.
+
+Only arrays are kept, about 60 bytes for each document: its scores, 64 bits of each hash, and what tells form
+from skill (did the output parse, was it cut off, did it abstain).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +21,47 @@ from numpy.typing import NDArray
 from harness_ext.errors import ResultsError
 
 _SAMPLE_PREFIX = "sample-"  # ids of the small data set bundled with this package
+_UNKNOWN = -1  # of a flag that a sample does not carry
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # spreads duplicates of one document over all keys
+
+Numbers = Callable[[Any], Sequence[float]]  # what is kept of a logged value; TypeError or ValueError: not of this kind
+Hashes = NDArray[np.uint64]
+Flags = NDArray[np.int8]  # 1, 0, or -1 where a sample does not say
 
 
 @dataclass(frozen=True)
 class SampleScores:
-    """One metric of one task, document by document; every array has shape (n,), ordered by doc_id."""
+    """One metric of one task, document by document; every array has n rows, ordered by doc_id."""
 
-    doc_hash: NDArray[np.str_]
+    doc_hash: Hashes
     occurrence: NDArray[np.int64]  # 0 for the first document with this hash, 1 for its first duplicate …
-    prompt_hash: NDArray[np.str_]
-    scores: NDArray[np.float64]  # in the metric's own unit
-    targets: NDArray[np.str_]  # hash of the reference, to find the most frequent answer
-    clusters: NDArray[np.str_] | None  # hash of the passage (`doc["context"]`); None when a document has none
+    prompt_hash: Hashes
+    values: NDArray[np.float64]  # (n, k): the score in the metric's own unit, or what an aggregation needs
+    targets: Hashes  # of the reference, to find the most frequent answer
+    clusters: Hashes | None  # of the passage (`doc["context"]`); None when a document has none
+    parsed: Flags  # the task's `parsed_rate`
+    cut: Flags  # generation ended at the token limit
+    abstained: Flags  # the task's `abstain_f1`
 
     def __len__(self) -> int:
         """Number of documents that carry the metric."""
-        return len(self.scores)
+        return len(self.values)
 
-    def keys(self) -> list[tuple[str, int]]:
-        """What identifies a document in any run: (doc_hash, occurrence)."""
-        return list(zip(self.doc_hash.tolist(), self.occurrence.tolist(), strict=True))
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """One score for each document, (n,)."""
+        assert self.values.shape[1] == 1, "an aggregation's numbers are no scores"
+        return self.values[:, 0]
+
+    def keys(self) -> Hashes:
+        """What identifies a document in any run, its hash and its occurrence in one number."""
+        with np.errstate(over="ignore"):
+            return self.doc_hash + self.occurrence.astype(np.uint64) * _GOLDEN
+
+    def take(self, rows: NDArray[Any]) -> SampleScores:
+        """Some of the documents, in the order of `rows` (indices or a mask)."""
+        parts = {name: part[rows] for name, part in vars(self).items() if part is not None}
+        return replace(self, **parts)
 
 
 def iter_samples(path: Path) -> Iterator[dict[str, Any]]:
@@ -82,73 +107,132 @@ def has_scores(path: Path, metric: str, filter: str) -> bool:
 
     Metrics computed over a whole task (corpus BLEU, macro-F1) log pairs to aggregate, or nothing.
     """
+    return isinstance(first_value(path, metric, filter), (bool, int, float))
+
+
+def first_value(path: Path, metric: str, filter: str) -> Any:
+    """What the first sample that carries the metric logged for it; None when none does."""
     for sample in iter_samples(path):
         if sample.get("filter", filter) == filter and metric in sample:
-            return isinstance(sample[metric], (bool, int, float))
-    return False
+            return sample[metric]
+    return None
 
 
-def read_scores(path: Path, metric: str, filter: str) -> SampleScores:
+def read_scores(path: Path, metric: str, filter: str, numbers: Numbers | None = None) -> SampleScores:
     """Read one metric of the samples that a filter produced.
 
     Documents without the metric are left out (HasAns_exact exists only where there is an answer), and so
     are those whose score is NaN.
 
+    Args:
+        path: of a samples file.
+        metric: its name in the samples.
+        filter: lm-eval's name of it.
+        numbers: what to keep of a logged value; None: the value itself, which must be a number.
+
     Raises:
-        ResultsError: a cut line, a sample without its hashes, or scores that are not numbers (then the
+        ResultsError: a cut line, a sample without its hashes, or values of another kind (then the
             metric is computed over the whole task and no document has a score of its own).
     """
-    rows: list[tuple[int, str, str, float, str, str]] = []
+    columns = _Columns()
     for number, sample in enumerate(iter_samples(path), start=1):
         if sample.get("filter", filter) != filter or metric not in sample:
             continue
-        score = _score(sample[metric], f"{path}:{number}", metric)
-        if not math.isnan(score):
-            rows.append((_doc_id(sample, number), *_hashes(sample, path, number), score, *_labels(sample)))
-    rows.sort(key=lambda row: row[0])  # data-parallel runs log rank by rank
-    return _columns(rows)
+        kept = _numbers(sample[metric], numbers or _score, f"{path}:{number}", metric)
+        if not any(map(math.isnan, kept)):
+            columns.add(sample, kept, f"{path}:{number}", number)
+    return columns.finished()
 
 
-def _columns(rows: list[tuple[int, str, str, float, str, str]]) -> SampleScores:
-    seen: Counter[str] = Counter()
-    occurrence = []
-    for row in rows:
-        occurrence.append(seen[row[1]])
-        seen[row[1]] += 1
-    passages = [row[5] for row in rows]
-    return SampleScores(
-        doc_hash=np.array([row[1] for row in rows], dtype=np.str_),
-        occurrence=np.array(occurrence, dtype=np.int64),
-        prompt_hash=np.array([row[2] for row in rows], dtype=np.str_),
-        scores=np.array([row[3] for row in rows], dtype=float),
-        targets=np.array([row[4] for row in rows], dtype=np.str_),
-        clusters=np.array(passages, dtype=np.str_) if rows and all(passages) else None,
-    )
-
-
-def _score(value: Any, place: str, metric: str) -> float:
-    if isinstance(value, (bool, int, float)):
-        return float(value)
-    raise ResultsError(
-        f"{place}: {metric!r} is {type(value).__name__}, not a number per document; compare another metric"
-    )
-
-
-def _doc_id(sample: Mapping[str, Any], number: int) -> int:
-    doc_id = sample.get("doc_id", number)
-    return doc_id if isinstance(doc_id, int) else number
-
-
-def _hashes(sample: Mapping[str, Any], path: Path, number: int) -> tuple[str, str]:
+def _numbers(value: Any, numbers: Numbers, place: str, metric: str) -> Sequence[float]:
     try:
-        return str(sample["doc_hash"]), str(sample["prompt_hash"])
-    except KeyError as missing:
-        raise ResultsError(f"{path}:{number}: no {missing}; evaluate again with lm-eval 0.4.13 or newer") from None
+        return numbers(value)
+    except (TypeError, ValueError, IndexError):
+        raise ResultsError(
+            f"{place}: {metric!r} is {type(value).__name__}, not a number per document; compare another metric"
+        ) from None
 
 
-def _labels(sample: Mapping[str, Any]) -> tuple[str, str]:
-    """Short hashes of the reference and of the passage ('' when the document has none)."""
-    doc = sample.get("doc")
+def _score(value: Any) -> tuple[float]:
+    if isinstance(value, (bool, int, float)):
+        return (float(value),)
+    raise TypeError
+
+
+class _Columns:
+    """Growing arrays, one entry for each document."""
+
+    def __init__(self) -> None:
+        self._values, self._ids = array("d"), array("q")
+        self._doc, self._prompt, self._target, self._passage = (array("Q") for _ in range(4))
+        self._parsed, self._cut, self._abstained = (array("b") for _ in range(3))
+
+    def add(self, sample: Mapping[str, Any], values: Sequence[float], place: str, number: int) -> None:
+        try:
+            self._doc.append(_bits(str(sample["doc_hash"])))
+            self._prompt.append(_bits(str(sample["prompt_hash"])))
+        except KeyError as missing:
+            raise ResultsError(f"{place}: no {missing}; evaluate again with lm-eval 0.4.13 or newer") from None
+        doc_id = sample.get("doc_id", number)
+        self._ids.append(doc_id if isinstance(doc_id, int) else number)
+        self._values.extend(values)
+        self._target.append(_bits(str(sample.get("target_hash", sample.get("target", "")))))
+        self._passage.append(_passage(sample.get("doc")))
+        self._parsed.append(_flag(sample.get("parsed_rate")))
+        self._cut.append(_flag(sample["finish_reason"] == "length" if "finish_reason" in sample else None))
+        decision = sample.get("abstain_f1")
+        self._abstained.append(_flag(decision[0] if isinstance(decision, list) and decision else None))
+
+    def finished(self) -> SampleScores:
+        """The columns by doc_id: data-parallel runs log rank by rank."""
+        n = len(self._ids)
+        order = np.argsort(_array(self._ids, np.int64), kind="stable")
+        doc, passages = _array(self._doc, np.uint64)[order], _array(self._passage, np.uint64)[order]
+        return SampleScores(
+            doc_hash=doc,
+            occurrence=_occurrences(doc),
+            prompt_hash=_array(self._prompt, np.uint64)[order],
+            values=_array(self._values, np.float64).reshape(n, -1 if n else 1)[order],
+            targets=_array(self._target, np.uint64)[order],
+            clusters=passages if n and bool(passages.all()) else None,
+            parsed=_array(self._parsed, np.int8)[order],
+            cut=_array(self._cut, np.int8)[order],
+            abstained=_array(self._abstained, np.int8)[order],
+        )
+
+
+def _array(column: array[Any], dtype: Any) -> NDArray[Any]:
+    return np.frombuffer(column, dtype=dtype) if len(column) else np.empty(0, dtype)
+
+
+def _occurrences(keys: Hashes) -> NDArray[np.int64]:
+    """How often each key stood before: [a, b, a] -> [0, 0, 1]."""
+    order = np.argsort(keys, kind="stable")
+    ordered, index = keys[order], np.arange(len(keys))
+    is_first = np.concatenate([[True], ordered[1:] != ordered[:-1]]) if len(keys) else np.empty(0, bool)
+    starts = np.maximum.accumulate(np.where(is_first, index, 0)) if len(keys) else index
+    found = np.empty(len(keys), dtype=np.int64)
+    found[order] = index - starts
+    return found
+
+
+def _bits(text: str) -> int:
+    """64 bits of a hash that lm-eval wrote as hex, or of any other text."""
+    try:
+        return int(text[:16], 16) & 0xFFFFFFFFFFFFFFFF
+    except ValueError:
+        return _digest(text)
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _passage(doc: Any) -> int:
+    """64 bits of the passage; 0 when the document has none."""
     passage = doc.get("context") if isinstance(doc, Mapping) else None
-    target = str(sample.get("target_hash", sample.get("target", "")))[:16]
-    return target, hashlib.sha256(passage.encode()).hexdigest()[:16] if isinstance(passage, str) and passage else ""
+    return _digest(passage) if isinstance(passage, str) and passage else 0
+
+
+def _flag(value: Any) -> int:
+    return _UNKNOWN if not isinstance(value, (bool, int, float)) or math.isnan(value) else int(value > 0)

@@ -1,4 +1,4 @@
-"""Intervals, paired tests and verdicts, on plain arrays of per-document scores.
+"""Intervals, closed-form tests and Holm's correction, on plain arrays of per-document scores.
 
 Scores are fractions (0..1), one per document; `clusters` names the passage of each document, so that
 questions on one passage are not counted as independent evidence. Everything is two-sided at 95 %.
@@ -7,22 +7,20 @@ questions on one passage are not counted as independent evidence. Everything is 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+from scipy.special import expit
 
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE
 POWER = 0.8
-PERMUTATIONS = 10_000
-EXACT_CLUSTERS = 16  # up to here all 2**C sign flips are counted, beyond they are drawn
 FEW_CLUSTERS = 40  # below this the cluster standard error is shaky (METRICS.md): say so
-_CHUNK_CELLS = 1 << 22  # sign-flip cells held at once: 32 MB of float64
 
-Verdict = Literal["better", "worse", "equivalent", "undecided"]
 Floats = NDArray[np.float64]
 
 
@@ -52,29 +50,35 @@ class Mean:
     method: str
 
 
-@dataclass(frozen=True)
-class PairedDifference:
-    """Mean of after - before over the same documents."""
+class Clusters:
+    """Documents grouped by passage: a code for each document, 0..count-1.
 
-    difference: float
-    interval: Interval
-    p_value: float
-    n: int  # documents
-    units: int  # independent units: passages where clustered, else documents
-    standard_error: float  # of the difference when there is none; what power is computed from
-    method: str
-    gained: int | None = None  # documents that became right (binary scores only)
-    lost: int | None = None  # documents that became wrong (binary scores only)
-    mcnemar_p: float | None = None  # binary scores only; secondary where documents are clustered
+    Args:
+        labels: (n,) of any kind, equal for documents that belong together.
 
-    def scaled(self, factor: float) -> PairedDifference:
-        """The same in another unit: 100 turns fractions into points."""
-        return replace(
-            self,
-            difference=self.difference * factor,
-            interval=self.interval.scaled(factor),
-            standard_error=self.standard_error * abs(factor),
-        )
+    >>> groups = Clusters(["b", "a", "b"])
+    >>> groups.codes.tolist(), groups.count, groups.sums(np.array([1.0, 2.0, 3.0])).tolist()
+    ([1, 0, 1], 2, [2.0, 4.0])
+    """
+
+    def __init__(self, labels: ArrayLike) -> None:
+        distinct, codes = np.unique(np.asarray(labels), return_inverse=True)
+        self.codes: NDArray[np.intp] = codes.reshape(-1)
+        self.count = len(distinct)
+
+    def __len__(self) -> int:
+        """Number of documents."""
+        return len(self.codes)
+
+    def take(self, rows: NDArray[Any]) -> Clusters:
+        """The clusters of some of the documents (indices or a mask)."""
+        return Clusters(self.codes[rows])
+
+    def sums(self, values: Floats) -> Floats:
+        """Sum of each cluster: (n,) -> (C,), or (n, K) -> (C, K)."""
+        if values.ndim == 1:
+            return np.bincount(self.codes, weights=values, minlength=self.count).astype(float)
+        return np.stack([self.sums(column) for column in values.T], axis=1)
 
 
 def is_binary(scores: ArrayLike) -> bool:
@@ -102,7 +106,7 @@ def proportion_interval(k: int, n: int) -> Interval:
     return Interval(float(found.low), float(found.high))
 
 
-def mean_interval(scores: ArrayLike, clusters: ArrayLike | None = None) -> Interval:
+def mean_interval(scores: ArrayLike, clusters: ArrayLike | Clusters | None = None) -> Interval:
     """Interval of a mean: cluster-robust standard error, t with C - 1 degrees of freedom.
 
     SE = sqrt(C / (C - 1) * sum_c (sum_{i in c} (s_i - mean))**2) / n. Without `clusters` every document
@@ -115,35 +119,58 @@ def mean_interval(scores: ArrayLike, clusters: ArrayLike | None = None) -> Inter
     Raises:
         ValueError: fewer than two clusters.
     """
-    values = _column(scores)
-    sums = _cluster_sums(values - values.mean(), clusters)
-    if len(sums) < 2:
-        raise ValueError(f"an interval needs two independent documents or passages, got {len(sums)}")
-    count = len(sums)
-    standard_error = math.sqrt(count / (count - 1) * float(sums @ sums)) / len(values)
-    half_width = float(stats.t.ppf(1 - ALPHA / 2, count - 1)) * standard_error
+    values = column(scores)
+    standard_error, units = mean_standard_error(values, as_clusters(clusters))
+    half_width = t_quantile(units - 1) * standard_error
     mean = float(values.mean())
     return Interval(mean - half_width, mean + half_width)
 
 
-def describe_mean(scores: ArrayLike, clusters: ArrayLike | None = None) -> Mean:
+def mean_standard_error(values: Floats, clusters: Clusters | None) -> tuple[float, int]:
+    """Cluster-robust standard error of a mean, and the number of clusters it rests on."""
+    residuals = values - values.mean()
+    sums = residuals if clusters is None else clusters.sums(residuals)
+    count = len(sums)
+    if count < 2:
+        raise ValueError(f"an interval needs two independent documents or passages, got {count}")
+    return math.sqrt(count / (count - 1) * float(sums @ sums)) / len(values), count
+
+
+def describe_mean(scores: ArrayLike, clusters: ArrayLike | Clusters | None = None) -> Mean:
     """Mean of one run with the interval that suits its scores.
 
     Right/wrong scores of independent documents are a proportion; so are scores that are all 0 or all 1,
-    where a standard error would be zero. A single passage cannot show how passages differ: its documents
-    are then taken as independent.
+    where a standard error would be zero. A t interval that would leave 0..1 is taken on the logit scale
+    instead, with the same standard error (as `svyciprop` of R's survey does). A single passage cannot show
+    how passages differ: its documents are then taken as independent.
 
     Raises:
         ValueError: no scores, or a single graded one.
     """
-    values, groups = _column(scores), _effective_clusters(clusters)
+    values, groups = column(scores), effective_clusters(clusters)
     mean = float(values.mean())
     if is_binary(values) and (groups is None or mean in (0.0, 1.0)):
         exact = len(values) < 100 or mean in (0.0, 1.0)
         method = "Clopper–Pearson" if exact else "Wilson"
         return Mean(mean, proportion_interval(int(values.sum()), len(values)), method)
-    method = "t interval" if groups is None else "t interval clustered by passage"
-    return Mean(mean, mean_interval(values, groups), method)
+    by_passage = "" if groups is None else " clustered by passage"
+    interval = mean_interval(values, groups)
+    is_share = bool(values.min() >= 0 and values.max() <= 1) and 0 < mean < 1
+    if is_share and not (interval.low >= 0 and interval.high <= 1):
+        return Mean(mean, _logit_interval(mean, *mean_standard_error(values, groups)), f"logit t interval{by_passage}")
+    return Mean(mean, interval, f"t interval{by_passage}")
+
+
+def _logit_interval(mean: float, standard_error: float, units: int) -> Interval:
+    """A t interval of log(m / (1 - m)), by the delta method, brought back to 0..1."""
+    half_width = t_quantile(units - 1) * standard_error / (mean * (1 - mean))
+    centre = math.log(mean / (1 - mean))
+    return Interval(*(float(expit(end)) for end in (centre - half_width, centre + half_width)))
+
+
+def t_quantile(degrees: float) -> float:
+    """Half the width of a 95 % t interval, in standard errors."""
+    return float(stats.t.ppf(1 - ALPHA / 2, degrees))
 
 
 def normal_half_width(standard_error: float) -> float:
@@ -159,188 +186,61 @@ def mcnemar(before: ArrayLike, after: ArrayLike) -> float:
     >>> mcnemar([0, 1], [0, 1])
     1.0
     """
-    gained, lost = _discordant(_column(before), _column(after))
-    if gained + lost == 0:
-        return 1.0
-    return float(stats.binomtest(min(gained, lost), gained + lost, 0.5).pvalue)
+    return mcnemar_p(*discordant(column(before), column(after)))
 
 
-def bonett_price(before: ArrayLike, after: ArrayLike) -> Interval:
-    """Interval of the difference of two paired proportions.
-
-    Bonett & Price, "Adjusted Wald confidence interval for a difference of binomial proportions based on
-    paired data", J. Educ. Behav. Stat. 37 (2012): one document is added to either discordant cell.
-    """
-    gained, lost = _discordant(_column(before), _column(after))
-    return _bonett_price(gained, lost, len(_column(before)))
+def mcnemar_p(gained: int, lost: int) -> float:
+    """Exact two-sided McNemar p-value of the numbers of discordant documents."""
+    return float(stats.binomtest(min(gained, lost), gained + lost, 0.5).pvalue) if gained + lost else 1.0
 
 
-def paired_difference(
-    before: ArrayLike, after: ArrayLike, clusters: ArrayLike | None = None, *, seed: int = 0
-) -> PairedDifference:
-    """Compare two runs on the same documents, by the test that suits their scores.
-
-    Right/wrong and independent: exact McNemar and Bonett–Price. Graded or clustered: sign flips of the
-    cluster sums, and the interval of `mean_interval`. When no document differs a standard error would be
-    zero whatever n is; the interval is then Bonett–Price's with no discordant document, taking scores
-    as fractions. A single passage cannot show how passages differ: its documents are taken as independent.
-
-    Args:
-        before: (n,) scores of the baseline, fractions.
-        after: (n,) scores of the other run, document for document.
-        clusters: (n,) passage of each document, or None.
-        seed: of the drawn sign flips; unused when they can all be counted.
-
-    Raises:
-        ValueError: lengths differ, or fewer than two documents.
-    """
-    first, second, groups = _column(before), _column(after), _effective_clusters(clusters)
-    if len(first) != len(second) or len(first) < 2:
-        raise ValueError(f"a paired test needs the same two or more documents, got {len(first)} and {len(second)}")
-    delta = second - first
-    sums = _cluster_sums(delta, groups)
-    binary = is_binary(first) and is_binary(second)
-    gained, lost = _discordant(first, second) if binary else (None, None)
-    mcnemar_p = mcnemar(first, second) if binary else None
-    if mcnemar_p is not None and groups is None:
-        interval, p_value, method = bonett_price(first, second), mcnemar_p, "exact McNemar, Bonett–Price interval"
-    elif not delta.any():
-        interval, p_value, method = _bonett_price(0, 0, len(delta)), 1.0, "no document differs, Bonett–Price interval"
-    else:
-        interval, p_value = mean_interval(delta, groups), sign_flip_p(sums, seed=seed)
-        method = "sign-flip permutation, " + (
-            "paired t interval" if groups is None else "t interval clustered by passage"
-        )
-    return PairedDifference(
-        difference=float(delta.mean()),
-        interval=interval,
-        p_value=p_value,
-        n=len(delta),
-        units=len(sums),
-        standard_error=math.sqrt(float(sums @ sums)) / len(delta),
-        method=method,
-        gained=gained,
-        lost=lost,
-        mcnemar_p=mcnemar_p,
-    )
-
-
-def sign_flip_p(sums: ArrayLike, *, seed: int = 0) -> float:
-    """Two-sided p-value of the total under random signs of the cluster sums.
-
-    All 2**C sign patterns are counted up to 16 non-zero sums; beyond, 10,000 are drawn and
-    p = (1 + extreme) / (10,000 + 1). Zero sums change nothing and are left out.
-
-    >>> sign_flip_p([1.0, 1.0, 1.0, 0.0])  # +++ and --- out of 8
-    0.25
-    """
-    values = _column(sums)
-    values = values[values != 0]
-    if not len(values):
-        return 1.0
-    if len(values) <= EXACT_CLUSTERS:
-        patterns = np.arange(1 << len(values))[:, None] >> np.arange(len(values)) & 1  # (2**C, C)
-        return _count_extreme(patterns.astype(float), values) / len(patterns)
-    rng = np.random.default_rng(seed)
-    rows = max(1, _CHUNK_CELLS // len(values))
-    extreme, left = 0, PERMUTATIONS
-    while left:
-        size = min(rows, left)
-        extreme += _count_extreme(rng.integers(0, 2, (size, len(values)), dtype=np.int8), values)
-        left -= size
-    return (1 + extreme) / (PERMUTATIONS + 1)
-
-
-def verdict(interval: Interval, *, margin: float, p_value: float | None = None) -> Verdict:
-    """One word for a difference: is it better, worse, too small to matter, or not known?
-
-    `equivalent` comes first: an interval that lies wholly within +-margin shows that whatever difference
-    there is does not matter, also when it is significant (the p-value stands beside it). It is never said
-    merely because a test was not significant; that is `undecided`. `better` and `worse` need an interval
-    off zero and, where `p_value` is given, p < .05.
-
-    Args:
-        interval: of the difference, oriented so that positive is good.
-        margin: in the interval's unit.
-
-    >>> verdict(Interval(0.2, 0.8), margin=1.0), verdict(Interval(0.2, 1.8), margin=1.0, p_value=0.01)
-    ('equivalent', 'better')
-    """
-    if interval.within(margin):
-        return "equivalent"
-    if p_value is None or p_value < ALPHA:
-        if interval.low > 0:
-            return "better"
-        if interval.high < 0:
-            return "worse"
-    return "undecided"
-
-
-def minimum_detectable_difference(paired: PairedDifference) -> float:
-    """Smallest true difference that n documents like these find with 80 % power, in the scores' unit.
-
-    Normal approximation with the standard error under no difference: for right/wrong scores
-    (1.96 + 0.84) * sqrt(discordant share / n).
-    """
-    return _z_total() * max(paired.standard_error, math.sqrt(2) / (paired.n + 2))
-
-
-def needed_n(paired: PairedDifference, *, margin: float) -> int | None:
-    """Documents that would decide, with 80 % power, if the true difference is the observed one.
-
-    Whichever comes first: enough to tell it from zero, or enough for the interval to fit within +-margin.
-    Always more than `paired.n`; at least six passages, since fewer sign flips cannot reach p < .05.
-    None when no number would: no difference at all and a margin of zero.
-    """
-    distance = abs(paired.difference)
-    gap = max(distance, margin - distance)
-    if gap <= 0:
-        return None
-    if paired.standard_error == 0:  # Bonett–Price without a discordant document: half width z * sqrt(2) / (n + 2)
-        decided = math.ceil(normal_half_width(math.sqrt(2)) / gap) - 2
-    else:
-        decided = math.ceil(paired.n * (_z_total() * paired.standard_error / gap) ** 2)
-    least_units = math.ceil(1 - math.log2(ALPHA))  # 2 / 2**C < .05
-    return max(decided, math.ceil(paired.n * least_units / paired.units), paired.n + 1)
-
-
-def _z_total() -> float:
-    return float(stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(POWER))
-
-
-def _column(values: ArrayLike) -> Floats:
-    return np.asarray(values, dtype=float).reshape(-1)
-
-
-def _effective_clusters(clusters: ArrayLike | None) -> NDArray[Any] | None:
-    """Cluster labels that matter: more than one cluster, and fewer clusters than documents."""
-    if clusters is None:
-        return None
-    labels = np.asarray(clusters)
-    return labels if 1 < len(np.unique(labels)) < len(labels) else None
-
-
-def _cluster_sums(values: Floats, clusters: ArrayLike | None) -> Floats:
-    """Sum of each cluster, in sorted order of the labels: (n,) -> (C,)."""
-    if clusters is None:
-        return values
-    _, inverse = np.unique(np.asarray(clusters), return_inverse=True)
-    return np.bincount(inverse.reshape(-1), weights=values).astype(float)
-
-
-def _discordant(before: Floats, after: Floats) -> tuple[int, int]:
+def discordant(before: Floats, after: Floats) -> tuple[int, int]:
     """Documents that became right, and documents that became wrong."""
     return int(np.sum((before == 0) & (after == 1))), int(np.sum((before == 1) & (after == 0)))
 
 
-def _bonett_price(gained: int, lost: int, n: int) -> Interval:
+def bonett_price(gained: int, lost: int, n: int) -> Interval:
+    """Interval of the difference of two paired proportions.
+
+    Bonett & Price, "Adjusted Wald confidence interval for a difference of binomial proportions based on
+    paired data", J. Educ. Behav. Stat. 37 (2012): one document is added to either discordant cell.
+
+    >>> found = bonett_price(20, 8, 100)
+    >>> round(found.low, 4), round(found.high, 4)
+    (0.0149, 0.2204)
+    """
     up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
     half_width = normal_half_width(math.sqrt((up + down - (up - down) ** 2) / (n + 2)))
     return Interval(max(-1.0, up - down - half_width), min(1.0, up - down + half_width))
 
 
-def _count_extreme(flips: NDArray[Any], values: Floats) -> int:
-    """How many rows of 0/1 flips give a total at least as far from zero as the observed one."""
-    observed = abs(float(values.sum()))
-    totals = values.sum() - 2 * (flips @ values)  # (rows,)
-    return int(np.sum(np.abs(totals) >= observed - 1e-9 * float(np.abs(values).sum())))
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given: reject where one is below .05.
+
+    Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Stat. 6 (1979).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return [float(value) for value in adjusted]
+
+
+def column(values: ArrayLike) -> Floats:
+    """Any sequence of numbers as a float array (n,)."""
+    return np.asarray(values, dtype=float).reshape(-1)
+
+
+def as_clusters(clusters: ArrayLike | Clusters | None) -> Clusters | None:
+    """Labels as coded clusters; coded ones as they are."""
+    return clusters if clusters is None or isinstance(clusters, Clusters) else Clusters(clusters)
+
+
+def effective_clusters(clusters: ArrayLike | Clusters | None) -> Clusters | None:
+    """Clusters that matter: more than one, and fewer than documents; else None."""
+    groups: Any = as_clusters(clusters)
+    return groups if groups is not None and 1 < groups.count < len(groups) else None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness_ext.analysis.comparison import Floor, Score
 from harness_ext.analysis.findings import _floor_warnings
+from harness_ext.analysis.rows import Floor, Score
 from harness_ext.analysis.statistics import Interval
 
 

@@ -216,12 +216,12 @@ FIELDS = ({"stop": "a", "template": "t"}, {"stop": "b", "template": "t"})
             r"demo: base and sst2 saw different prompts on 40 of 40 documents \(first: doc_hash",
         ),
         ({"doc_hash": "x"}, {}, r"base and sst2 share 0 of 40 documents of 'demo'; evaluate both on the same split"),
-        ({}, {"versions": {"demo": 2.0}}, r"demo: task version is 1.0 in base and 2.0 in sst2"),
-        ({}, {"n-shot": {"demo": 5}}, r"demo: number of shots is 0 in base and 5 in sst2"),
+        ({}, {"versions": {"demo": 2.0}}, r"demo: base and sst2 differ in version \(1.0, 2.0\); .* --allow version"),
+        ({}, {"n-shot": {"demo": 5}}, r"demo: base and sst2 differ in num_fewshot \(0, 5\); .* --allow num_fewshot"),
         (
             {},
             {"configs": {"demo": {"generation_kwargs": {"until": ["\n"]}}}},
-            r"different protocols \(generation_kwargs\)",
+            r"base and sst2 differ in generation_kwargs",
         ),
     ],
 )
@@ -239,7 +239,7 @@ def test_other_fingerprints_are_refused_and_the_fields_named(write_pair):
         name: {"ours": {"variant": name, "fingerprints": {"demo": print_}, "fingerprint_fields": {"demo": fields}}}
         for name, print_, fields in zip(("base", "sst2"), (ONE, OTHER), FIELDS, strict=True)
     }
-    with pytest.raises(ComparisonError, match=r"demo: base and sst2 were .* different protocols \(stop\)"):
+    with pytest.raises(ComparisonError, match=r"demo: base and sst2 differ in stop \(a, b\)"):
         compare_runs(load_runs(write_pair("demo", samples, samples, **sides)))
 
 
@@ -309,7 +309,7 @@ def test_rows_are_ordered_and_output_has_the_same_bytes(write_run, tmp_path):
     first, second = (compare_runs(load_runs(tmp_path)) for _ in range(2))
     assert [(row.task, row.run) for row in first.rows] == [("x", "a"), ("x", "z"), ("y", "a"), ("y", "z")]
     assert everything(first) == everything(second)
-    assert "4 p-values are not corrected" in first.to_markdown()
+    assert "after Holm's correction over the 4 tests here" in first.to_markdown()
 
 
 def test_names_do_not_break_the_formats(write_pair):
@@ -331,3 +331,114 @@ def test_the_table_fits_100_columns(write_pair):
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 100
     assert "squad_v2_generate" in text
+
+
+# -- what may differ, and what it is called ----------------------------------------------------------------------
+
+
+def dtype(name: str) -> dict:
+    return {"config": {"model": "hf", "model_args": f"pretrained=org/tiny,peft={name}", "model_dtype": f"torch.{name}"}}
+
+
+def test_a_field_that_differs_is_refused_or_allowed_and_marked(write_pair):
+    samples = labelled(coin(0.5, 40, 1))
+    base = {"config": {"model": "hf", "model_args": "pretrained=org/tiny", "model_dtype": "torch.float32"}}
+    runs = load_runs(write_pair("demo", samples, samples, base=base, sst2=dtype("bfloat16")))
+    with pytest.raises(ComparisonError, match=r"differ in dtype \(float32, bfloat16\); .* --allow dtype"):
+        compare_runs(runs)
+    comparison = compare_runs(runs, allow=["dtype"])
+    assert comparison.rows[0].allowed == ("dtype",)
+    for shown, text in everything(comparison).items():
+        assert "as --allow said" in text, shown
+    assert "bfloat16† |" in comparison.to_markdown()
+    with pytest.raises(ComparisonError, match=r"--allow 'dtyp' is no field; did you mean 'dtype'\?"):
+        compare_runs(runs, allow=["dtyp"])
+
+
+def test_another_template_may_be_allowed_with_its_prompts(write_pair):
+    samples = labelled(coin(0.5, 40, 1))
+    side = {"configs": {"demo": {"description": "Otherwise."}}}
+    runs = load_runs(write_pair("demo", samples, changed(samples, prompt_hash="x"), sst2=side))
+    with pytest.raises(ComparisonError, match="differ in description"):
+        compare_runs(runs)
+    assert compare_runs(runs, allow=["description"]).rows[0].allowed == ("description",)
+
+
+@pytest.mark.parametrize(("field", "allow"), [("prompt_hash", "prompts"), ("doc_hash", "documents")])
+def test_other_prompts_and_documents_may_be_allowed(write_pair, field, allow):
+    before = labelled(coin(0.5, 40, 1))
+    after = [*before[:10], *changed(before[10:], **{field: "x"})]
+    runs = load_runs(write_pair("demo", before, after))
+    with pytest.raises(ComparisonError):
+        compare_runs(runs)
+    (row,) = compare_runs(runs, allow=[allow]).rows
+    assert (row.allowed, row.n) == ((allow,), 40 if allow == "prompts" else 10)
+
+
+def test_stock_results_and_ours_give_the_same_numbers(write_pair, write_run, tmp_path):
+    before, after = (
+        generated([True] * 90, [i % 3 > 0 for i in range(90)]),
+        generated([True] * 90, [i % 9 > 0 for i in range(90)]),
+    )
+    stock = compare_runs(load_runs(write_pair("demo", before, after))).to_json()
+    prints = {"fingerprints": {"demo": ONE}, "fingerprint_fields": {"demo": FIELDS[0]}}
+    sides = {name: {"ours": {"variant": name, **prints}} for name in ("tiny", "sst2")}
+    ours = compare_runs(load_runs(write_pair("demo", before, after, base=sides["tiny"], sst2=sides["sst2"]))).to_json()
+    assert ours == stock
+
+
+def test_a_base_in_several_folders_is_one_baseline(write_run, tmp_path):
+    samples = labelled(coin(0.5, 40, 1))
+    for task in ("a", "b"):
+        write_run(f"{task}/base", {task: samples, "both": samples}, model_args="pretrained=org/tiny")
+        write_run(f"{task}/mine", {task: samples}, model_args="pretrained=org/tiny,peft=adapters/mine")
+    comparison = compare_runs(load_runs(tmp_path))
+    assert [(row.task, row.run) for row in comparison.rows] == [("a", "mine"), ("b", "mine")]
+
+
+# -- metrics that are no means -----------------------------------------------------------------------------------
+
+
+def test_macro_f1_is_tested_from_its_pairs(write_pair):
+    def side(seed: int, share: float) -> list[dict]:
+        guesses = coin(share, 200, seed)
+        pairs = [(i % 2, i % 2 if right else 1 - i % 2) for i, right in enumerate(guesses)]
+        return [sample(i, {"idx": i}, {"macro_f1": pair, "acc": 0.0}) for i, pair in enumerate(pairs)]
+
+    from sklearn.metrics import f1_score
+
+    sides, by_run = {"base": side(1, 0.6), "sst2": side(2, 0.9)}, {}
+    for name, rows in sides.items():
+        golds, predictions = zip(*(row["macro_f1"] for row in rows), strict=True)
+        by_run[name] = {"metrics": {"demo": {"macro_f1,none": f1_score(golds, predictions, average="macro")}}}
+        for row in rows:
+            row["metrics"] = ["acc"]  # only what has a mean, for the writer
+    comparison = compare_runs(load_runs(write_pair("demo", sides["base"], sides["sst2"], **by_run)), metric="macro_f1")
+    (row,) = comparison.rows
+    assert row.verdict == "better"
+    assert row.paired.method == "approximate randomisation (R = 10,000), paired bootstrap of documents (R = 10,000)"
+    assert row.score.value == pytest.approx(100 * by_run["sst2"]["metrics"]["demo"]["macro_f1,none"])
+    assert row.score.interval.low < row.score.value < row.score.interval.high
+
+
+def test_own_units_are_no_points(write_pair):
+    before, after = ([sample(i, {"idx": i}, {"log_loss": v + i % 5 / 10}) for i in range(60)] for v in (0.9, 0.4))
+    both = {"higher_is_better": {"demo": {"log_loss": False}}}
+    comparison = compare_runs(load_runs(write_pair("demo", before, after, both=both)))
+    (row,) = comparison.rows
+    assert (row.unit, row.verdict) == ("nats", "better")
+    assert "| -0.500 [-0.500, -0.500] |" in comparison.to_markdown()
+    assert "log_loss in nats, margin 0.01." in comparison.to_markdown()
+
+
+def test_holm_takes_back_what_is_significant_alone(write_run, tmp_path):
+    before = coin(0.5, 100, 1)
+    after = [1.0 if i in range(0, 100, 9) else score for i, score in enumerate(before)]
+    tasks = {f"t{n:02}": labelled(before) for n in range(12)}
+    write_run("out/base", tasks, model_args="pretrained=org/tiny")
+    write_run("out/a", {**tasks, "t00": labelled(after)}, model_args="pretrained=org/tiny,peft=a")
+    (first, *_) = compare_runs(load_runs(tmp_path / "out")).rows
+    (alone,) = compare_runs(load_runs(tmp_path / "out"), tasks=["t00"]).rows
+    assert (alone.verdict, first.verdict) == ("better", "undecided")
+    assert first.p_holm == pytest.approx(12 * first.paired.p_value)
+    assert first.needed_n > first.n

@@ -11,7 +11,8 @@ from lm_eval.models.dummy import DummyLM
 from lm_eval.tasks import TaskManager
 from lm_eval_files import DATE, labelled, sample
 
-from harness_ext.analysis.results import load_runs, parse_model_args
+from harness_ext.analysis.results import load_runs
+from harness_ext.analysis.results_file import parse_model_args
 from harness_ext.errors import ResultsError
 
 LATER = "2025-06-02T10-00-00.000000"
@@ -274,3 +275,30 @@ def test_files_of_a_real_stock_run_are_read(tmp_path, monkeypatch):
     assert scores.occurrence.tolist() == [0, 0, 0, 0, 0, 0, 1]  # the last document repeats the first
     assert scores.doc_hash[0] == scores.doc_hash[6]
     assert scores.clusters is None
+
+
+def test_a_large_file_is_read_in_bounded_memory(tmp_path):
+    import tracemalloc
+
+    from harness_ext.analysis.samples import read_scores
+
+    path = tmp_path / "samples.jsonl"
+    line = json.dumps(sample(0, {"context": "passage " * 100}, {"acc": 1.0}, prompt="word " * 200))
+    with path.open("w") as lines:
+        for number in range(5_000):
+            lines.write(line.replace('"doc_id": 0', f'"doc_id": {number}') + "\n")
+    tracemalloc.start()
+    found = read_scores(path, "acc", "none")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found) == 5_000
+    assert path.stat().st_size > 10e6
+    assert peak < 1e6 + 200 * len(found)  # bytes for each document, and some lines at a time
+
+
+def test_settings_are_read_where_they_are_logged(write_run):
+    config = {"model": "hf", "model_args": "pretrained=x,dtype=auto", "model_dtype": "torch.bfloat16"}
+    path = write_run("out", {"a": labelled([0, 1])}, config=config, chat_template_sha="abc", fewshot_as_multiturn=True)
+    assert load_runs(path)[0].tasks["a"].settings == {
+        "dtype": "bfloat16", "chat_template": "abc", "fewshot_as_multiturn": True,
+    }  # fmt: skip
