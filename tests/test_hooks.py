@@ -198,3 +198,71 @@ def test_squad_totals_are_the_weighted_classes(documents: list[tuple[tuple[str, 
 
 def test_every_name_is_there() -> None:
     assert all(callable(getattr(hooks, name)) for name in hooks.__all__)
+
+
+# -- calibrated, several prompts, answers in other shapes ----------------------------------------------------------
+
+
+def test_score_choice_calibrated() -> None:
+    own, free = [(-1.0, False), (-1.5, False)], [(-1.0, False), (-2.0, False)]
+    scores = hooks.score_choice_calibrated(review(1), own + free * 3)
+    # -1.5 - (-2.0) beats -1.0 - (-1.0): the model leans to the first choice by one nat, here by a half only.
+    assert (scores["acc"], scores["acc_uncalibrated"]) == (1.0, 0.0)
+    assert scores["auroc"] == (1, pytest.approx(0.5))
+    assert scores["content_free_share"] == pytest.approx(1 / (1 + math.exp(-1)))
+
+
+def test_score_prompts() -> None:
+    right, wrong = [(-2.0, False), (-1.0, False)], [(-1.0, False), (-2.0, False)]
+    scores = [hooks.score_prompts(review(1), rows) for rows in (right + wrong + right, right + wrong + wrong)]
+    found = columns(scores)
+    assert found["acc_mean"] == [pytest.approx(2 / 3), pytest.approx(1 / 3)]
+    assert found["consistency"] == [0.0, 0.0]
+    assert hooks.score_prompts(review(0), wrong * 3)["consistency"] == 1.0
+    # Accuracies of the three prompts: 1, 0, 1/2.
+    assert (hooks.minimum(found["acc_min"]), hooks.median(found["acc_median"]), hooks.maximum(found["acc_max"])) == (
+        0.0,
+        0.5,
+        1.0,
+    )
+
+
+@pytest.mark.parametrize(
+    "doc",
+    [
+        {"answers": {"text": ["cat", "a dog"], "answer_start": [0, 1]}},
+        {"answers": ["cat", "a dog"]},
+        {"answer": ["dog"]},
+        {"answer": "dog"},
+        {"answer": {"value": "cat", "aliases": ["The Dog"], "normalized_aliases": ["dog"]}},
+    ],
+)
+def test_answers_in_any_shape(doc: dict[str, Any]) -> None:
+    assert hooks.score_answer(doc, [" the dog."])["exact"] == 100.0
+
+
+def test_a_question_without_answer_is_named() -> None:
+    with pytest.raises(MetricError, match="document 'q7' has no reference answer"):
+        hooks.score_answer({"id": "q7", "answers": []}, ["cat"])
+
+
+def test_best_threshold() -> None:
+    rows = [(-1.0, 0.0, 100.0), (-5.0, 100.0, 0.0)]
+    assert (hooks.best_threshold(rows), hooks.exact_tuned(rows)) == (-3.0, 100.0)
+
+
+def test_an_answer_of_an_article_alone_has_no_overlap() -> None:
+    scores = hooks.score_squad_v1({"answers": {"text": ["The"]}}, ["the"])
+    assert scores == {"exact": 100.0, "f1": 0.0, "empty_rate": 0.0}
+
+
+def test_overlaps_say_once_how_they_were_made(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="harness_ext")
+    hooks.answers._say_once.cache_clear()
+    for _ in range(2):
+        scores = hooks.score_squad_v1({"answers": {"text": ["black cat"]}}, ["cat"])
+        hooks.bleu([scores["bleu"]])
+    said = [record.getMessage() for record in caplog.records]
+    assert [message.split(":")[0] for message in said if message.startswith("ROUGE")] == ["ROUGE"]
+    assert [message for message in said if message.startswith("BLEU: nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp")]
+    assert [message for message in said if message.startswith("METEOR")]  # how it was made, or why it is missing

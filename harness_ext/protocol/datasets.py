@@ -11,7 +11,8 @@ dataset_kwargs:
 
 The first of these that is set wins:
 
-1. `data_files` or `data_dir` in the task's `dataset_kwargs` (or in `--metadata`);
+1. `data_files` or `data_dir` in the task's `dataset_kwargs` (or in `--metadata`); a relative path is looked for beside
+   the YAML, then in the working folder, so that a task's folder can be moved;
 2. the environment variable `HARNESS_EXT_DATA`: a folder holding `sst2/train.parquet`, ... (parquet, jsonl, json,
    csv), or the word `sample` for the small sample that comes with this package;
 3. the Hugging Face Hub, at a pinned revision.
@@ -36,6 +37,7 @@ import datasets
 import huggingface_hub
 
 from harness_ext.errors import DatasetError, suggest
+from harness_ext.protocol.local_files import existing_folder, files_in, load_files
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,6 @@ DATA_VARIABLE = "HARNESS_EXT_DATA"
 SAMPLE = "sample"
 SAMPLE_FOLDER = Path(__file__).parent / "sample"
 HUB_TIMEOUT_SECONDS = 10.0
-READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,22 @@ class HubDataset:
 
     path: str
     revision: str
+    config: str | None = None  # of a dataset that holds several
 
+
+# GLUE's sets share a repository; so do those of SuperGLUE.
+_GLUE = ("nyu-mll/glue", "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c")
 
 CATALOGUE: Mapping[str, HubDataset] = {
+    "ag_news": HubDataset("fancyzhx/ag_news", "eb185aade064a813bc0b7f42de02595523103ca4"),
+    "boolq": HubDataset("aps/super_glue", "3de24cf8022e94f4ee4b9d55a6f539891524d646", "boolq"),
+    "imdb": HubDataset("stanfordnlp/imdb", "e6281661ce1c48d982bc483cf8a173c1bbeb5d31"),
+    "mnli": HubDataset(*_GLUE, "mnli"),
+    "rte": HubDataset(*_GLUE, "rte"),
     "sst2": HubDataset("stanfordnlp/sst2", "8d51e7e4887a4caaa95b3fbebbf53c0490b58bbb"),
     "squad_v1": HubDataset("rajpurkar/squad", "7b6d24c440a36b6815f21b70d25016731768db1f"),
     "squad_v2": HubDataset("rajpurkar/squad_v2", "3ffb306f725f7d2ce8394bc1873b24868140c412"),
+    "trivia_qa": HubDataset("mandarjoshi/trivia_qa", "0f7faf33a3908546c6fd5b73a660e0f8ff173c2f", "rc.nocontext"),
 }
 
 
@@ -74,8 +85,20 @@ class Source:
         return self.kind == "sample"
 
 
-def resolve_source(dataset: str, *, data_files: Mapping[str, str] | None = None, data_dir: str | None = None) -> Source:
+def resolve_source(
+    dataset: str,
+    *,
+    data_files: Mapping[str, str] | None = None,
+    data_dir: str | None = None,
+    beside: str | Path | None = None,
+) -> Source:
     """Say where `dataset` will be read from, without reading it.
+
+    Args:
+        dataset: name in the catalogue, or of a folder under `HARNESS_EXT_DATA`.
+        data_files: split name to file.
+        data_dir: a folder with a file for each split.
+        beside: the task's YAML file; relative paths are looked for in its folder first.
 
     Raises:
         DatasetError: the named folder does not exist, or nothing is known under that name.
@@ -83,11 +106,11 @@ def resolve_source(dataset: str, *, data_files: Mapping[str, str] | None = None,
     if data_files:
         return Source("files", ", ".join(data_files.values()))
     if data_dir:
-        return Source("folder", str(_existing_folder(Path(data_dir), "dataset_kwargs: data_dir")))
+        return Source("folder", str(existing_folder(_beside(data_dir, beside), "dataset_kwargs: data_dir")))
     if root := os.environ.get(DATA_VARIABLE):
         if root == SAMPLE:
             return Source("sample", str(_sample_folder(dataset)))
-        return Source("folder", str(_existing_folder(Path(root).expanduser() / dataset, DATA_VARIABLE)))
+        return Source("folder", str(existing_folder(Path(root).expanduser() / dataset, DATA_VARIABLE)))
     if dataset not in CATALOGUE:
         raise DatasetError(
             f"document set {dataset!r} is not in the catalogue ({', '.join(CATALOGUE)}); name its files with "
@@ -116,7 +139,10 @@ def is_sample(
         return False
     kwargs = {**(metadata or {}), **(dataset_kwargs or {})}  # as lm-eval merges them
     return resolve_source(
-        kwargs["dataset"], data_files=kwargs.get("data_files"), data_dir=kwargs.get("data_dir")
+        kwargs["dataset"],
+        data_files=kwargs.get("data_files"),
+        data_dir=kwargs.get("data_dir"),
+        beside=kwargs.get("config_source"),
     ).is_sample
 
 
@@ -127,6 +153,7 @@ def load_documents(
     label: str = "label",
     data_files: Mapping[str, str] | None = None,
     data_dir: str | None = None,
+    config_source: str | None = None,
     **_unused: Any,
 ) -> datasets.DatasetDict:
     """Load a document set for an lm-eval task (its `custom_dataset`).
@@ -137,18 +164,19 @@ def load_documents(
         label: the column that holds the index into `choices`.
         data_files: split name to file; wins over everything else.
         data_dir: a folder holding `{split}.parquet` (or .jsonl, .json, .csv).
+        config_source: the task's YAML file, which lm-eval passes along; relative paths start from its folder.
         _unused: lm-eval passes the task's metadata and the model arguments along.
 
     Raises:
         DatasetError: nothing there, unreadable, empty, or a label outside the choices.
     """
-    source = resolve_source(dataset, data_files=data_files, data_dir=data_dir)
+    source = resolve_source(dataset, data_files=data_files, data_dir=data_dir, beside=config_source)
     if source.kind == "hub":
         documents = _load_from_hub(CATALOGUE[dataset], dataset)
     elif source.kind == "files":
-        documents = _load_files({split: Path(file) for split, file in (data_files or {}).items()})
+        documents = load_files({split: _beside(file, config_source) for split, file in (data_files or {}).items()})
     else:
-        documents = _load_files(_files_in(Path(source.location)))
+        documents = load_files(files_in(Path(source.location)))
     for split, rows in documents.items():
         if not len(rows):
             raise DatasetError(f"{source.location}: split {split!r} has no documents; put at least one there")
@@ -162,10 +190,13 @@ def load_documents(
     return documents
 
 
-def _existing_folder(folder: Path, said_by: str) -> Path:
-    if not folder.is_dir():
-        raise DatasetError(f"{said_by} leads to {folder}, which is not a folder; create it with a file for each split")
-    return folder
+def _beside(path: str, yaml_file: str | Path | None) -> Path:
+    """A path of a task: as it stands beside the YAML when it is there, else from the working folder."""
+    given = Path(path).expanduser()
+    if yaml_file is None or given.is_absolute():
+        return given
+    near = Path(yaml_file).parent / given
+    return near if near.exists() else given
 
 
 def _sample_folder(dataset: str) -> Path:
@@ -178,52 +209,6 @@ def _sample_folder(dataset: str) -> Path:
             f"set {DATA_VARIABLE} to a folder that does"
         )
     return folder
-
-
-def _files_in(folder: Path) -> dict[str, Path]:
-    files = {file.stem: file for file in sorted(folder.iterdir()) if file.suffix in READERS}
-    if not files:
-        raise DatasetError(
-            f"{folder} holds none of train/validation/test with {', '.join(READERS)}; add one file a split"
-        )
-    return files
-
-
-def _load_files(files: Mapping[str, Path]) -> datasets.DatasetDict:
-    return datasets.DatasetDict({split: _load_file(split, file) for split, file in files.items()})
-
-
-def _load_file(split: str, file: Path) -> datasets.Dataset:
-    reader = READERS.get(file.suffix)
-    if reader is None:
-        raise DatasetError(f"{file}: cannot read {file.suffix!r} files; use one of {', '.join(READERS)}")
-    if not file.is_file():
-        raise DatasetError(f"{file} does not exist; check the path under {split!r}")
-    if not file.stat().st_size:
-        raise DatasetError(f"{file} is empty; it must hold the documents of split {split!r}")
-    try:
-        with _silently():
-            return datasets.load_dataset(reader, data_files={split: str(file)}, split=split)
-    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
-        reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0].rstrip(".!")
-        if "corresponds to no data" in reason:
-            raise DatasetError(f"{file} holds no documents; put at least one of split {split!r} there") from error
-        raise DatasetError(f"{file} cannot be read as {reader}: {reason}; write it again or fix that line") from error
-
-
-@contextlib.contextmanager
-def _silently() -> Iterator[None]:
-    """Keep `datasets` from logging an error that it raises, too, and from showing progress over a local file."""
-    log = logging.getLogger("datasets")
-    level, bars = log.level, not datasets.are_progress_bars_disabled()
-    log.setLevel(logging.CRITICAL)
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-        if bars:
-            datasets.enable_progress_bars()
 
 
 def _with_choices(rows: datasets.Dataset, choices: Sequence[str], label: str, where: str) -> datasets.Dataset:
@@ -246,19 +231,26 @@ def _with_choices(rows: datasets.Dataset, choices: Sequence[str], label: str, wh
 
 def _load_from_hub(hub: HubDataset, dataset: str) -> datasets.DatasetDict:
     """Load a pinned dataset; when the Hub does not answer, its copy in the local cache, if there is one."""
+    with hub_or_cache() as reached:
+        try:
+            return datasets.load_dataset(hub.path, name=hub.config, revision=hub.revision)
+        except (OSError, ValueError) as error:  # ConnectionError and the Hub's own errors are OSErrors
+            problem = "cannot be loaded from" if reached else "cannot be reached on"
+            raise DatasetError(
+                f"{hub.path} {problem} the Hub and is not in the local cache; either "
+                f"(1) connect, or point HF_ENDPOINT at a mirror, "
+                f"(2) set {DATA_VARIABLE} to a folder that holds {dataset}/, "
+                "(3) name files under dataset_kwargs: data_files, "
+                f"or (4) set {DATA_VARIABLE}={SAMPLE} for the bundled sample"
+            ) from error
+
+
+@contextlib.contextmanager
+def hub_or_cache() -> Iterator[bool]:
+    """Use the Hub where it answers, its local cache alone where it does not; yields whether it answers."""
     reached = _hub_answers()
-    try:
-        with contextlib.nullcontext() if reached else _offline():
-            return datasets.load_dataset(hub.path, revision=hub.revision)
-    except (OSError, ValueError) as error:  # ConnectionError and the Hub's own errors are OSErrors
-        problem = "cannot be loaded from" if reached else "cannot be reached on"
-        raise DatasetError(
-            f"{hub.path} {problem} the Hub and is not in the local cache; either "
-            f"(1) connect, or point HF_ENDPOINT at a mirror, "
-            f"(2) set {DATA_VARIABLE} to a folder that holds {dataset}/, "
-            "(3) name files under dataset_kwargs: data_files, "
-            f"or (4) set {DATA_VARIABLE}={SAMPLE} for the bundled sample"
-        ) from error
+    with contextlib.nullcontext() if reached else _offline():
+        yield reached
 
 
 def _hub_answers() -> bool:

@@ -1,43 +1,20 @@
-"""The functions task YAMLs name with `!function harness_ext.hooks.…`: the public face for task authors.
+"""Scores of a choice among labels: forced, calibrated, under several prompts, or generated and parsed.
 
-A scoring hook is an lm-eval `process_results`: it gets one document and the model's results for it, and returns one
-value for each metric. The aggregation of a metric that is no plain mean is a second function, named by the YAML, too.
-
-Classification hooks read the columns `label` (an index) and `choices` (the label words) of a document;
-question-answering hooks read `answers` with its list `text`, empty for an unanswerable question.
+Documents have the columns `label` (an index) and `choices` (the label words).
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from harness_ext.errors import MetricError
-from harness_ext.metrics import labels, squad
-from harness_ext.protocol.datasets import load_documents
-
-__all__ = [
-    "abstain_f1",
-    "abstain_precision",
-    "abstain_recall",
-    "auroc",
-    "ece",
-    "load_documents",
-    "macro_f1",
-    "majority_baseline",
-    "mcc",
-    "score_choice",
-    "score_label",
-    "score_squad_v2",
-    "top_class_share",
-]
+from harness_ext.metrics import calibration, labels
 
 Doc = Mapping[str, Any]
-
-
-# -- classification ----------------------------------------------------------------------------------------------
 
 
 def score_choice(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
@@ -66,6 +43,48 @@ def score_choice(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, A
     if len(logprobs) == 2:
         scores["auroc"] = (gold, logprobs[1] - logprobs[0])
     return scores
+
+
+def score_choice_calibrated(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+    """Score a forced choice of `CalibratedChoice` after contextual calibration.
+
+    Args:
+        doc: as for `score_choice`.
+        results: those of the document's choices, then those after each content-free input.
+
+    Returns:
+        What `score_choice` returns, `acc_uncalibrated`, and `content_free_share`: the probability of the choice that
+        the model prefers when it is shown nothing.
+    """
+    size = len(doc["choices"])
+    rows = [[logprob for logprob, _ in results[start : start + size]] for start in range(0, len(results), size)]
+    calibrated = calibration.calibrate(rows[0], rows[1:])
+    return {
+        **score_choice(doc, [(score, False) for score in calibrated]),
+        "acc_uncalibrated": float(int(np.argmax(rows[0])) == doc["label"]),
+        "content_free_share": max(calibration.content_free_prior(rows[1:])),
+    }
+
+
+def score_prompts(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+    """Score a forced choice of `PromptSpread`: one document under several prompts.
+
+    Returns:
+        `acc_mean`, the share of prompts under which it is right; `consistency`, 1 when all prompts give the same
+        answer; and for `acc_min`, `acc_median` and `acc_max` whether it is right, prompt by prompt.
+    """
+    size = len(doc["choices"])
+    gold = _gold_label(doc, expected=size)
+    logprobs = np.array([logprob for logprob, _ in results]).reshape(-1, size)  # (prompts, K)
+    predicted = logprobs.argmax(axis=1).tolist()
+    correct = [float(each == gold) for each in predicted]
+    return {
+        "acc_mean": statistics.fmean(correct),
+        "consistency": float(len(set(predicted)) == 1),
+        "acc_min": correct,
+        "acc_median": correct,
+        "acc_max": correct,
+    }
 
 
 def score_label(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
@@ -134,45 +153,20 @@ def top_class_share(predictions: Sequence[int | None]) -> float:
     )
 
 
-# -- question answering ------------------------------------------------------------------------------------------
+def minimum(rows: Sequence[Sequence[float]]) -> float:
+    """Mean over documents under the prompt that does worst."""
+    return min(_columns(rows))
 
 
-def score_squad_v2(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
-    """Score one SQuAD v2 answer, 0-100, abstention words mapped to the empty answer.
-
-    Returns:
-        `exact`, `f1`, the same under `HasAns_` or `NoAns_` for the class of the document only, `abstain_baseline`
-        (what always abstaining would score), `empty_rate`, `mapped_rate`, and for `abstain_precision`, `abstain_recall`
-        and `abstain_f1` the pair (abstained, has an answer).
-    """
-    score = squad.score_squad_v2(results[0], doc["answers"]["text"])
-    exact, f1 = 100.0 * score.exact, 100.0 * score.f1
-    group = "HasAns" if score.has_answer else "NoAns"
-    decision = (score.abstained, score.has_answer)
-    return {
-        "exact": exact,
-        "f1": f1,
-        f"{group}_exact": exact,
-        f"{group}_f1": f1,
-        "abstain_baseline": 0.0 if score.has_answer else 100.0,
-        "abstain_precision": decision,
-        "abstain_recall": decision,
-        "abstain_f1": decision,
-        "empty_rate": 100.0 * score.empty,
-        "mapped_rate": 100.0 * score.mapped,
-    }
+def median(rows: Sequence[Sequence[float]]) -> float:
+    """Mean over documents under the prompt in the middle; between the two in the middle of an even number."""
+    return statistics.median(_columns(rows))
 
 
-def abstain_precision(decisions: Sequence[tuple[bool, bool]]) -> float:
-    """Of the abstentions, the share on unanswerable questions, 0-100; NaN without abstentions."""
-    return 100.0 * squad.abstain_precision(decisions)
+def maximum(rows: Sequence[Sequence[float]]) -> float:
+    """Mean over documents under the prompt that does best, which nobody knew beforehand."""
+    return max(_columns(rows))
 
 
-def abstain_recall(decisions: Sequence[tuple[bool, bool]]) -> float:
-    """Of the unanswerable questions, the share abstained from, 0-100; NaN without unanswerable questions."""
-    return 100.0 * squad.abstain_recall(decisions)
-
-
-def abstain_f1(decisions: Sequence[tuple[bool, bool]]) -> float:
-    """Harmonic mean of abstention precision and recall, 0-100; NaN when either has no documents."""
-    return 100.0 * squad.abstain_f1(decisions)
+def _columns(rows: Sequence[Sequence[float]]) -> list[float]:
+    return [statistics.fmean(column) for column in zip(*rows, strict=True)]

@@ -1,0 +1,105 @@
+"""Our metrics as `evaluate.Metric`, for notebooks and for a Trainer's `compute_metrics`.
+
+```python
+from harness_ext.evaluate_metrics import SquadV2
+
+SquadV2().compute(predictions=["unanswerable"], references=[[]])  # {'exact': 100.0, ...}
+```
+
+The numbers are those of the hooks that tasks name. An `evaluate.Metric` takes predictions and references in any number
+of `add_batch` calls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import datasets
+import evaluate
+
+from harness_ext import hooks
+from harness_ext.metrics import labels
+
+CITATIONS = {
+    "squad_v1": "Rajpurkar et al. (2016), arXiv:1606.05250",
+    "squad_v2": "Rajpurkar et al. (2018), arXiv:1806.03822",
+}
+AGGREGATES: Mapping[str, Callable[[Any], float]] = {
+    name: getattr(hooks, name) for name in ("abstain_f1", "abstain_precision", "abstain_recall", "bleu", "bleu_1")
+}
+
+
+class SquadV1(evaluate.Metric):
+    """Exact match, F1, BLEU, ROUGE and METEOR of answers, 0-100; every question has a reference."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _answers_info(type(self).__doc__, CITATIONS["squad_v1"])
+
+    def _compute(self, *, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+        return _aggregate(hooks.score_squad_v1, predictions, references)
+
+
+class SquadV2(evaluate.Metric):
+    """SQuAD v2, 0-100: exact match and F1, both by class, abstention, the abstain baseline.
+
+    A question without references is unanswerable.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _answers_info(type(self).__doc__, CITATIONS["squad_v2"])
+
+    def _compute(self, *, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+        return _aggregate(hooks.score_squad_v2, predictions, references)
+
+
+class Labels(evaluate.Metric):
+    """Accuracy, macro-F1 and Matthews correlation of class indices, beside the majority baseline, 0-1.
+
+    A prediction of -1 is an output that could not be parsed: never right, and counted in `parsed_rate`.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        index = datasets.Value("int64")
+        return _info(type(self).__doc__, {"predictions": index, "references": index}, citation="")
+
+    def _compute(self, *, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
+        parsed = [None if predicted == -1 else int(predicted) for predicted in predictions]
+        golds = [int(gold) for gold in references]
+        return {
+            "acc": labels.accuracy(golds, parsed),
+            "parsed_rate": sum(predicted is not None for predicted in parsed) / len(parsed),
+            "macro_f1": labels.macro_f1(golds, parsed, labels=sorted(set(golds))),
+            "mcc": labels.mcc(golds, parsed),
+            "majority_baseline": labels.majority_baseline(golds),
+        }
+
+
+def _answers_info(description: str | None, citation: str) -> evaluate.MetricInfo:
+    text = datasets.Value("string")
+    return _info(description, {"predictions": text, "references": datasets.Sequence(text)}, citation=citation)
+
+
+def _info(description: str | None, columns: Mapping[str, Any], *, citation: str) -> evaluate.MetricInfo:
+    return evaluate.MetricInfo(
+        description=description or "",
+        citation=citation,
+        inputs_description="predictions and references, one of each for every document",
+        features=datasets.Features(columns),
+    )
+
+
+def _aggregate(
+    score: Callable[[Any, Any], Mapping[str, Any]], predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Score each document and aggregate as a task would; a class without documents has no number."""
+    found: dict[str, list[Any]] = defaultdict(list)
+    for prediction, golds in zip(predictions, references, strict=True):
+        for name, value in score({"answers": {"text": list(golds)}}, [prediction]).items():
+            found[name].append(value)
+    return {
+        name: AGGREGATES[name](rows) if name in AGGREGATES else math.fsum(rows) / len(rows)
+        for name, rows in found.items()
+    }

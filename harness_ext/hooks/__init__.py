@@ -1,0 +1,86 @@
+"""What task YAMLs name with `!function harness_ext.hooks.…`: the public face for task authors.
+
+A scoring hook is an lm-eval `process_results`: it gets one document and the model's results for it, and returns one
+value for each metric. The aggregation of a metric that is no plain mean is a second function, named by the YAML, too.
+A hook returns exactly the metrics of its task's `metric_list`: lm-eval takes the plain mean of any other.
+
+Beside the hooks: `load_documents` (a `custom_dataset`), `answerable` and `shuffled` (a `process_docs`), samplers of
+few-shot examples (a `fewshot_config: sampler`), and tasks that ask more than lm-eval's output types (a `class`).
+"""
+
+from __future__ import annotations
+
+from harness_ext.hooks.answers import (
+    abstain_f1,
+    abstain_precision,
+    abstain_recall,
+    answerable,
+    best_threshold,
+    bleu,
+    bleu_1,
+    corpus_bits_per_byte,
+    exact_tuned,
+    score_answer,
+    score_gold_bits,
+    score_squad_v1,
+    score_squad_v2,
+    score_squad_v2_threshold,
+    score_threshold_tuning,
+    shuffled,
+)
+from harness_ext.hooks.choices import (
+    auroc,
+    ece,
+    macro_f1,
+    majority_baseline,
+    maximum,
+    mcc,
+    median,
+    minimum,
+    score_choice,
+    score_choice_calibrated,
+    score_label,
+    score_prompts,
+    top_class_share,
+)
+from harness_ext.protocol.datasets import load_documents
+from harness_ext.protocol.fewshot import BalancedSampler, FixedBalancedSampler
+from harness_ext.protocol.requests import AbstainByProbability, CalibratedChoice, PromptSpread
+
+__all__ = [
+    "AbstainByProbability",
+    "BalancedSampler",
+    "CalibratedChoice",
+    "FixedBalancedSampler",
+    "PromptSpread",
+    "abstain_f1",
+    "abstain_precision",
+    "abstain_recall",
+    "answerable",
+    "auroc",
+    "best_threshold",
+    "bleu",
+    "bleu_1",
+    "corpus_bits_per_byte",
+    "ece",
+    "exact_tuned",
+    "load_documents",
+    "macro_f1",
+    "majority_baseline",
+    "maximum",
+    "mcc",
+    "median",
+    "minimum",
+    "score_answer",
+    "score_choice",
+    "score_choice_calibrated",
+    "score_gold_bits",
+    "score_label",
+    "score_prompts",
+    "score_squad_v1",
+    "score_squad_v2",
+    "score_squad_v2_threshold",
+    "score_threshold_tuning",
+    "shuffled",
+    "top_class_share",
+]

@@ -1,0 +1,116 @@
+"""Tasks that ask more about a document than lm-eval's output types do, in an unmodified lm-eval.
+
+A YAML names one of these classes beside its own keys, and what it needs under `metadata`:
+
+```yaml
+class: !function harness_ext.hooks.CalibratedChoice
+metadata:
+  content_free: {column: sentence, texts: ["N/A", "", "[MASK]"]}
+```
+
+Each adds requests behind lm-eval's own for the document; `process_results` gets the answers in that order. The added
+prompts are the document's with another question in its last turn, so that description, few-shot examples and chat
+template stay as they are. Requests that are alike for all documents cost one forward pass: `hf` and `hf-tree` both
+compute equal contexts once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.utils import apply_template
+
+from harness_ext.errors import TaskError
+
+Doc = Mapping[str, Any]
+
+
+class ComposedTask(ConfigurableTask):
+    """A task of a YAML that names a class of its own."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(config={key: value for key, value in config.items() if key != "class"})
+
+    def _setting(self, name: str) -> Any:
+        try:
+            return self.config.metadata[name]
+        except (KeyError, TypeError):
+            raise TaskError(
+                f"task {self.task_name!r} ({type(self).__name__}) needs {name!r}; add it under metadata: in its YAML"
+            ) from None
+
+    def _ask_instead(self, doc: Doc, context: str, question: str) -> str:
+        """The document's prompt with another question in place of its own."""
+        own = self.doc_to_text(doc)
+        before, found, after = context.rpartition(own)
+        if not found:
+            raise TaskError(
+                f"task {self.task_name!r}: the chat template changes the question {own!r:.60}; evaluate without it"
+            )
+        return f"{before}{question}{after}"
+
+
+class CalibratedChoice(ComposedTask):
+    """A forced choice, and the same choice after inputs without content: what the model prefers unasked.
+
+    metadata.content_free: `column`, which holds a document's input, and `texts` to put there instead.
+    """
+
+    def construct_requests(self, doc: Doc, ctx: str, **options: Any) -> list[Instance]:
+        """The document's choices, then the choices after each content-free input."""
+        ask = super().construct_requests
+        free = self._setting("content_free")
+        questions = [self.doc_to_text({**doc, free["column"]: text}) for text in free["texts"]]
+        contexts = [ctx, *(self._ask_instead(doc, ctx, question) for question in questions)]
+        return _numbered([ask(doc, context, **options) for context in contexts])
+
+
+class PromptSpread(ComposedTask):
+    """A forced choice under several prompts at once.
+
+    metadata.prompts: for each prompt its `text`, a template, and where they differ from the document's its `choices`.
+    The first one is `doc_to_text`. Few-shot examples would be worded as the first, so `num_fewshot` has to be 0.
+    """
+
+    def construct_requests(self, doc: Doc, ctx: str, **options: Any) -> list[Instance]:
+        """The choices under the first prompt, under the second, ..."""
+        if self.config.num_fewshot:
+            raise TaskError(f"task {self.task_name!r} compares prompts without examples; leave --num_fewshot out")
+        asked = []
+        for prompt in self._setting("prompts"):
+            context = self._ask_instead(doc, ctx, apply_template(prompt["text"], doc))
+            worded = {**doc, "choices": prompt.get("choices", doc["choices"])}
+            asked.append(super().construct_requests(worded, context, **options))
+        return _numbered(asked)
+
+
+class AbstainByProbability(ComposedTask):
+    """An answer generated, and the abstention word scored after the same prompt.
+
+    metadata.abstain_word, and metadata.abstain_threshold: the hook gets it as `threshold` and abstains for the model
+    where the word's log-probability is above. `--metadata '{"abstain_threshold": -3.2}'` sets another one.
+    """
+
+    def construct_requests(self, doc: Doc, ctx: str, **options: Any) -> list[Instance]:
+        """The generation, then the score of the abstention word."""
+        generation = super().construct_requests(doc, ctx, **options)
+        kept = {name: value for name, value in options.items() if name not in ("apply_chat_template", "chat_template")}
+        delimiter = "" if options.get("apply_chat_template") else self.config.target_delimiter
+        arguments = (ctx, f"{delimiter}{self._setting('abstain_word')}")
+        word = Instance(request_type="loglikelihood", doc=doc, arguments=arguments, idx=1, **kept)
+        return [generation, word]
+
+    def process_results(self, doc: Doc, results: Sequence[Any]) -> dict[str, Any]:
+        """The hook's scores under the threshold."""
+        return dict(self.config.process_results(doc, results, threshold=float(self._setting("abstain_threshold"))))
+
+
+def _numbered(requests: Sequence[Sequence[Instance]]) -> list[Instance]:
+    """All requests of a document in order; lm-eval sorts the answers by this number."""
+    flat = [request for each in requests for request in each]
+    for number, request in enumerate(flat):
+        request.idx = number
+    return flat
