@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check bench results fetch clean
+.PHONY: demo test check bench results fetch wordnet clean
 
 demo: $(INSTALLED)          ## the main job on a real model: fetch, evaluate, train, evaluate, compare
 	$(BIN)/harness-ext demo
@@ -12,12 +12,14 @@ demo: $(INSTALLED)          ## the main job on a real model: fetch, evaluate, tr
 test: $(INSTALLED)          ## every test, with the real model
 	$(BIN)/python -m pytest
 
-check: $(INSTALLED)         ## lint, format, types
+check: $(INSTALLED)         ## lint, format, types, our own tasks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	HARNESS_EXT_DATA=sample $(BIN)/harness-ext check tasks
 
-bench: $(INSTALLED)         ## hf against hf-tree, side by side -> docs/benchmarks.md
+bench: $(INSTALLED)         ## hf against hf-tree, TRL against our training, side by side -> docs/benchmarks.md
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/speed.py --output docs/benchmarks.md
 
 results: $(INSTALLED)       ## base and shipped adapters on the full evaluation sets -> docs/results.md
@@ -25,6 +27,9 @@ results: $(INSTALLED)       ## base and shipped adapters on the full evaluation 
 
 fetch: $(INSTALLED)         ## the small real model -> models/
 	$(BIN)/harness-ext fetch smollm2-135m-instruct
+
+wordnet: $(INSTALLED)       ## WordNet for METEOR, into .venv/nltk_data (or the folder that NLTK_DATA names)
+	$(BIN)/python -m harness_ext.wordnet
 
 clean:                      ## everything that can be made again, but the fetched model and the adapters
 	rm -rf $(VENV) demo results build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -93,8 +93,7 @@ def section(study: Study, runs: Sequence[Run]) -> str:
     lines = [
         f"## {title_of(study, max(sizes.values()))}",
         "",
-        f"`{study.adapter}`: {card.examples:,} training examples, {card.recipe['epochs']:g} {'epoch' if card.recipe['epochs'] == 1 else 'epochs'}, "
-        f"seed {card.seed}, "
+        f"`{study.adapter}`: {card.examples:,} training examples, epochs: {card.recipe['epochs']:g}, seed {card.seed}, "
         f"{card.trainable_parameters:,} trainable parameters, {card.seconds / 60:.0f} minutes on two cores. "
         f"Evaluated on {', '.join(f'{n:,} documents ({task})' for task, n in sizes.items())}.",
         "",

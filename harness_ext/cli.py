@@ -18,9 +18,13 @@ from harness_ext.errors import HarnessExtError, suggest
 
 if TYPE_CHECKING:
     from harness_ext.analysis.comparison import Comparison
+    from harness_ext.analysis.views import View
+    from harness_ext.training.trainer import TrainedAdapter
 
 USAGE_ERROR = 2
-FORMATS = ("table", "markdown", "json", "html")
+BROKEN = 1  # what was looked at has an error; the command itself went well
+GATE_CLOSED = 1
+FORMATS = ("table", "markdown", "csv", "json", "latex", "html")
 
 DESCRIPTION = """\
 Does this LoRA adapter really beat its base, under the same protocol?
@@ -29,13 +33,15 @@ Does this LoRA adapter really beat its base, under the same protocol?
   train       a LoRA adapter on any lm-eval task with a training split
   eval        a base and its adapters, in one process, by lm-eval
   compare     results, paired by document, with intervals, tests and a verdict
+  check       a task, before any model is loaded: exit 1 when it is broken
+  new-task    a CSV, JSON lines or parquet file becomes a task
   tasks-path  the folder of our tasks, for stock lm-eval's --include_path
   demo        all of it, in minutes, on a CPU
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code (0 done, 2 error of use)."""
+    """Run one command; returns its exit code (0 done, 1 a check failed, 2 error of use)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments else ""
     if command in PARSERS:
@@ -140,12 +146,15 @@ def _train_parser() -> argparse.ArgumentParser:
     parser = _command(
         "train", _train, "Train a LoRA adapter on a task, prompted exactly as the task is evaluated.",
         "  harness-ext train sst2_choice --model smollm2-135m-instruct --output adapters/mine --limit 2000\n"
-        "  harness-ext train --recipe adapters/sst2.yaml --seed 1 --output adapters/sst2-seed1",
+        "  harness-ext train --recipe adapters/sst2.yaml --output adapters/sst2 --seeds 3    # sst2-seed0 to -seed2",
     )  # fmt: skip
     parser.add_argument(
         "task", nargs="?", metavar="TASK", help="any lm-eval task with a training split, or a YAML file"
     )
     parser.add_argument("--recipe", metavar="FILE", help="YAML with any of the fields below; flags win over it")
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help="train N adapters, OUTPUT-seed0 ..., that differ only in the seed"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of an interrupted run")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the adapter or the checkpoints that are there"
@@ -172,6 +181,7 @@ def _as_yaml(value: Any) -> str:
 
 def _train(options: argparse.Namespace) -> int:
     from harness_ext.training.recipe import Recipe, from_text, read_recipe, recipe_from
+    from harness_ext.training.seeds import train_seeds
     from harness_ext.training.trainer import train_adapter
 
     values = read_recipe(options.recipe) if options.recipe else {}
@@ -180,20 +190,32 @@ def _train(options: argparse.Namespace) -> int:
         if given is not None:
             values[field.name] = from_text(field.name, given) if isinstance(given, str) else given
     recipe = recipe_from(values, source=options.recipe or "train")
-    trained = train_adapter(
-        recipe, resume=options.resume, overwrite=options.overwrite, include_path=tuple(options.include_path)
-    )
-    card = trained.card
+    how = {"resume": options.resume, "overwrite": options.overwrite, "include_path": tuple(options.include_path)}
+    if options.seeds is None:
+        made = [train_adapter(recipe, **how)]
+        _say_trained(made[0])
+    else:
+        made = []
+        for trained in train_seeds(recipe, options.seeds, **how):
+            made.append(trained)
+            _say_trained(trained)
     if int(os.environ.get("RANK", "0")):
         return 0
+    if made[0].card.sample_data:
+        print("Trained on the bundled sample: for trying things out, its scores are no benchmark.")
+    folders, results = " ".join(str(trained.folder) for trained in made), Path(recipe.output.rstrip("/")).name
+    print(f"next: harness-ext eval --model_args pretrained={recipe.model} --adapters {folders} "
+          f"--tasks {recipe.task} --output_path results/{results} --log_samples")  # fmt: skip
+    return 0
+
+
+def _say_trained(trained: TrainedAdapter) -> None:
+    card = trained.card
+    if int(os.environ.get("RANK", "0")):
+        return
     held_out = "" if card.validation_loss is None else f", held-out loss {card.validation_loss:.4f}"
     print(f"{trained.folder}: {card.examples:,} examples, {card.seconds / 60:.1f} minutes, "
-          f"loss {card.train_loss:.4f}{held_out}")  # fmt: skip
-    if card.sample_data:
-        print("Trained on the bundled sample: for trying things out, its scores are no benchmark.")
-    print(f"next: harness-ext eval --model_args pretrained={recipe.model} --adapters {trained.folder} "
-          f"--tasks {recipe.task} --output_path results/{trained.folder.name} --log_samples")  # fmt: skip
-    return 0
+          f"loss {card.train_loss:.4f}{held_out}", flush=True)  # fmt: skip
 
 
 # -- eval --------------------------------------------------------------------------------------------------------
@@ -258,9 +280,14 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _compare_parser() -> argparse.ArgumentParser:
+    from harness_ext.analysis.gate import BARS
+    from harness_ext.analysis.leaderboard import ORDERS
+    from harness_ext.analysis.views import VIEWS
+
     parser = _command(
         "compare", _compare, "Compare runs with their baseline: paired by document, tested, put into one word.",
-        "  harness-ext compare results/sst2\n  harness-ext compare results/* --format markdown --output comparison.md",
+        "  harness-ext compare results/sst2\n  harness-ext compare results/* --format markdown --output comparison.md\n"
+        "  harness-ext compare results/sst2 --fail-on worse    # exit code 1 when a verdict is worse",
     )  # fmt: skip
     parser.add_argument("results", nargs="+", metavar="RESULTS", help="folders or results files that lm-eval wrote")
     parser.add_argument(
@@ -268,15 +295,41 @@ def _compare_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--metric", metavar="NAME", help="metric to compare (default: each task's primary one)")
     parser.add_argument(
+        "--tasks", nargs="+", default=[], metavar="NAME", help="only these tasks; patterns like 'sst2_*' too"
+    )
+    parser.add_argument(
+        "--runs", nargs="+", default=[], metavar="NAME", help="only these runs beside the baseline; patterns too"
+    )
+    parser.add_argument(
         "--margin", type=float, default=1.0, metavar="POINTS", help="equivalent within (default: 1 point)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the permutation tests (default: 0)")
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="FIELD",
+        help="compare although this field differs (dtype, num_fewshot, prompts, ...); marks the row; repeatable",
+    )  # fmt: skip
+    parser.add_argument("--each-seed", action="store_true", help="a row for each seed of a recipe, not one for all")
+    parser.add_argument("--seed", type=_seed, default=0, help="of permutations and bootstraps (default: 0)")
+    parser.add_argument("--sort", choices=ORDERS, help="of runs (default: by name; a board by mean rank)")
+    parser.add_argument(
+        "--view", choices=VIEWS, default="auto", help="rows: a line for each run and task; board: models against tasks"
+    )
     parser.add_argument("--format", choices=FORMATS, default="table", help="default: table")
+    parser.add_argument(
+        "--fail-on", choices=BARS, help="exit with 1 when a verdict is worse; is undecided or worse; is not better"
+    )
     parser.add_argument("--output", metavar="FILE", help="write there instead of to the screen")
     return parser
 
 
+def _seed(text: str) -> int:
+    seed = int(text)
+    if seed < 0:
+        raise ValueError(text)
+    return seed
+
+
 def _compare(options: argparse.Namespace) -> int:
+    from harness_ext.analysis.gate import why_it_fails
     from harness_ext.analysis.leaderboard import compare_runs
     from harness_ext.analysis.results import load_runs
 
@@ -286,33 +339,150 @@ def _compare(options: argparse.Namespace) -> int:
         metric=options.metric,
         margin=options.margin,
         seed=options.seed,
+        allow=options.allow,
+        tasks=options.tasks,
+        only=options.runs,
+        sort=options.sort,
+        group_seeds=not options.each_seed,
     )
     if options.format == "table" and not options.output:
-        print_comparison(comparison)
-        return 0
-    text = {
-        "markdown": comparison.to_markdown,
-        "table": comparison.to_markdown,  # into a file: what reads well there
-        "json": lambda: json.dumps(comparison.to_json(), indent=2, ensure_ascii=False),
-        "html": comparison._repr_html_,
-    }[options.format]()
-    if options.output:
-        try:
-            Path(options.output).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
-        except OSError as error:
-            raise HarnessExtError(
-                f"{options.output} cannot be written ({error.strerror}); choose another --output"
-            ) from error
+        print_comparison(comparison, options.view)
     else:
-        print(text)
+        _write_comparison(comparison, options)
+    if options.fail_on and (reason := why_it_fails(comparison, options.fail_on)):
+        print(f"harness-ext: {reason}", file=sys.stderr)
+        return GATE_CLOSED
     return 0
 
 
-def print_comparison(comparison: Comparison) -> None:
+def _write_comparison(comparison: Comparison, options: argparse.Namespace) -> None:
+    forms: dict[str, Callable[[], str]] = {
+        "markdown": lambda: comparison.to_markdown(options.view),
+        "table": lambda: comparison.to_markdown(options.view),  # into a file: what reads well there
+        "csv": comparison.to_csv,
+        "json": lambda: json.dumps(comparison.to_json(), indent=2, ensure_ascii=False),
+        "latex": lambda: comparison.to_latex(options.view),
+        "html": lambda: comparison.to_html(options.view),
+    }
+    text = forms[options.format]().rstrip("\n")
+    if not options.output:
+        print(text)
+        return
+    try:
+        Path(options.output).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise HarnessExtError(
+            f"{options.output} cannot be written ({error.strerror}); choose another --output"
+        ) from error
+
+
+def print_comparison(comparison: Comparison, view: View = "auto") -> None:
     """Show a comparison on the terminal."""
     from rich.console import Console
 
-    Console(soft_wrap=False).print(comparison)
+    console = Console(soft_wrap=False)
+    for part in comparison.to_terminal(console.width, view):
+        console.print(part)
+
+
+# -- check -------------------------------------------------------------------------------------------------------
+
+
+def _check_parser() -> argparse.ArgumentParser:
+    parser = _command(
+        "check", _check, "Check tasks before any model is loaded; exit code 1 when one is broken.",
+        "  harness-ext check sst2_choice\n  harness-ext check tasks/ --model smollm2-135m-instruct",
+    )  # fmt: skip
+    parser.add_argument("tasks", nargs="+", metavar="TASK", help="names, YAML files, or folders of them")
+    parser.add_argument("--model", metavar="MODEL", help="whose tokenizer to check answers and labels with")
+    parser.add_argument(
+        "--include_path", "--include-path", action="append", default=[], metavar="DIR", help="more tasks"
+    )
+    return parser
+
+
+def _check(options: argparse.Namespace) -> int:
+    from harness_ext.models.sources import resolve_model
+    from harness_ext.protocol.check import check_tasks
+    from harness_ext.protocol.checks.answers import encoder
+    from harness_ext.protocol.checks.findings import count
+
+    encode = None
+    if options.model:
+        bare = Path(options.model, "tokenizer.json").is_file()  # a tokenizer without weights will do
+        encode = encoder(options.model if bare else resolve_model(options.model))
+    reports = check_tasks(options.tasks, include_path=options.include_path, encode=encode)
+    for report in reports:
+        for finding in report.findings:
+            print(finding)
+        if report.verified:
+            print(f"{report.name}: ok, {report.verified}")
+    print(count(reports))
+    return BROKEN if any(report.broken for report in reports) else 0
+
+
+# -- new-task ----------------------------------------------------------------------------------------------------
+
+
+def _new_task_parser() -> argparse.ArgumentParser:
+    parser = _command(
+        "new-task", _new_task, "Make a task from a CSV, JSON lines or parquet file: a folder with its YAML, documents "
+        "in splits, a README and a test. Asks nothing.",
+        "  harness-ext new-task news --kind choice --data news.csv\n"
+        "  harness-ext new-task news --kind choice --data news.csv --labels 0=World 1=Sports 2=Business 3=Science\n"
+        "  harness-ext new-task faq --kind generate --data faq.jsonl --question-column ask --answer-column reply",
+    )  # fmt: skip
+    parser.add_argument("name", metavar="NAME", help="of the task")
+    parser.add_argument(
+        "--kind", required=True, choices=("choice", "generate"), help="one of several labels, or an answer in words"
+    )
+    parser.add_argument("--data", required=True, metavar="FILE", help="CSV, JSON lines or parquet with column names")
+    parser.add_argument("--output", metavar="DIR", help="the folder to make (default: tasks/NAME)")
+    for role in ("text", "label", "question", "answer", "context"):
+        parser.add_argument(
+            f"--{role}-column", metavar="COLUMN", help="which it is (default: told by name and content)"
+        )
+    parser.add_argument(
+        "--labels", nargs="+", default=[], metavar="LABEL=WORD", help="words for labels that are numbers"
+    )
+    parser.add_argument("--validation", type=float, default=0.2, metavar="SHARE", help="to evaluate on, at most 2,000 "
+                        "rows (default: 0.2)")  # fmt: skip
+    parser.add_argument("--test", type=float, default=0.0, metavar="SHARE", help="a test split, evaluated instead")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the task's folder")
+    return parser
+
+
+def _new_task(options: argparse.Namespace) -> int:
+    from harness_ext.protocol.scaffold import new_task
+
+    if wrong := [pair for pair in options.labels if not all(pair.partition("="))]:
+        raise HarnessExtError(f"--labels {wrong[0]!r} is no LABEL=WORD; write it like 0=World")
+    made = new_task(
+        options.name,
+        options.kind,
+        options.data,
+        output=options.output,
+        columns={
+            role: getattr(options, f"{role}_column") for role in ("text", "label", "question", "answer", "context")
+        },
+        labels=dict(pair.split("=", 1) for pair in options.labels),
+        validation=options.validation,
+        test=options.test,
+        seed=options.seed,
+        overwrite=options.overwrite,
+    )
+    documents = ", ".join(f"{count:,} for {split}" for split, count in made.counts.items())
+    columns = ", ".join(f"{role} {column!r}" for role, column in made.columns.roles.items())
+    print(f"{made.folder}: {documents}; {columns}" + (f"; choices {', '.join(made.choices)}" if made.choices else ""))
+    for line in made.said:
+        print(f"note: {line}")
+    print(f"next: harness-ext check {made.folder}")
+    print(f"      harness-ext eval --model_args pretrained=smollm2-135m-instruct --tasks {made.name} "
+          f"--include_path {made.folder} --output_path results/{made.name} --log_samples")  # fmt: skip
+    print(f"      harness-ext train {made.name} --include_path {made.folder} --model smollm2-135m-instruct "
+          f"--output adapters/{made.name}")  # fmt: skip
+    return 0
 
 
 # -- tasks-path, demo --------------------------------------------------------------------------------------------
@@ -353,6 +523,8 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "train": _train_parser,
     "eval": _eval_parser,
     "compare": _compare_parser,
+    "check": _check_parser,
+    "new-task": _new_task_parser,
     "tasks-path": _tasks_path_parser,
     "demo": _demo_parser,
 }

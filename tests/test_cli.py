@@ -83,6 +83,9 @@ def test_tasks_path_is_a_folder_of_tasks(capsys: pytest.CaptureFixture[str]) -> 
         (["compare"], "RESULTS"),
         (["compare", "results", "--fromat", "json"], "--fromat"),
         (["compare", "results", "--format", "xlsx"], "'xlsx'"),
+        (["compare", "results", "--fail-on", "bad"], "'bad'"),
+        (["compare", "results", "--seed", "-1"], "'-1'"),
+        (["train", "sst2_choice", "--seeds", "three"], "'three'"),
         (["train", "sst2_choice", "--learning-rat", "1"], "did you mean '--learning-rate'"),  # never guessed
         (["eval", "--tasks", "sst2_choice", "--adaptors", "x"], "--adaptors"),
         (["fetch"], "NAME"),
@@ -153,6 +156,10 @@ def test_train_on_an_empty_file(
 
 ELSEWHERE = {
     "compare: no such folder": (("compare", "no/results"), ("no/results",)),
+    "train: no seed": (
+        ("train", "sst2_choice", "--model", "someone/model", "--output", "out", "--seeds", "0"),
+        ("--seeds must be positive", "got 0"),
+    ),
     "fetch: unknown name": (("fetch", "smollm2-135m"), ("'smollm2-135m'", "smollm2-135m-instruct")),
     "eval: no model": (("eval", "--tasks", "sst2_choice"), ("--model_args pretrained=MODEL",)),
     "eval: no such model": (("eval", "--tasks", "sst2_choice", "--model_args", "pretrained=./nowhere"), ("nowhere",)),
@@ -183,6 +190,123 @@ def test_a_real_process_shows_no_traceback(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1  # nor progress, nor what libraries have to say
     assert done.stderr.startswith("harness-ext: no model folder nowhere")
+
+
+# -- compare -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> str:
+    """A base, and an adapter that is worse, on one task, as stock lm-eval writes them."""
+    for name, wrong_every in (("base", 10), ("adapter", 3)):
+        folder = tmp_path / "results" / name
+        folder.mkdir(parents=True)
+        rows = [
+            {"doc_id": i, "doc": {"idx": i}, "target": str(i % 2), "filter": "none", "doc_hash": f"{i:064x}",
+             "prompt_hash": f"{i:064x}", "acc": float(i % wrong_every > 0)}
+            for i in range(300)
+        ]  # fmt: skip
+        arguments = "pretrained=org/tiny" + (",peft=adapters/mine" if name == "adapter" else "")
+        payload = {
+            "results": {"demo": {"alias": "demo", "acc,none": sum(row["acc"] for row in rows) / 300}},
+            "configs": {"demo": {"task": "demo"}},
+            "n-samples": {"demo": {"effective": 300}},
+            "config": {"model": "hf", "model_args": arguments},
+        }
+        (folder / "results_2026-01-01T00-00-00.000000.json").write_text(json.dumps(payload))
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "samples_demo_2026-01-01T00-00-00.000000.jsonl").write_text(lines)
+    return str(tmp_path / "results")
+
+
+@pytest.mark.parametrize("form", cli.FORMATS)
+@pytest.mark.parametrize("view", ["rows", "board"])
+def test_compare_shows_every_format(form: str, view: str, results: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("compare", results, "--format", form, "--view", view) == 0
+    shown = capsys.readouterr()
+    assert "mine" in shown.out
+    assert shown.err == ""
+
+
+@pytest.mark.parametrize(("bar", "code"), [("worse", 1), ("undecided", 1), ("not-better", 1)])
+def test_a_gate_closes_with_1_and_one_line(
+    bar: str, code: int, results: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("compare", results, "--fail-on", bar) == code
+    shown = capsys.readouterr()
+    assert "worse" in shown.out  # the table is there all the same
+    assert shown.err.startswith(f"harness-ext: fails --fail-on {bar}: mine on demo is worse")
+    assert shown.err.count("\n") == 1
+
+
+def test_a_gate_stays_open(results: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("compare", results, "--baseline", "mine", "--fail-on", "not-better", "--format", "csv") == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--tasks", "dmo"), "did you mean 'demo'?"),
+        (("--runs", "other"), "--runs 'other' matches none of mine"),
+        (("--allow", "dtyp"), "did you mean 'dtype'?"),
+        (("--margin", "-1"), "--margin"),
+        (("--output", "no/such/folder.md"), "no/such/folder.md"),
+    ],
+)
+def test_compare_refuses_in_one_line(
+    flags: tuple[str, ...], told: str, results: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("compare", results, *flags) == 2
+    assert_one_line(capsys, (told,))
+
+
+# -- check, new-task ---------------------------------------------------------------------------------------------
+
+
+def test_check_says_what_was_verified(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("check", "sst2_choice") == 0
+    ok, total = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"sst2_choice: ok, 168 documents of validation, 338 to train on; dry score: .* on 168", ok)
+    assert total == "1 task: no errors, no warnings, no notes"
+
+
+def test_check_exits_with_1_and_a_line_for_each_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text("task: mine\ndoc_to_txt: x\ndataset_path: json\n")
+    assert run("check", str(tmp_path)) == 1
+    *findings, total = capsys.readouterr().out.splitlines()
+    assert f"{tmp_path / 'mine.yaml'}:2: error C04 unknown key 'doc_to_txt'; did you mean 'doc_to_text'?" in findings
+    assert total.startswith("1 task: ")
+
+
+CHECK_ERRORS = {
+    "no folder": (("check", "no/such.yaml"), ("no/such.yaml", "check the path")),
+    "no model": (("check", "sst2_choice", "--model", "./nowhere"), ("nowhere",)),
+    "no data": (("new-task", "mine", "--kind", "choice", "--data", "no.csv"), ("no.csv does not exist",)),
+    "label without word": (("new-task", "m", "--kind", "choice", "--data", "x", "--labels", "0"), ("'0'", "0=World")),
+}
+
+
+@pytest.mark.parametrize(("arguments", "told"), CHECK_ERRORS.values(), ids=CHECK_ERRORS)
+def test_check_and_new_task_refuse_in_one_line(
+    arguments: tuple[str, ...], told: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 2
+    assert_one_line(capsys, told)
+
+
+def test_new_task_names_the_next_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("ratings.csv").write_text("review;stars\n" + "".join(f"Review {n}, long;{n % 2}\n" for n in range(40)))
+    assert run("new-task", "ratings", "--kind", "choice", "--data", "ratings.csv", "--labels", "0=bad", "1=good") == 0
+    made, *following = capsys.readouterr().out.splitlines()
+    assert made == "tasks/ratings: 32 for train, 8 for validation; text 'review', label 'stars'; choices bad, good"
+    for line, command in zip(following, ("check", "eval", "train"), strict=True):
+        words = shlex.split(line.removeprefix("next:"))[1:]
+        assert words[0] == command
+        parse(words)
 
 
 # -- the commands of the documentation ---------------------------------------------------------------------------

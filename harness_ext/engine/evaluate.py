@@ -16,7 +16,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +35,12 @@ from lm_eval.utils import handle_non_serializable
 import harness_ext
 from harness_ext.engine.lm import TreeLM, record_key
 from harness_ext.errors import AdapterError, ModelError, TaskError, suggest
-from harness_ext.models.adapters import AdapterSwitch, check_adapter, find_base, read_card
+from harness_ext.models.adapters import WEIGHTS_FILE, AdapterSwitch, check_adapter, find_base, read_card
 from harness_ext.models.sources import resolve_model
 from harness_ext.models.torch_setup import choose_device, choose_dtype
 from harness_ext.protocol import datasets
-from harness_ext.protocol.render import (
-    PROMPT_FIELDS,
-    Fingerprint,
-    PromptSettings,
-    differing_fields,
-    fingerprint,
-    load_tasks,
-)
+from harness_ext.protocol.fingerprint import PROMPT_FIELDS, Fingerprint, differing_fields, fingerprint
+from harness_ext.protocol.render import PromptSettings, load_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +125,7 @@ def run(config: EvaluatorConfig, *, adapters: Sequence[str | Path] = ()) -> Iter
     base = _resolve_base(config.model_args, [v.adapter for v in variants if v.adapter])
     manager, tasks = load_tasks(config.tasks, include_path=include_path, metadata=config.metadata)
     lm = _load(model_class, config, base)
-    switch = AdapterSwitch(lm.model)
+    switch = AdapterSwitch(lm.model, merge=isinstance(lm, TreeLM) and lm.merge)
     for variant in variants:
         if variant.adapter is not None:
             switch.attach(variant.adapter, base=base)
@@ -268,6 +262,7 @@ def _our_key(
         "variant": variant.name,
         "base": config.model_args.get("pretrained"),
         "adapter": variant.adapter,
+        "card": _card(variant.adapter),
         "fingerprints": {name: each.digest for name, each in prints.items()},
         "fingerprint_fields": {name: each.fields for name, each in prints.items()},
         "sample_data": any(
@@ -277,6 +272,14 @@ def _our_key(
         "seconds": round(seconds, 2),
         "threads": torch.get_num_threads(),
     }
+
+
+def _card(adapter: str | None) -> dict[str, Any] | None:
+    """What an adapter's card says, and the size of its weights, for whoever compares."""
+    card = None if adapter is None else read_card(adapter)
+    if adapter is None or card is None:
+        return None
+    return {**asdict(card), "adapter_bytes": (Path(adapter).expanduser() / WEIGHTS_FILE).stat().st_size}
 
 
 def _warn_of_other_prompts(adapter: str, prints: Mapping[str, Fingerprint]) -> None:

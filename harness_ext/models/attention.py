@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -111,6 +112,19 @@ def use_blocks(model: Any) -> None:
     """
     if model.config._attn_implementation == "sdpa" and model.device.type == "cpu":
         getattr(model, "get_base_model", lambda: model)().set_attn_implementation(IMPLEMENTATION)
+
+
+def flex_mask(ends: Tensor) -> BlockMask:
+    """The same visibility for PyTorch's flex-attention, which makes a kernel of it: for GPUs.
+
+    Args:
+        ends: (T,) where each token's subtree ends.
+    """
+
+    def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (query < ends[key])
+
+    return create_block_mask(sees, 1, None, len(ends), len(ends), device=str(ends.device))
 
 
 def block_attention(

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from harness_ext.models.attention import additive_mask
+from harness_ext.models.attention import additive_mask, flex_mask
 from harness_ext.models.prefix_tree import TreeBatch, iterate_packs
 
 logger = logging.getLogger(__name__)
@@ -110,10 +110,11 @@ class TreePack:
 
     def target_logits(self, model: Any) -> Tensor:
         """Logits (R, V) of every row that predicts something."""
+        flex = _unwrapped(model).config._attn_implementation == "flex_attention"
         output = model(
             input_ids=self.input_ids,
             position_ids=self.position_ids,
-            attention_mask=self.attention_mask(_dtype(model)),
+            attention_mask=flex_mask(self.ends) if flex else self.attention_mask(_dtype(model)),
             logits_to_keep=self.rows,
             use_cache=False,
         )
@@ -300,9 +301,13 @@ def _disagreement(model: Any, sequences: Sequence[TokenPair]) -> str | None:
 
 def _dtype(model: Any) -> torch.dtype:
     """The dtype of the hidden states: that of the embedding."""
-    unwrapped = getattr(model, "module", model)
-    dtype: torch.dtype = unwrapped.get_input_embeddings().weight.dtype
+    dtype: torch.dtype = _unwrapped(model).get_input_embeddings().weight.dtype
     return dtype
+
+
+def _unwrapped(model: Any) -> Any:
+    """The model inside DistributedDataParallel."""
+    return getattr(model, "module", model)
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

@@ -1,26 +1,20 @@
 """From a task and a document to the exact text and token ids: for evaluation and for training, by lm-eval's own code.
 
-The only module that touches lm-eval's task internals. What a model is asked in evaluation is what an adapter is trained
+Loads tasks, and touches lm-eval's task internals. What a model is asked in evaluation is what an adapter is trained
 on, plus the answer and one end token:
 
 ```
 evaluation   [context ids]                                 or, for a forced choice, [context ids][continuation ids]
 training     [context ids][continuation ids][end token]
 ```
-
-The protocol fingerprint names everything that shapes the prompt or the score, so that two runs can be told apart.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
-import inspect
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,34 +28,11 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from harness_ext.errors import TaskError, suggest
-from harness_ext.protocol import datasets
 from harness_ext.protocol.locations import tasks_path
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_FEWSHOT_SEED = 1234  # lm-eval's own default
-
-PROMPT_FIELDS = (
-    "description",
-    "doc_to_text",
-    "target_delimiter",
-    "gen_prefix",
-    "fewshot",
-    "system_instruction",
-    "chat_template",
-    "process_docs",
-    "dataset",
-)
-SCORING_FIELDS = (
-    "output_type",
-    "doc_to_target",
-    "doc_to_choice",
-    "generation_kwargs",
-    "filters",
-    "process_results",
-    "evaluation_split",
-    "version",
-)
 
 
 @dataclass(frozen=True)
@@ -109,13 +80,6 @@ class Encoded(NamedTuple):
 
     context: list[int]
     continuation: list[int]
-
-
-class Fingerprint(NamedTuple):
-    """What identifies a protocol."""
-
-    digest: str  # sha256 over the fields
-    fields: dict[str, str]  # each field's value, or a short hash of it when it is long
 
 
 def task_manager(
@@ -305,7 +269,9 @@ def _with_gold(task: ConfigurableTask, doc: Mapping[str, Any], requests: Any, ch
     if task.OUTPUT_TYPE == "loglikelihood":
         return Rendered(*requests.args)
     if task.OUTPUT_TYPE == "generate_until":
-        return Rendered(requests.args[0], _delimited_answer(task, doc, chat))
+        # A task of `protocol.requests` may ask for more than the generation, which comes first.
+        generation = requests[0] if isinstance(requests, list) else requests
+        return Rendered(generation.args[0], _delimited_answer(task, doc, chat))
     raise TaskError(f"task {task.task_name!r} ({task.OUTPUT_TYPE}) has no answer to train on")
 
 
@@ -341,105 +307,6 @@ def encode(task: ConfigurableTask, rendered: Rendered, lm: HFLM) -> Encoded:
     if whole[: len(context_ids)] == context_ids:
         return Encoded(context_ids, whole[len(context_ids) :])
     return Encoded(context_ids, lm.tok_encode(continuation, add_special_tokens=False))
-
-
-def fingerprint(task: ConfigurableTask, settings: PromptSettings, lm: HFLM | None = None) -> Fingerprint:
-    """Identify everything that shapes a task's prompts and scores.
-
-    Args:
-        task: a loaded task, its generation settings already overridden if they are.
-        settings: few-shot, chat template, system instruction.
-        lm: gives the chat template; needed only when one is applied.
-    """
-    values = _protocol_values(task, settings, lm)
-    encoded = {name: json.dumps(values[name], sort_keys=True, ensure_ascii=False) for name in sorted(values)}
-    digest = hashlib.sha256(json.dumps(encoded, sort_keys=True).encode()).hexdigest()
-    return Fingerprint(digest, {name: _abbreviate(text) for name, text in encoded.items()})
-
-
-def differing_fields(one: Mapping[str, str], other: Mapping[str, str], names: Sequence[str]) -> list[str]:
-    """Names of the fields that differ between two fingerprints, among `names`.
-
-    >>> differing_fields({"version": "1", "fewshot": "0"}, {"version": "2", "fewshot": "0"}, SCORING_FIELDS)
-    ['version']
-    """
-    return [name for name in names if one.get(name) != other.get(name)]
-
-
-def _protocol_values(task: ConfigurableTask, settings: PromptSettings, lm: HFLM | None) -> dict[str, Any]:
-    config = task.config
-    shots = config.num_fewshot if config.num_fewshot == 0 or settings.num_fewshot is None else settings.num_fewshot
-    fewshot = {
-        "num_fewshot": shots,
-        "split": config.fewshot_split,
-        "seed": settings.fewshot_seed,
-        "multiturn": settings.multiturn,
-        "delimiter": config.fewshot_delimiter,
-        "config": _source(asdict(config.fewshot_config)) if config.fewshot_config else None,
-    }
-    chat = None
-    if settings.apply_chat_template and lm is not None:
-        chat = lm.chat_template(settings.apply_chat_template)
-    return {
-        "description": config.description,
-        "doc_to_text": _source(config.doc_to_text),
-        "target_delimiter": config.target_delimiter,
-        "gen_prefix": config.gen_prefix,
-        "fewshot": fewshot if shots else 0,
-        "system_instruction": settings.system_instruction,
-        "chat_template": chat,
-        "process_docs": _source(config.process_docs),
-        "dataset": _dataset_identity(task),
-        "output_type": config.output_type,
-        "doc_to_target": _source(config.doc_to_target),
-        "doc_to_choice": _source(config.doc_to_choice),
-        "generation_kwargs": config.generation_kwargs,
-        "filters": _source(config.filter_list),
-        # Without a hook, the metrics and their options decide the score.
-        "process_results": _source(config.process_results or config.metric_list),
-        "evaluation_split": config.test_split or config.validation_split,
-        "version": str(task.VERSION),
-    }
-
-
-def _dataset_identity(task: ConfigurableTask) -> dict[str, Any]:
-    """Name and revision of the documents; the folder they happen to lie in does not matter, the sample does."""
-    kwargs = dict(task.config.dataset_kwargs or {})
-    if task.config.custom_dataset is datasets.load_documents:
-        hub = datasets.CATALOGUE.get(kwargs["dataset"])
-        return {
-            "name": kwargs["dataset"],
-            "revision": hub.revision if hub else None,
-            "choices": kwargs.get("choices"),
-            "sample": datasets.is_sample(task.config.custom_dataset, kwargs, task.config.metadata),
-        }
-    path = task.DATASET_PATH
-    name = Path(path).name if path and Path(path).exists() else path
-    return {"name": name, "config": task.DATASET_NAME, "revision": kwargs.get("revision")}
-
-
-def _source(value: Any) -> Any:
-    """A JSON form of a config value, the same everywhere; a function becomes its name and a hash of its source."""
-    if isinstance(value, functools.partial):
-        return {"function": _source(value.func), "args": _source(value.args), "keywords": _source(value.keywords)}
-    if callable(value):
-        named = value if hasattr(value, "__qualname__") else type(value)
-        try:
-            text = inspect.getsource(named)
-        except (OSError, TypeError):
-            text = ""
-        # lm-eval loads a file beside the YAML under its absolute path as module name.
-        module = Path(named.__module__).name
-        return f"{module}.{named.__qualname__}#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    if isinstance(value, Mapping):
-        return {str(key): _source(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_source(item) for item in value]
-    return value
-
-
-def _abbreviate(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:40]}…#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _first_line(error: BaseException) -> str:

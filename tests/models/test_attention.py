@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness_ext.models import attention
 from harness_ext.models.attention import IMPLEMENTATION, additive_mask, block_attention, use_blocks
+from harness_ext.models.forward import TokenPair, tree_packs
 
 LAYER = torch.nn.Module()
 
@@ -153,3 +154,13 @@ def test_a_model_that_does_not_use_sdpa_stays_as_it_is() -> None:
     model = tiny("eager")
     use_blocks(model)
     assert model.config._attn_implementation == "eager"
+
+
+@torch.no_grad()
+def test_flex_attention_sees_the_same() -> None:
+    """Not compiled, as on any machine; on a GPU the same mask becomes a kernel."""
+    pairs = [TokenPair([1, 2, 3, *range(10, 10 + n)], [4, 5]) for n in (3, 8, 5)]
+    (pack,) = tree_packs(pairs, max_tokens=1000)
+    with torch.compiler.set_stance("force_eager"):
+        found = pack.target_logprobs(tiny("flex_attention"))
+    torch.testing.assert_close(found, pack.target_logprobs(tiny("sdpa")), atol=1e-5, rtol=0)

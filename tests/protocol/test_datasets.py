@@ -47,8 +47,8 @@ def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "_hub_answers", lambda: True)
     asked = []
 
-    def from_hub(path: str, *, revision: str) -> hf_datasets.DatasetDict:
-        asked.append((path, revision))
+    def from_hub(path: str, *, name: str | None, revision: str) -> hf_datasets.DatasetDict:
+        asked.append((path, name, revision))
         rows = hf_datasets.Dataset.from_list([{"sentence": "hub", "label": 0}])
         return hf_datasets.DatasetDict({"train": rows})
 
@@ -64,7 +64,7 @@ def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(DATA_VARIABLE)
     monkeypatch.setattr(hf_datasets, "load_dataset", from_hub)
     assert first() == "hub"
-    assert asked == [(CATALOGUE["sst2"].path, CATALOGUE["sst2"].revision)]
+    assert asked == [(CATALOGUE["sst2"].path, None, CATALOGUE["sst2"].revision)]
 
 
 @pytest.mark.parametrize("dataset", CATALOGUE.values(), ids=CATALOGUE)

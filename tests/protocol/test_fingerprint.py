@@ -17,15 +17,14 @@ from lm_eval.models.huggingface import HFLM
 
 from harness_ext import hooks
 from harness_ext.protocol.datasets import DATA_VARIABLE
-from harness_ext.protocol.render import (
+from harness_ext.protocol.fingerprint import (
     PROMPT_FIELDS,
     SCORING_FIELDS,
     Fingerprint,
-    PromptSettings,
     differing_fields,
     fingerprint,
-    load_task,
 )
+from harness_ext.protocol.render import PromptSettings, load_task
 
 ROWS = '{"sentence": "a fine film", "label": 1}\n{"sentence": "a dull film", "label": 0}\n'
 CONFIG: dict[str, Any] = {
@@ -231,7 +230,7 @@ def test_arguments_of_a_partial_show(folder: Path) -> None:
 def test_the_same_in_another_process() -> None:
     names = ("sst2_choice", "sst2_generate", "squad_v2_generate")
     code = (
-        "import json\nfrom harness_ext.protocol.render import *\n"
+        "import json\nfrom harness_ext.protocol.fingerprint import *\nfrom harness_ext.protocol.render import *\n"
         f"print(json.dumps([fingerprint(load_task(name), PromptSettings(num_fewshot=1)) for name in {names}]))"
     )
     done = subprocess.run(
@@ -248,5 +247,16 @@ def test_the_same_in_another_process() -> None:
 def test_fields_are_named_once() -> None:
     assert len({*PROMPT_FIELDS, *SCORING_FIELDS}) == len(PROMPT_FIELDS) + len(SCORING_FIELDS)
     fields = fingerprint(load_task("squad_v2_generate"), PromptSettings()).fields
-    assert set(fields) == {*PROMPT_FIELDS, *SCORING_FIELDS}
+    assert set(fields) | {"class"} == {*PROMPT_FIELDS, *SCORING_FIELDS}  # a task without a class has no such field
     assert all(len(value) <= 60 for value in fields.values())
+
+
+def test_a_class_and_what_it_asks_are_part_of_it(folder: Path) -> None:
+    """An ordinary task has no such field, so that fingerprints in older cards and results stay what they were."""
+    plain = fingerprint(load_task("sst2_choice"), PromptSettings())
+    calibrated = fingerprint(load_task("sst2_choice_calibrated"), PromptSettings())
+    assert "class" not in plain.fields
+    assert "requests.Calibrat" in calibrated.fields["class"]
+    other = load_task("sst2_choice_calibrated")
+    other.config.metadata["content_free"] = ["nothing"]
+    assert differing_fields(calibrated.fields, fingerprint(other, PromptSettings()).fields, SCORING_FIELDS) == ["class"]

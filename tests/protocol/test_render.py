@@ -312,7 +312,7 @@ def test_tags_groups_and_patterns_load_all_their_tasks(tmp_path: Path) -> None:
     assert names("pair_tag") == ["one", "two"]
     assert names("pair") == ["pair"]
     assert names(str(tmp_path / "two.yaml")) == ["two"]
-    assert names("two", "sst2_*") == ["two", "sst2_choice", "sst2_generate"]
+    assert names("two", "sst2_choice*") == ["two", "sst2_choice", "sst2_choice_5shot", "sst2_choice_calibrated"]
     with pytest.raises(TaskError, match="more than one task"):
         load_task("pair_tag", include_path=[tmp_path])
 

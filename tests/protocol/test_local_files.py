@@ -1,0 +1,133 @@
+"""Files as people have them: byte order marks, other delimiters, quotes, damage; read in bounded memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from harness_ext.errors import DatasetError
+from harness_ext.protocol.local_files import open_rows
+
+ROWS = [{"text": "a, b; c", "label": "x"}, {"text": "für\n„dich“", "label": "y"}, {"text": 'say "no"', "label": "x"}]
+
+
+def read(file: Path) -> list[dict[str, object]]:
+    return [row for batch in open_rows(file).batches() for row in batch.to_pylist()]
+
+
+def quoted(delimiter: str, *, bom: bytes = b"", end: str = "\n") -> bytes:
+    lines = [delimiter.join(("text", "label"))]
+    lines += [delimiter.join(f'"{str(value).replace(chr(34), chr(34) * 2)}"' for value in row.values()) for row in ROWS]
+    return bom + end.join([*lines, ""]).encode()
+
+
+FILES = {
+    "comma": ("a.csv", quoted(",")),
+    "semicolon": ("a.csv", quoted(";")),
+    "tab": ("a.tsv", quoted("\t")),
+    "pipe": ("a.txt", quoted("|")),
+    "byte order mark": ("a.csv", quoted(",", bom=b"\xef\xbb\xbf")),
+    "JSON lines": ("a.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS).encode()),
+    "JSON lines named json": ("a.json", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), FILES.values(), ids=FILES)
+def test_the_same_rows(name: str, content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    assert read(file) == ROWS
+    assert open_rows(file).columns == ["text", "label"]
+
+
+def test_windows_line_ends(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_bytes(b"text;label\r\nfine;x\r\ndull;y\r\n")
+    assert read(file) == [{"text": "fine", "label": "x"}, {"text": "dull", "label": "y"}]
+
+
+def test_parquet_and_selected_columns(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), file)
+    assert read(file) == ROWS
+    (batch,) = open_rows(file).batches(["label"])
+    assert batch.schema.names == ["label"]
+
+
+def test_a_delimiter_inside_unquoted_texts(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("text;label\nOne, two, three;x\nFour;y\n")
+    assert read(file)[0] == {"text": "One, two, three", "label": "x"}
+
+
+BAD = {
+    "missing": ("no.csv", None, "does not exist"),
+    "empty": ("a.csv", b"", "is empty"),
+    "header only": ("a.csv", b"text,label\n", "no rows"),
+    "one column": ("a.csv", b"text\nfine\ndull\n", "single column"),
+    "column twice": ("a.csv", b"text,text\nfine,x\n", "twice"),
+    "ragged": ("a.csv", b"text,label\nfine,x\ndull,y,z\n", "#3"),
+    "latin-1": ("a.csv", "text,label\nf\u00fcr,x\n".encode("latin-1"), "UTF-8"),
+    "JSON list": ("a.json", b'[{"text": "x"}]', "one object a line"),
+    "broken JSON": ("a.jsonl", b'{"text": "x"}\n{"text": \n', "cannot be read"),
+    "corrupt parquet": ("a.parquet", b"PAR1 no more", "cannot be read"),
+    "spreadsheet": ("a.xlsx", b"PK", "'.xlsx'"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "told"), BAD.values(), ids=BAD)
+def test_bad_files(name: str, content: bytes | None, told: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(DatasetError) as caught:
+        read(file)
+    assert told in str(caught.value)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+MEASURE = """
+import resource, sys
+from harness_ext.protocol.scaffold import new_task
+small, large = sys.argv[1:3]
+new_task("small", "choice", small)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+made = new_task("large", "choice", large)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, sum(made.counts.values()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_large_file_streams(ending: str, tmp_path: Path) -> None:
+    """What a 96 MB file adds to memory is what a few blocks need, and does not grow with the file."""
+
+    def write(file: Path, rows: int) -> Path:
+        filler = " lorem ipsum dolor sit amet" * 35
+        with file.open("w") as stream:
+            if ending == "csv":
+                stream.write("text,label\n")
+            for number in range(rows):
+                text, label = f"document {number}{filler}", ("good", "bad")[number % 2]
+                stream.write(
+                    f"{text},{label}\n" if ending == "csv" else json.dumps({"text": text, "label": label}) + "\n"
+                )
+        return file
+
+    small, large = write(tmp_path / f"small.{ending}", 2_000), write(tmp_path / f"large.{ending}", 100_000)
+    assert large.stat().st_size > 90e6
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(small), str(large)],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    grown, rows = map(int, done.stdout.split())
+    assert rows == 100_000
+    assert grown < large.stat().st_size, f"{grown / 1e6:.0f} MB"
