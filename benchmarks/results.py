@@ -1,8 +1,9 @@
-"""Base and shipped adapters on the full evaluation sets, as docs/results.md.
+"""Base, shipped adapters and two seeds of a small one over five tasks, full evaluation sets, as docs/results.md.
 
     HARNESS_EXT_DATA=DIR python benchmarks/results.py --output docs/results.md
 
-Runs anywhere the documents are: a folder named by HARNESS_EXT_DATA, or the Hub. Takes minutes on two CPU cores.
+Runs anywhere the documents are: a folder named by HARNESS_EXT_DATA, or the Hub. What `--results` already holds is not
+evaluated again, so an interrupted run goes on. About an hour on two CPU cores.
 """
 
 from __future__ import annotations
@@ -11,63 +12,71 @@ import argparse
 import importlib.metadata
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from harness_ext.analysis.leaderboard import compare_runs
-from harness_ext.analysis.results import Run, load_runs
+from harness_ext.analysis.results import load_runs
+from harness_ext.analysis.runs import Run
 from harness_ext.engine.evaluate import evaluate
+from harness_ext.errors import HarnessExtError
 from harness_ext.models.adapters import read_card
 from harness_ext.models.sources import fetch_model
+from harness_ext.training.recipe import read_recipe, recipe_from
+from harness_ext.training.seeds import train_seeds
 
 MODEL = "smollm2-135m-instruct"
 PACKAGES = ("harness-ext", "lm-eval", "torch", "transformers", "peft")
-
-
-@dataclass(frozen=True)
-class Study:
-    """One adapter on its tasks, and the metrics worth a table of their own."""
-
-    title: str
-    adapter: str
-    tasks: tuple[str, ...]
-    dev_set: int  # documents of the whole published dev set
-    further_metrics: tuple[str, ...]
-
-
-STUDIES = (
-    Study("SST-2", "adapters/sst2", ("sst2_choice", "sst2_generate"), 872, ("macro_f1", "auroc", "parsed_rate")),
-    Study(
-        "SQuAD v2",
-        "adapters/squad_v2",
-        ("squad_v2_generate",),
-        11_873,
-        ("f1", "HasAns_exact", "HasAns_f1", "NoAns_exact", "abstain_precision", "abstain_recall", "abstain_f1"),
+SHIPPED = ("adapters/sst2", "adapters/squad_v2")
+SMALL = "adapters/sst2_small.yaml"
+SEEDS = 2
+TASKS = ("sst2_choice", "sst2_choice_5shot", "sst2_choice_calibrated", "sst2_generate", "squad_v2_generate")
+FURTHER = {
+    "sst2_choice": ("macro_f1", "auroc", "brier"),
+    "sst2_generate": ("macro_f1", "parsed_rate"),
+    "squad_v2_generate": (
+        "f1", "HasAns_exact", "HasAns_f1", "NoAns_exact", "abstain_precision", "abstain_recall", "abstain_f1",
+        "rougeL", "bleu",
     ),
-)
+}  # fmt: skip
+SQUAD_V2_DEV = 11_873  # documents of the whole dev set
 
 
 def main() -> None:
-    """Evaluate, compare, write."""
+    """Train the small seeds, evaluate, compare, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("docs/results.md"))
     parser.add_argument("--results", type=Path, default=Path("results/shipped"), help="where the runs go")
     parser.add_argument("--model", default="hf-tree", help="lm-eval's model class")
-    parser.add_argument("--limit", type=int, help="for trying this script out")
-    parser.add_argument("--reuse", action="store_true", help="write the document from the runs that are there")
+    parser.add_argument("--limit", type=int, help="for trying this script out; wants --results of its own")
     options = parser.parse_args()
     base = str(fetch_model(MODEL))
-    sections = []
-    for study in STUDIES:
-        folder = options.results / Path(study.adapter).name
-        if not options.reuse:
+    adapters = [*SHIPPED, *small_seeds(options.results)]
+    for adapter in (None, *adapters):
+        missing = [task for task in TASKS if not is_there(options.results, adapter, task)]
+        if missing:
             evaluate(
-                base, tasks=study.tasks, adapters=[study.adapter], model=options.model, limit=options.limit,
-                batch_size=16, output_path=str(folder), log_samples=True,
+                base, tasks=missing, model=options.model, limit=options.limit, batch_size=16, log_samples=True,
+                model_args={"peft": adapter} if adapter else {}, output_path=str(options.results),
             )  # fmt: skip
-        sections.append(section(study, load_runs(folder)))
-    options.output.write_text("\n".join([heading(options.model), *sections]) + "\n", encoding="utf-8")
+    runs = load_runs(options.results)
+    parts = [heading(options.model), training(adapters), compare_runs(runs).to_markdown(), *further(runs)]
+    options.output.write_text("\n".join(parts) + "\n", encoding="utf-8")
     print(f"wrote {options.output}")
+
+
+def small_seeds(results: Path) -> list[str]:
+    """The small adapter under each seed, trained unless it is there."""
+    values = {**read_recipe(SMALL), "output": str(results / "adapters" / "sst2_small")}
+    return [str(made.folder) for made in train_seeds(recipe_from(values, source=SMALL), SEEDS, resume=True)]
+
+
+def is_there(results: Path, adapter: str | None, task: str) -> bool:
+    """Whether a run of this variant on this task is among the results."""
+    name = "base" if adapter is None else Path(adapter).name
+    try:
+        return any(run.name == name and task in run.tasks for run in load_runs(results))
+    except HarnessExtError:  # none yet
+        return False
 
 
 def heading(model: str) -> str:
@@ -75,60 +84,54 @@ def heading(model: str) -> str:
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES)
     return f"""# Results
 
-The shipped adapters against their base, {MODEL} in float32, zero-shot, one protocol for both. Made by
+{MODEL} in float32 and adapters on it, zero-shot but where the task says otherwise, one protocol for all. Made by
 
 ```
 HARNESS_EXT_DATA=DIR make results
 ```
 
-Engine `{model}`; {platform.machine()}, Python {platform.python_version()}, {versions}.
+Engine `{model}`; {platform.machine()}, Python {platform.python_version()}, {versions}. How to read the table:
+[comparison.md](comparison.md).
 """
 
 
-def section(study: Study, runs: Sequence[Run]) -> str:
-    """One adapter: the comparison, the training in a sentence, further metrics."""
-    card = read_card(study.adapter)
-    assert card is not None, f"{study.adapter} has no card"
-    sizes = {task: result.n for run in runs for task, result in run.tasks.items()}
-    lines = [
-        f"## {title_of(study, max(sizes.values()))}",
-        "",
-        f"`{study.adapter}`: {card.examples:,} training examples, epochs: {card.recipe['epochs']:g}, seed {card.seed}, "
-        f"{card.trainable_parameters:,} trainable parameters, {card.seconds / 60:.0f} minutes on two cores. "
-        f"Evaluated on {', '.join(f'{n:,} documents ({task})' for task, n in sizes.items())}.",
-        "",
-        compare_runs(runs).to_markdown(),
-        "",
-        *further(study, runs),
-    ]
-    return "\n".join(lines)
+def training(adapters: Sequence[str]) -> str:
+    """What each adapter was trained on."""
+    lines = ["| adapter | task | examples | epochs | seed | minutes on two cores |", "|---|---|---:|---:|---:|---:|"]
+    for adapter in adapters:
+        card = read_card(adapter)
+        assert card is not None, f"{adapter} has no card"
+        lines.append(
+            f"| `{Path(adapter).name}` | {card.task} | {card.examples:,} | {card.recipe['epochs']:g} | {card.seed} "
+            f"| {card.seconds / 60:.0f} |"
+        )
+    return "\n".join([*lines, ""])
 
 
-def title_of(study: Study, documents: int) -> str:
-    """A part of a dev set is not to be quoted as the whole."""
-    return study.title if documents == study.dev_set else f"{study.title} part ({documents:,})"
+def further(runs: Sequence[Run]) -> list[str]:
+    """Tables of the other metrics, as lm-eval aggregated them."""
+    lines = ["## Further metrics", ""]
+    for task, metrics in FURTHER.items():
+        having = [run for run in runs if task in run.tasks]
+        documents = having[0].tasks[task].n
+        part = " part" if task.startswith("squad_v2") and documents < SQUAD_V2_DEV else ""
+        lines += [f"`{task}`{part}, {documents:,} documents:", ""]
+        lines += ["| metric | " + " | ".join(run.name for run in having) + " |", "|---|" + "---:|" * len(having)]
+        for metric in metrics:
+            cells = [cell(run, task, metric) for run in having]
+            lines.append(f"| {metric} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return [*lines, "Points, ± standard error where lm-eval gives one.", ""]
 
 
-def further(study: Study, runs: Sequence[Run]) -> list[str]:
-    """A table of the other metrics, as lm-eval aggregated them."""
-    names = [run.name for run in runs]
-    lines = ["| task | metric | " + " | ".join(names) + " |", "|---|---|" + "---:|" * len(names)]
-    for task in study.tasks:
-        for metric in study.further_metrics:
-            if all(metric in run.tasks[task].metrics for run in runs):
-                values = [run.tasks[task].metrics[metric] for run in runs]
-                scale = 1 if run_scale(runs[0], task) == 100 else 100
-                cells = [
-                    f"{scale * v.value:.2f}" + (f" ± {scale * v.stderr:.2f}" if v.stderr is not None else "")
-                    for v in values
-                ]
-                lines.append(f"| {task} | {metric} | " + " | ".join(cells) + " |")
-    return [*lines, "", "Points, ± standard error where lm-eval gives one.", ""]
-
-
-def run_scale(run: Run, task: str) -> int:
-    """100 when the task reports points, 1 when it reports fractions."""
-    return int(run.tasks[task].config.get("metadata", {}).get("metric_scale", 1))
+def cell(run: Run, task: str, metric: str) -> str:
+    """A metric in points."""
+    value = run.tasks[task].metrics.get(metric)
+    if value is None:
+        return "–"
+    scale = 1 if run.tasks[task].config.get("metadata", {}).get("metric_scale", 1) == 100 else 100
+    error = "" if value.stderr is None else f" ± {scale * value.stderr:.2f}"
+    return f"{scale * value.value:.2f}{error}"
 
 
 if __name__ == "__main__":
