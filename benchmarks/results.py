@@ -13,6 +13,7 @@ import importlib.metadata
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from harness_ext.analysis.leaderboard import compare_runs
 from harness_ext.analysis.results import load_runs
@@ -54,9 +55,12 @@ def main() -> None:
     for adapter in (None, *adapters):
         missing = [task for task in TASKS if not is_there(options.results, adapter, task)]
         if missing:
+            model_args: dict[str, Any] = {"peft": adapter} if adapter else {}
+            if options.model == "hf-tree":
+                model_args["merge"] = True
             evaluate(
                 base, tasks=missing, model=options.model, limit=options.limit, batch_size=16, log_samples=True,
-                model_args={"peft": adapter} if adapter else {}, output_path=str(options.results),
+                model_args=model_args, output_path=str(options.results),
             )  # fmt: skip
     runs = load_runs(options.results)
     parts = [heading(options.model), training(adapters), compare_runs(runs).to_markdown(), *further(runs)]
