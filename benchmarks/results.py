@@ -76,11 +76,12 @@ def small_seeds(results: Path) -> list[str]:
 
 def is_there(results: Path, adapter: str | None, task: str) -> bool:
     """Whether a run of this variant on this task is among the results."""
-    name = "base" if adapter is None else Path(adapter).name
     try:
-        return any(run.name == name and task in run.tasks for run in load_runs(results))
+        runs = load_runs(results)
     except HarnessExtError:  # none yet
         return False
+    wanted = None if adapter is None else Path(adapter).name
+    return wanted in [run.adapter and Path(run.adapter).name for run in runs if task in run.tasks]
 
 
 def heading(model: str) -> str:

@@ -204,8 +204,9 @@ def _train(options: argparse.Namespace) -> int:
     if made[0].card.sample_data:
         print("Trained on the bundled sample: for trying things out, its scores are no benchmark.")
     folders, results = " ".join(str(trained.folder) for trained in made), Path(recipe.output.rstrip("/")).name
+    included = "".join(f" --include_path {folder}" for folder in options.include_path)
     print(f"next: harness-ext eval --model_args pretrained={recipe.model} --adapters {folders} "
-          f"--tasks {recipe.task} --output_path results/{results} --log_samples")  # fmt: skip
+          f"--tasks {recipe.task}{included} --output_path results/{results} --log_samples")  # fmt: skip
     return 0
 
 
