@@ -19,6 +19,8 @@ __all__ = ["PRIMARY_METRICS", "MetricValue", "Run", "TaskResult", "load_runs"]
 
 logger = logging.getLogger(__name__)
 
+HOW_FAST = ("merge", "pack_tokens", "cache_tokens")  # arguments of `hf-tree` that leave the scores as they are
+
 
 def load_runs(*paths: str | os.PathLike[str]) -> list[Run]:
     """Read runs from results files and from folders, which are searched recursively.
@@ -71,7 +73,8 @@ def _identity(run: Run, file: Path, payload: Mapping[str, Any], *, explicit: boo
     """What files of one run have in common; a file that was named itself is its own run."""
     if explicit:
         return (str(file.resolve()),)
-    arguments = json.dumps(run.model_args, sort_keys=True, default=str)
+    telling = {name: value for name, value in run.model_args.items() if name not in HOW_FAST}
+    arguments = json.dumps(telling, sort_keys=True, default=str)
     return str(file.parent.resolve()), arguments, str(run.adapter), str(ours_in(payload).get("variant"))
 
 

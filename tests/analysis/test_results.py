@@ -71,6 +71,13 @@ def test_every_task_comes_from_its_newest_file(write_run):
     assert run.tasks["b"].samples("acc").scores.tolist() == [0, 1]
 
 
+def test_how_fast_a_run_was_does_not_make_it_another_one(write_run):
+    write_run("out", {"a": labelled([0, 0])}, model_args="pretrained=org/tiny,merge=True,pack_tokens=512")
+    path = write_run("out", {"b": labelled([1, 1])}, date=LATER, model_args="pretrained=org/tiny")
+    (run,) = load_runs(path)
+    assert sorted(run.tasks) == ["a", "b"]
+
+
 def test_a_newer_file_without_samples_does_not_borrow_old_ones(write_run):
     write_run("out", {"a": labelled([0, 0])})
     path = write_run("out", {"a": labelled([1, 1])}, date=LATER, log_samples=False)
