@@ -225,8 +225,6 @@ def _say_trained(trained: TrainedAdapter) -> None:
 def _eval_parser() -> argparse.ArgumentParser:
     from lm_eval._cli.run import Run
 
-    from harness_ext.engine.evaluate import DEFAULT_MODEL
-
     lm_eval_run = Run(argparse.ArgumentParser().add_subparsers())
     parser = _Parser(
         prog="harness-ext eval",
@@ -244,7 +242,7 @@ def _eval_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--adapters", nargs="+", default=[], metavar="DIR", help="adapter folders, evaluated after the base"
     )
-    parser.set_defaults(run=_eval, model=DEFAULT_MODEL)
+    parser.set_defaults(run=_eval, model=None)  # DEFAULT_MODEL, unless a --config names one
     return parser
 
 
@@ -252,10 +250,12 @@ def _eval(options: argparse.Namespace) -> int:
     from lm_eval.config.evaluate_config import EvaluatorConfig
     from lm_eval.utils import handle_non_serializable, make_table
 
-    from harness_ext.engine.evaluate import report_to_trackers, run
+    from harness_ext.engine.evaluate import DEFAULT_MODEL, report_to_trackers, run
 
     flags = {name: value for name, value in vars(options).items() if name not in ("run", "adapters", "func")}
     try:
+        written = EvaluatorConfig.load_yaml_config(options.config) if options.config else {}
+        flags["model"] = options.model or written.get("model", DEFAULT_MODEL)
         config = EvaluatorConfig.from_cli(argparse.Namespace(**flags))
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise HarnessExtError(f"eval: {str(error).splitlines()[0]}") from error

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -347,3 +348,23 @@ def test_commands_are_found() -> None:
         "HARNESS_EXT_DATA=x .venv/bin/harness-ext train t \\\n    --lora_rank 4 && harness-ext demo\nmake demo\n```\n"
     )
     assert list(commands(text)) == [["compare", "a", "b"], ["train", "t", "--lora_rank", "4"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "expected"),
+    [
+        ("model: hf\ntasks: [sst2_choice]\n", [], "hf"),
+        ("model: hf\ntasks: [sst2_choice]\n", ["--model", "hf-tree"], "hf-tree"),
+        ("tasks: [sst2_choice]\n", [], "hf-tree"),
+    ],
+)
+def test_a_config_file_names_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, flags: list[str], expected: str
+) -> None:
+    """Flags win over the file, the file over our default."""
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    seen: list[Any] = []
+    monkeypatch.setattr("harness_ext.engine.evaluate.run", lambda config, **_: seen.append(config) or [])
+    assert cli.main(["eval", "--config", str(file), *flags]) == 0
+    assert [config.model for config in seen] == [expected]
