@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from evaluation import agreement, run, seconds
 from lines import Line
 
 SHOTS = (0, 1, 3, 5, 10)
 SHARES = (8, 4, 2, 1)
+BATCH_SIZE = 16
 
 
 def of_prefix_length(base: str, limit: int) -> list[Line]:
     """A few documents after more and more examples that all of them share."""
-    lines = []
-    for shots in SHOTS:
-        sides = [run(base, "sst2_choice_5shot", model, limit, 16, num_fewshot=shots) for model in ("hf", "hf-tree")]
-        plain, tree = sides
-        lines.append(
-            Line(
-                f"`sst2_choice`, {limit} documents after {shots} shared examples",
-                "`hf`, batch 16",
-                seconds(plain),
-                seconds(tree),
-                agreement(plain, tree, "sst2_choice_5shot"),
-            )
-        )
-    return lines
+    what = f"`sst2_choice`, {limit} documents after {{}} shared examples"
+    return [point(base, "sst2_choice_5shot", what.format(shots), limit, num_fewshot=shots) for shots in SHOTS]
 
 
 def of_documents(base: str, limit: int) -> list[Line]:
     """More and more documents of one task."""
-    lines = []
-    for documents in (limit // share for share in SHARES):
-        plain, tree = (run(base, "squad_v2_generate", model, documents, 16) for model in ("hf", "hf-tree"))
-        lines.append(
-            Line(
-                f"`squad_v2_generate`, {documents} questions",
-                "`hf`, batch 16",
-                seconds(plain),
-                seconds(tree),
-                agreement(plain, tree, "squad_v2_generate"),
-            )
-        )
-    return lines
+    counts = [limit // share for share in SHARES]
+    return [point(base, "squad_v2_generate", f"`squad_v2_generate`, {count} questions", count) for count in counts]
+
+
+def point(base: str, task: str, what: str, limit: int, **settings: Any) -> Line:
+    """One point of a curve, by `hf` and by `hf-tree`."""
+    plain, tree = (run(base, task, model, limit, BATCH_SIZE, **settings) for model in ("hf", "hf-tree"))
+    return Line(what, f"`hf`, batch {BATCH_SIZE}", seconds(plain), seconds(tree), agreement(plain, tree, task))

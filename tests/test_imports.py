@@ -20,7 +20,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "__init__": WINGS,  # but lazily, see below
     "cli": ("", *WINGS, "demo", "errors"),
     "demo": (*WINGS, "errors"),
-    "training": ("", "training", "protocol", "models", "metrics", "errors"),
+    "training": ("", "training", "folders", "protocol", "models", "metrics", "errors"),
     "engine": ("", "engine", "protocol", "models", "metrics", "errors"),
     "analysis": ("", "analysis", "protocol", "models", "metrics", "errors"),
     "analysis/statistics": (),
@@ -34,9 +34,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "evaluate_metrics": ("hooks", "metrics"),
     "wordnet": ("errors",),
-    "protocol": ("protocol", "metrics", "errors"),
+    "protocol": ("protocol", "metrics", "folders", "errors"),
     "models": ("models", "metrics", "errors"),
     "models/prefix_tree": (),
+    "folders": (),
     "metrics": ("metrics", "errors"),
     "errors": (),
 }

@@ -168,6 +168,7 @@ class _Columns:
         self._parsed, self._cut, self._abstained = (array("b") for _ in range(3))
 
     def add(self, sample: Mapping[str, Any], values: Sequence[float], place: str, number: int) -> None:
+        """Append one logged sample; `place` names its line in errors, `number` is its document when it says none."""
         try:
             self._doc.append(_bits(str(sample["doc_hash"])))
             self._prompt.append(_bits(str(sample["prompt_hash"])))

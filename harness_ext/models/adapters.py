@@ -14,9 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -311,29 +309,6 @@ def save_adapter(
 def hub_name(base: str) -> str:
     """The Hub id of a base: that of the upstream model for a packaged one."""
     return FETCHABLE[base].upstream_id if base in FETCHABLE else base
-
-
-@contextlib.contextmanager
-def replacing_folder(target: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `target` that takes its place when the block ends well, and vanishes when not."""
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        if target.exists():
-            target.rename(replaced)
-        try:
-            partial.rename(target)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(target)
-            raise
-    finally:
-        for leftover in (partial, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from harness_ext.errors import DatasetError, TaskError
+from harness_ext.folders import replacing_folder
 from harness_ext.protocol import scaffold_texts
 from harness_ext.protocol.columns import Columns, Kind, answers_of, find_columns, is_text, plain, safe_names
 from harness_ext.protocol.local_files import RowFile, open_rows
@@ -165,30 +164,12 @@ def _max_tokens(seen: Survey) -> int:
 
 @contextlib.contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
-    """A hidden sibling that takes the folder's place when everything is written, and goes away when not."""
-    made = [parent for parent in (folder.parent, *folder.parent.parents) if not parent.exists()]
-    unfinished: Path | None = None
+    """The folder, written whole or not at all."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        unfinished.chmod(0o755)
-        yield unfinished
-        if folder.exists():
-            old = unfinished.with_name(f"{unfinished.name}-old")
-            folder.rename(old)
-            unfinished.rename(folder)
-            shutil.rmtree(old)
-        else:
-            unfinished.rename(folder)
-    except BaseException as error:
-        if unfinished is not None:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        if isinstance(error, OSError):
-            raise TaskError(f"{folder} cannot be written ({error.strerror}); choose another --output") from error
-        raise
+        with replacing_folder(folder) as unfinished:
+            yield unfinished
+    except OSError as error:
+        raise TaskError(f"{folder} cannot be written ({error.strerror}); choose another --output") from error
 
 
 def _write_documents(

@@ -29,7 +29,8 @@ from transformers import (
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from harness_ext.errors import ModelError, RecipeError, TrainingError
-from harness_ext.models.adapters import AdapterCard, hub_name, replacing_folder, save_adapter
+from harness_ext.folders import replacing_folder
+from harness_ext.models.adapters import AdapterCard, hub_name, save_adapter
 from harness_ext.models.attention import use_blocks
 from harness_ext.models.forward import why_no_trees
 from harness_ext.models.sources import resolve_model, weights_sha256

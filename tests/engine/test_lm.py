@@ -17,10 +17,17 @@ from lm_eval.models.huggingface import HFLM
 
 from harness_ext.engine.lm import TreeLM, record_key
 from harness_ext.errors import ModelError
+from harness_ext.models import attention
 
 PASSAGE = "The ferry at Harrowmere was built by Osric Pell, who charged one penny for a person and three for a horse. "
 REVIEW = "Decide whether the review is negative or positive.\n\nReview: {}\nSentiment:"
 REVIEWS = ["a warm, funny film", "never dull", "a warm, funny mess that fails", "not without charm, but dull", "dull"]
+
+
+@pytest.fixture(autouse=True)
+def many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scoring, prefill and decode steps are cut into blocks at this size, too."""
+    monkeypatch.setattr(attention, "BLOCK_COST", 16)
 
 
 def requests_of(kind: str, arguments: list[tuple[Any, ...]]) -> list[Instance]:

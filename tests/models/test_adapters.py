@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness_ext.errors import AdapterError
+from harness_ext.folders import replacing_folder
 from harness_ext.models.adapters import (
     AdapterCard,
     AdapterSwitch,
     check_adapter,
     find_base,
     read_card,
-    replacing_folder,
     save_adapter,
 )
 
