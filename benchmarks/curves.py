@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from evaluation import agreement, run, seconds
+from evaluation import agreement, run
 from lines import Line
 
 SHOTS = (0, 1, 3, 5, 10)
@@ -27,4 +27,4 @@ def of_documents(base: str, limit: int) -> list[Line]:
 def point(base: str, task: str, what: str, limit: int, **settings: Any) -> Line:
     """One point of a curve, by `hf` and by `hf-tree`."""
     plain, tree = (run(base, task, model, limit, BATCH_SIZE, **settings) for model in ("hf", "hf-tree"))
-    return Line(what, f"`hf`, batch {BATCH_SIZE}", seconds(plain), seconds(tree), agreement(plain, tree, task))
+    return Line(what, f"`hf`, batch {BATCH_SIZE}", plain.seconds, tree.seconds, agreement(plain, tree, task))

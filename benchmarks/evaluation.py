@@ -9,23 +9,33 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from fresh import in_fresh_process
 from lines import Line
 from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness_ext.engine.evaluate import VariantResults, evaluate
+from harness_ext.engine.evaluate import evaluate
 from harness_ext.engine.scoring import score_continuations
 from harness_ext.models.attention import use_blocks
 from harness_ext.models.forward import TokenPair, tree_packs
+from harness_ext.models.torch_setup import keep_freed_memory
 from harness_ext.protocol.locations import tasks_path
 from harness_ext.protocol.render import PromptSettings, encode, load_task, render
 
 LOGPROB_TOLERANCE = 1e-4
 SHIPPED = ("adapters/sst2", "adapters/squad_v2")
+ADAPTER_TASKS = ("sst2_choice", "squad_v2_generate")
+
+
+class Run(NamedTuple):
+    """One evaluation of one task."""
+
+    seconds: float  # what lm-eval took, without loading the model
+    answers: list[list[Any]]  # of each document: texts, or a pair of log-probability and greedy for each choice
 
 
 def of_task(
@@ -34,14 +44,13 @@ def of_task(
     """Time both model classes on a task, loading left out; `hf` at the best of several batch sizes."""
     plain = {size: run(base, task, "hf", limit, size) for size in batch_sizes}
     tree = run(base, task, "hf-tree", limit, batch_sizes[0])
-    best = min(plain, key=lambda size: seconds(plain[size]))
-    documents = len(tree.results["samples"][task])
+    best = min(plain, key=lambda size: plain[size].seconds)
     return [
         Line(
-            f"`{task}`, {documents} documents",
+            f"`{task}`, {len(tree.answers)} documents",
             f"`hf`, batch {best}" + (f" (best of {', '.join(map(str, batch_sizes))})" if len(batch_sizes) > 1 else ""),
-            seconds(plain[best]),
-            seconds(tree),
+            plain[best].seconds,
+            tree.seconds,
             agreement(plain[best], tree, task),
             minimum=minimum,
             aim=aim,
@@ -49,28 +58,28 @@ def of_task(
     ]
 
 
-def run(base: str, task: str, model: str, limit: int | None, batch_size: int, **settings: Any) -> VariantResults:
-    """One evaluation of the base."""
+def run(base: str, task: str, model: str, limit: int | None, batch_size: int, **settings: Any) -> Run:
+    """Evaluate the base in a process of its own."""
+    return in_fresh_process(evaluated, base, task, model, limit, batch_size, **settings)
+
+
+def evaluated(base: str, task: str, model: str, limit: int | None, batch_size: int, **settings: Any) -> Run:
+    """Evaluate the base here."""
     with tempfile.TemporaryDirectory() as folder:
         (done,) = evaluate(
             base, tasks=[task], model=model, limit=limit, batch_size=batch_size, output_path=folder, log_samples=True,
             **settings,
         )  # fmt: skip
-    return done
+    answers = [sample["filtered_resps"] for sample in done.results["samples"][task]]
+    return Run(float(done.results["harness_ext"]["seconds"]), answers)
 
 
-def seconds(done: VariantResults) -> float:
-    """How long lm-eval took, without loading the model."""
-    return float(done.results["harness_ext"]["seconds"])
-
-
-def agreement(plain: VariantResults, tree: VariantResults, task: str) -> str:
+def agreement(plain: Run, tree: Run, task: str) -> str:
     """Say how the two agree, document by document; raises where they differ by more than rounding."""
-    pairs = list(zip(plain.results["samples"][task], tree.results["samples"][task], strict=True))
-    answers = [(one["filtered_resps"], other["filtered_resps"]) for one, other in pairs]
-    if isinstance(answers[0][0][0], str):
-        return f"{sum(one == other for one, other in answers)} of {len(answers)} texts identical"
-    scores = [(float(a[0]), float(b[0])) for one, other in answers for a, b in zip(one, other, strict=True)]
+    pairs = list(zip(plain.answers, tree.answers, strict=True))
+    if isinstance(plain.answers[0][0], str):
+        return f"{sum(one == other for one, other in pairs)} of {len(pairs)} texts identical"
+    scores = [(float(a[0]), float(b[0])) for one, other in pairs for a, b in zip(one, other, strict=True)]
     difference = max(abs(a - b) for a, b in scores)
     if difference > LOGPROB_TOLERANCE:
         raise SystemExit(f"{task}: log-probabilities differ by {difference}")
@@ -78,41 +87,45 @@ def agreement(plain: VariantResults, tree: VariantResults, task: str) -> str:
 
 
 def of_adapters(base: str, limit: int) -> list[Line]:
-    """A base and four adapters: five runs of lm-eval, loading included, against one of `harness-ext eval`."""
-    tasks = "sst2_choice,squad_v2_generate"
-    settings = ["--limit", str(limit), "--device", "cpu", "--batch_size", "16"]
+    """A base and 1, 2, 4 adapters: as many runs of lm-eval, loading included, against one of `harness-ext eval`."""
     with tempfile.TemporaryDirectory() as folder:
         adapters = four_adapters(Path(folder))
-        plain, plain_scores = 0.0, []
-        for adapter in (None, *adapters):
-            arguments = f"pretrained={base},dtype=float32" + (f",peft={adapter}" if adapter else "")
-            output = Path(folder) / "plain" / (adapter.name if adapter else "base")
-            command = ["-m", "lm_eval", "run", "--model", "hf", "--model_args", arguments, "--tasks", *tasks.split(",")]
-            plain += timed([*command, "--include_path", str(tasks_path()), "--output_path", str(output), *settings])
-            plain_scores += primary_scores(output)
-        output = Path(folder) / "tree"
-        command = [
-            "-c",
-            "import sys; from harness_ext.cli import main; sys.exit(main())",
-            "eval",
-            "--model_args",
-            f"pretrained={base},dtype=float32,merge=true",
-        ]
-        command += ["--adapters", *map(str, adapters), "--tasks", *tasks.split(","), "--output_path", str(output)]
-        tree = timed([*command, *settings])
-        tree_scores = primary_scores(output)
-    equal = sum(scores in tree_scores for scores in plain_scores)
-    return [
-        Line(
-            f"base and 4 adapters on {tasks.replace(',', ' and ')}, {limit} documents each",
-            "five `lm_eval` runs, batch 16, loading included",
-            plain,
-            tree,
-            f"task scores of {equal} of 5 identical",
-            minimum=4,
-            aim=6,
-        )
-    ]
+        plain = [timed(stock_command(base, adapter, limit, Path(folder) / "plain")) for adapter in (None, *adapters)]
+        plain_scores = primary_scores(Path(folder) / "plain")
+        lines = []
+        for count in (1, 2, 4):
+            output = Path(folder) / f"tree{count}"
+            tree = timed(our_command(base, adapters[:count], limit, output))
+            equal = sum(scores in plain_scores for scores in primary_scores(output))
+            lines.append(
+                Line(
+                    f"base and {count} adapter{'s' if count > 1 else ''} on `sst2_choice` and `squad_v2_generate`, "
+                    f"{limit} documents of each",
+                    f"{count + 1} `lm_eval` runs, batch 16, loading included",
+                    sum(plain[: count + 1]),
+                    tree,
+                    f"task scores of {equal} of {count + 1} identical",
+                    minimum=4 if count == 4 else None,
+                    aim=6 if count == 4 else None,
+                )
+            )
+    return lines
+
+
+def stock_command(base: str, adapter: Path | None, limit: int, output: Path) -> list[str]:
+    """Arguments of Python for one model or adapter by lm-eval alone."""
+    arguments = f"pretrained={base},dtype=float32" + (f",peft={adapter}" if adapter else "")
+    command = ["-m", "lm_eval", "run", "--model", "hf", "--model_args", arguments, "--tasks", *ADAPTER_TASKS]
+    command += ["--include_path", str(tasks_path()), "--output_path", str(output)]
+    return [*command, "--limit", str(limit), "--device", "cpu", "--batch_size", "16"]
+
+
+def our_command(base: str, adapters: Sequence[Path], limit: int, output: Path) -> list[str]:
+    """Arguments of Python for a base and its adapters in one process."""
+    command = ["-c", "import sys; from harness_ext.cli import main; sys.exit(main())", "eval"]
+    command += ["--model_args", f"pretrained={base},dtype=float32,merge=true", "--adapters", *map(str, adapters)]
+    command += ["--tasks", *ADAPTER_TASKS, "--output_path", str(output)]
+    return [*command, "--limit", str(limit), "--device", "cpu"]
 
 
 def four_adapters(folder: Path) -> list[Path]:
@@ -150,7 +163,13 @@ def primary_scores(folder: Path) -> list[dict[str, float]]:
 
 
 def of_matrix_products(base: str, limit: int | None) -> list[Line]:
+    """How near scoring comes to the machine's best matrix product, in a process of its own."""
+    return in_fresh_process(measured_products, base, limit)
+
+
+def measured_products(base: str, limit: int | None) -> list[Line]:
     """The time that the machine's best matrix product would take for each token once, against that of scoring."""
+    keep_freed_memory()
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(base)
     pairs = encoded("sst2_choice", limit, model, tokenizer)

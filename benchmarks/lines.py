@@ -35,9 +35,8 @@ class Line:
     @property
     def shown_ratio(self) -> str:
         """The ratio, with the minimum it misses."""
-        shown = f"{self.ratio:.2f}×" if self.ratio_name is None else f"{100 / self.ratio:.0f} % {self.ratio_name}"
-        reached = self.ratio if self.ratio_name is None else 1 / self.ratio
-        return shown if self.minimum is None or reached >= self.minimum else f"{shown} (below {self.minimum:g})"
+        shown = f"{self.ratio:.2f}×" if self.ratio_name is None else f"{100 * self.ratio:.0f} % {self.ratio_name}"
+        return shown if self.minimum is None or self.ratio >= self.minimum else f"{shown} (below {self.minimum:g})"
 
 
 def document(model: str, lines: Sequence[Line]) -> str:
@@ -51,8 +50,8 @@ def document(model: str, lines: Sequence[Line]) -> str:
     return f"""# Benchmarks
 
 {model}, float32, {torch.get_num_threads()} threads of {_processor()}; Python {platform.python_version()}, {versions}.
-Both sides of a line ran one after the other on the same documents. Made by `make bench`. Machines are noisy: read the
-ratios.
+Both sides of a line ran one after the other on the same documents, each in a process of its own.
+Made by `make bench`. Machines are noisy: read the ratios.
 
 | what | against | that one | trees | ratio | minimum / aim | the same? |
 |---|---|---:|---:|---:|---:|---|

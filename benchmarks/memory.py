@@ -1,38 +1,50 @@
-"""A vocabulary of 128,256 tokens: time and peak memory, each side in a process of its own."""
+"""A vocabulary of 128,256 tokens: time and peak memory."""
 
 from __future__ import annotations
 
-import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from fresh import in_fresh_process
 from lines import Line
+from lm_eval.api.registry import get_model
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+import harness_ext.engine.lm  # noqa: F401 - registers hf-tree
+from harness_ext.protocol.render import PromptSettings, load_task, render
 
 VOCABULARY = 128_256
 BATCH_SIZE = 32
+
+
+class Measured(NamedTuple):
+    """One side of both lines."""
+
+    seconds: float
+    megabytes: float  # resident at the peak, beyond what the loaded model took
+    logprobs: list[float]
 
 
 def of_a_large_vocabulary(base: str, limit: int) -> list[Line]:
     """Score `sst2_choice` with a small random Llama of Llama 3's vocabulary, by `hf` and by `hf-tree`."""
     with tempfile.TemporaryDirectory() as folder:
         make_model(base, Path(folder))
-        plain, tree = (measured(folder, model, limit) for model in ("hf", "hf-tree"))
-    difference = max(abs(a - b) for a, b in zip(plain["logprobs"], tree["logprobs"], strict=True))
+        plain, tree = (in_fresh_process(measured, folder, model, limit) for model in ("hf", "hf-tree"))
+    difference = max(abs(a - b) for a, b in zip(plain.logprobs, tree.logprobs, strict=True))
     what, same = (
         "4-layer Llama, 128,256 tokens in the vocabulary",
         f"largest difference of a log-probability {difference:.0e}",
     )
     against = f"`hf`, batch {BATCH_SIZE}"
     return [
-        Line(f"{what}, {limit} documents", against, plain["seconds"], tree["seconds"], same, minimum=3, aim=3),
+        Line(f"{what}, {limit} documents", against, plain.seconds, tree.seconds, same, minimum=3, aim=3),
         Line(
-            f"{what}: peak memory beyond the loaded model", against, plain["megabytes"], tree["megabytes"], same,
+            f"{what}: peak memory beyond the loaded model", against, plain.megabytes, tree.megabytes, same,
             unit="MB", minimum=10, aim=10,
         ),
     ]  # fmt: skip
@@ -49,41 +61,21 @@ def make_model(base: str, folder: Path) -> None:
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
 
 
-def measured(folder: str, model: str, limit: int) -> dict[str, list[float]]:
-    """Run this file in a process of its own."""
-    command = [sys.executable, __file__, folder, model, str(limit)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
-def main() -> None:
-    """Score, and print seconds, megabytes and log-probabilities."""
-    from lm_eval.api.registry import get_model
-
-    import harness_ext.engine.lm  # noqa: F401 - registers hf-tree
-    from harness_ext.protocol.render import PromptSettings, load_task, render
-
-    folder, model, limit = sys.argv[1:]
+def measured(folder: str, model: str, limit: int) -> Measured:
+    """Score `limit` documents, after a first request that is not measured: loading and first touch."""
     lm = get_model(model)(pretrained=folder, device="cpu", dtype="float32", batch_size=BATCH_SIZE)
     task = load_task("sst2_choice")
-    contexts = [doc.context for doc in render(task, list(task.eval_docs)[: int(limit)], PromptSettings(), lm)]
+    contexts = [doc.context for doc in render(task, list(task.eval_docs)[:limit], PromptSettings(), lm)]
     requests = [
         (("", ""), *lm._encode_pair(context, word)) for context in contexts for word in (" negative", " positive")
     ]
-    lm._loglikelihood_tokens(requests[:2], disable_tqdm=True)  # loading and first touch are not measured
+    lm._loglikelihood_tokens(requests[:2], disable_tqdm=True)
     before, started = peak_megabytes(), time.perf_counter()
     scores = lm._loglikelihood_tokens(requests, disable_tqdm=True)
     seconds = time.perf_counter() - started
-    report = {"seconds": seconds, "megabytes": max(1.0, peak_megabytes() - before)}
-    print(json.dumps({**report, "logprobs": [score[0] for score in scores]}))
+    return Measured(seconds, max(1.0, peak_megabytes() - before), [score[0] for score in scores])
 
 
 def peak_megabytes() -> float:
     """Largest resident set of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,14 +2,13 @@
 
     HARNESS_EXT_DATA=DIR python benchmarks/speed.py --output docs/benchmarks.md
 
-Machines are noisy: read the ratios, not the seconds. Both sides of a line run one after the other; the document is
-written anew after each line. About half an hour on two cores.
+Machines are noisy: read the ratios, not the seconds. Both sides of a line run one after the other, each in a
+process of its own; the document is written anew after each line. About half an hour on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -41,7 +40,6 @@ def main() -> None:
             print(f"({letter}) {line.what}: {line.shown_ratio} [{line.same}]", flush=True)
             lines.append(line)
         options.output.write_text(document(MODEL, lines), encoding="utf-8")
-        gc.collect()
 
 
 def measurements(base: str, limit: int | None, steps: int) -> Iterator[tuple[str, Callable[[], list[Line]]]]:
@@ -55,7 +53,7 @@ def measurements(base: str, limit: int | None, steps: int) -> Iterator[tuple[str
     yield "d", lambda: memory.of_a_large_vocabulary(base, limit or 200)
     yield "e", lambda: evaluation.of_adapters(base, limit or 100)
     yield "f", lambda: training.against_trl(base, "sst2_choice", steps, minimum=4, aim=5)
-    yield "f", lambda: training.against_trl(base, "squad_v2_generate", steps, minimum=5, aim=6)
+    yield "F", lambda: training.against_trl(base, "squad_v2_generate", steps, minimum=5, aim=6)
     yield "g", lambda: curves.of_prefix_length(base, limit or 40)
     yield "g", lambda: curves.of_documents(base, limit or 200)
     yield "h", lambda: evaluation.of_matrix_products(base, limit)

@@ -6,10 +6,11 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import torch
+from fresh import in_fresh_process
 from lines import Line
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, get_peft_model
@@ -19,6 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from harness_ext.models.attention import use_blocks
 from harness_ext.models.forward import TokenPair
+from harness_ext.models.torch_setup import keep_freed_memory
 from harness_ext.protocol.render import PromptSettings, load_task, training_docs
 from harness_ext.training.batches import Collator, GroupedBatches, build_examples, group_by_prefix
 from harness_ext.training.pack_trainer import PackTrainer
@@ -34,37 +36,28 @@ SHARED = {
 }  # fmt: skip
 
 
+class Trained(NamedTuple):
+    """A few steps of one trainer."""
+
+    seconds: float  # from the first step to the last
+    losses: list[float]
+
+
 def against_trl(base: str, task_name: str, steps: int, *, minimum: float, aim: float) -> list[Line]:
-    """Time one epoch over a few batches with each trainer, from the first step to the last."""
-    logging.disable(logging.WARNING)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    examples = in_our_order(base, task_name, steps, tokenizer)
-    ways: dict[str, Callable[[Any, list[TokenPair], Any], Any]] = {
-        "ours": ours, "padded": padded, "packed": packed,
-    }  # fmt: skip
-    seconds, losses = {}, {}
-    for name, make in ways.items():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        with tempfile.TemporaryDirectory() as folder:
-            trainer = make(model, examples, folder)
-            started = time.perf_counter()
-            trainer.train()
-            seconds[name] = time.perf_counter() - started
-        losses[name] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    logging.disable(logging.NOTSET)
-    best = min(("padded", "packed"), key=seconds.__getitem__)
-    other = ({"padded", "packed"} - {best}).pop()
-    pairs = zip(losses["padded"], losses["ours"], strict=True)
+    """Time one epoch over a few batches with each trainer."""
+    examples = in_our_order(base, task_name, steps)
+    done = {way: in_fresh_process(trained, base, way, examples) for way in WAYS}
+    best, other = sorted(("padded", "packed"), key=lambda way: done[way].seconds)
+    pairs = zip(done["padded"].losses, done["ours"].losses, strict=True)
     difference = max(abs(a - b) / abs(a) for a, b in pairs)
     if difference > LOSS_TOLERANCE:
-        raise SystemExit(f"losses differ: {losses['padded']} and {losses['ours']}")
+        raise SystemExit(f"losses differ: {done['padded'].losses} and {done['ours'].losses}")
     return [
         Line(
             f"training on `{task_name}`, {steps} steps of {BATCH}",
-            f"TRL's SFTTrainer, {best} ({other}: {seconds[other]:.1f} s)",
-            seconds[best],
-            seconds["ours"],
+            f"TRL's SFTTrainer, {best} ({other}: {done[other].seconds:.1f} s)",
+            done[best].seconds,
+            done["ours"].seconds,
             f"losses of all {steps} steps within {difference:.0e} of TRL's (padded)",
             minimum=minimum,
             aim=aim,
@@ -72,11 +65,24 @@ def against_trl(base: str, task_name: str, steps: int, *, minimum: float, aim: f
     ]
 
 
-def in_our_order(base: str, task_name: str, steps: int, tokenizer: Any) -> list[TokenPair]:
+def trained(base: str, way: str, examples: list[TokenPair]) -> Trained:
+    """Train once over the examples."""
+    logging.disable(logging.WARNING)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = WAYS[way](model, examples, folder)
+        started = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - started
+    return Trained(seconds, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+
+
+def in_our_order(base: str, task_name: str, steps: int) -> list[TokenPair]:
     """The first batches that our sampler would give, one after the other."""
     task = load_task(task_name)
     model = AutoModelForCausalLM.from_pretrained(base)
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal")
+    lm = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(base), backend="causal")
     found = build_examples(
         task, training_docs(task), PromptSettings(), lm,
         limit=None if "squad" in task_name else 4000, validation_size=0, max_length=lm.max_length, seed=0,
@@ -103,6 +109,7 @@ class InOrder:
 
 def ours(model: Any, examples: list[TokenPair], folder: str) -> PackTrainer:
     """Trees, as `harness-ext train` lays them out."""
+    keep_freed_memory()
     use_blocks(model)
     arguments = TrainingArguments(
         output_dir=folder, per_device_train_batch_size=BATCH, remove_unused_columns=False,
@@ -151,3 +158,6 @@ def trl_trainer(
         model=model, args=arguments, train_dataset=datasets.Dataset.from_dict(rows), peft_config=LoraConfig(**LORA),
         processing_class=AutoTokenizer.from_pretrained(model.config._name_or_path),
     )  # fmt: skip
+
+
+WAYS: dict[str, Callable[[Any, list[TokenPair], str], Any]] = {"ours": ours, "padded": padded, "packed": packed}

@@ -33,6 +33,7 @@ from harness_ext.errors import ModelError
 from harness_ext.models.adapters import AdapterSwitch
 from harness_ext.models.attention import use_blocks
 from harness_ext.models.forward import LOW_PRECISION_TOLERANCE, SUPPORT_TOLERANCE, TokenPair, why_no_trees
+from harness_ext.models.torch_setup import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class TreeLM(HFLM):
         **kwargs: Any,
     ) -> None:
         self.merge = merge  # loading the model asks for it
+        keep_freed_memory()
         super().__init__(*args, **kwargs)
         use_blocks(self.model)
         self.pack_tokens = int(pack_tokens)

@@ -34,7 +34,7 @@ from harness_ext.models.adapters import AdapterCard, hub_name, save_adapter
 from harness_ext.models.attention import use_blocks
 from harness_ext.models.forward import why_no_trees
 from harness_ext.models.sources import resolve_model, weights_sha256
-from harness_ext.models.torch_setup import choose_device, choose_dtype
+from harness_ext.models.torch_setup import choose_device, choose_dtype, keep_freed_memory
 from harness_ext.protocol import datasets
 from harness_ext.protocol.fingerprint import Fingerprint, fingerprint
 from harness_ext.protocol.render import load_task, training_docs
@@ -95,6 +95,7 @@ def train_adapter(
     task = load_task(recipe.task, include_path=include_path)
     docs = training_docs(task)
     set_seed(recipe.seed)
+    keep_freed_memory()
     model, tokenizer = _load_base(base, recipe)
     learning_rate = recipe.learning_rate_for(model.num_parameters())
     lm = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", max_length=recipe.max_length)

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+
+from harness_ext.models import torch_setup
+
+FAULTS = """
+import resource, sys, torch
+from harness_ext.models.torch_setup import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+torch.set_num_threads(1)
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def use():  # blocks of 48 MiB, more than glibc ever keeps by itself
+    torch.full((48 * 2**18,), 1.0)
+for _ in range(20):
+    use()
+before = faults()
+for _ in range(10):
+    use()
+print(faults() - before)
+"""
+
+
+def page_faults(way: str) -> int:
+    environment = {k: v for k, v in os.environ.items() if k not in torch_setup.ALLOCATOR_SETTINGS}
+    done = subprocess.run([sys.executable, "-c", FAULTS, way], env=environment, capture_output=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="glibc only")
+def test_freed_memory_is_used_again_without_page_faults() -> None:
+    kept, given_back = page_faults("keep"), page_faults("stock")
+    assert given_back > 1000
+    assert kept < given_back / 10
+
+
+@pytest.mark.parametrize("name", torch_setup.ALLOCATOR_SETTINGS)
+def test_the_users_own_allocator_settings_win(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "")
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("glibc was told"))
+    assert not torch_setup.keep_freed_memory()
+
+
+def test_nothing_happens_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in torch_setup.ALLOCATOR_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    assert not torch_setup.keep_freed_memory()
