@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 SUPPORT_TOLERANCE = 1e-3  # nats; float32 packs differ from plain passes by about 1e-5
 LOW_PRECISION_TOLERANCE = 0.1  # nats, on average over tokens
-PROBE_TOKENS, MAX_PROBES = 320, 32
+PROBE_TOKENS, PROBE_LENGTH, MAX_PROBES = 256, 40, 32
+PREDICTED, COMPARED = 8, 4  # tokens of each probe; probes that a plain pass repeats
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
 RECURRENT = (
     "mamba",
@@ -211,7 +212,7 @@ def why_no_trees(model: Any, sequences: Sequence[TokenPair]) -> str | None:
     model.eval()
     try:
         probes = _made_up(model, longest)
-        return _layout_ignored(model, probes) or _disagreement(model, [*probes, *_neighbours(sequences)])
+        return _layout_ignored(model, probes) or _disagreement(model, probes, _neighbours(sequences))
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         return f"its forward pass refuses a tree ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
     finally:
@@ -248,7 +249,7 @@ def _known_exclusion(model: Any, longest: int) -> str | None:
 
 
 def _made_up(model: Any, longest: int) -> list[TokenPair]:
-    """Sequences of arbitrary tokens that branch at two depths and differ in length; predicted but for their first.
+    """Sequences of arbitrary tokens that branch at two depths and differ in length; their last tokens are predicted.
 
     Enough of them that attention is cut into blocks.
     """
@@ -257,23 +258,24 @@ def _made_up(model: Any, longest: int) -> list[TokenPair]:
     tokens = 0
     while tokens < PROBE_TOKENS and len(rows) < MAX_PROBES:
         number = len(rows)
-        length = min(64 - 5 * (number % 4), longest)
-        kept = min(longest, 64) // (2 + 2 * (number % 2)) if rows else 0
+        length = min(PROBE_LENGTH - 5 * (number % 4), longest)
+        kept = min(longest, PROBE_LENGTH) // (2 + 2 * (number % 2)) if rows else 0
         rows.append(rows[0][:kept] if rows else [])
         rows[-1] += [(37 * index + 11 * number + 1) % vocabulary for index in range(kept, length)]
         tokens += length - kept
-    return [TokenPair(row[:1], row[1:]) for row in rows if len(row) > 1]
+    predicted = [(row, max(1, len(row) - PREDICTED)) for row in rows if len(row) > 1]
+    return [TokenPair(row[:start], row[start:]) for row, start in predicted]
 
 
 def _neighbours(sequences: Sequence[TokenPair]) -> list[TokenPair]:
-    """A few of the shorter sequences that stand side by side in a tree."""
+    """Two of the shorter sequences that stand side by side in a tree."""
     short = sorted(sequences, key=lambda pair: len(pair.context) + len(pair.continuation))[:64]
-    return sorted(short)[:4]
+    return sorted(short)[:2]
 
 
 def _layout_ignored(model: Any, probes: Sequence[TokenPair]) -> str | None:
     """Say whether a model answers the very same to other position ids or to a plain causal mask."""
-    (pack,) = tree_packs(probes, max_tokens=10**9)
+    (pack,) = tree_packs(probes[:2], max_tokens=10**9)
     pack = pack.to(model.device)
     size = len(pack.ends)
     logits = pack.target_logits(model)
@@ -284,11 +286,16 @@ def _layout_ignored(model: Any, probes: Sequence[TokenPair]) -> str | None:
     return None
 
 
-def _disagreement(model: Any, sequences: Sequence[TokenPair]) -> str | None:
-    """Hold one tree over the sequences against the plain pass."""
+def _disagreement(model: Any, probes: Sequence[TokenPair], neighbours: Sequence[TokenPair]) -> str | None:
+    """Hold one tree over all sequences against a plain pass of the neighbours and some probes, here and there in it."""
+    sequences = [*probes, *neighbours]
     (pack,) = tree_packs(sequences, max_tokens=10**9)
     tree = pack.to(model.device).target_logprobs(model)
-    plain = PaddedPack.of(pack.sequences, sequences, pad_token_id=0).to(model.device).target_logprobs(model)
+    tree_of = dict(zip(pack.sequences, torch.split(tree, list(pack.counts)), strict=True))
+    in_order = [number for number in pack.sequences if number < len(probes)]
+    chosen = sorted({*in_order[:: -(-len(in_order) // COMPARED)], in_order[-1], *range(len(probes), len(sequences))})
+    plain = PaddedPack.of(chosen, sequences, pad_token_id=0).to(model.device).target_logprobs(model)
+    tree = torch.cat([tree_of[number] for number in chosen])
     both_nan = tree.isnan() & plain.isnan()  # a broken model is broken either way: whoever uses the numbers says so
     differences = (tree - plain).abs().masked_fill(both_nan, 0.0)
     exact = _dtype(model) in (torch.float32, torch.float64)
