@@ -195,7 +195,7 @@ def padded_packs(sequences: Sequence[TokenPair], *, max_tokens: int, pad_token_i
 
 
 @torch.no_grad()
-def why_no_trees(model: Any, sequences: Sequence[TokenPair]) -> str | None:
+def why_no_trees(model: Any, sequences: Sequence[TokenPair], *, proven: bool = False) -> str | None:
     """Say why a model cannot take prefix trees, or None when it can.
 
     Known exclusions come first. Then the model has to prove itself on small trees of its own tokens and of a few of the
@@ -204,6 +204,7 @@ def why_no_trees(model: Any, sequences: Sequence[TokenPair]) -> str | None:
     Args:
         model: a transformers language model, PEFT-wrapped or not, on its device.
         sequences: all that will be run: the longest one decides about sliding windows.
+        proven: this very model took trees before, of other sequences; made-up ones are left out.
     """
     longest = max(len(context) + len(continuation) for context, continuation in sequences)
     if reason := _known_exclusion(model, longest):
@@ -211,8 +212,9 @@ def why_no_trees(model: Any, sequences: Sequence[TokenPair]) -> str | None:
     was_training = model.training
     model.eval()
     try:
-        probes = _made_up(model, longest)
-        return _layout_ignored(model, probes) or _disagreement(model, probes, _neighbours(sequences))
+        probes = [] if proven else _made_up(model, longest)
+        ignored = None if proven else _layout_ignored(model, probes)
+        return ignored or _disagreement(model, probes, _neighbours(sequences))
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         return f"its forward pass refuses a tree ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
     finally:
@@ -293,9 +295,12 @@ def _disagreement(model: Any, probes: Sequence[TokenPair], neighbours: Sequence[
     tree = pack.to(model.device).target_logprobs(model)
     tree_of = dict(zip(pack.sequences, torch.split(tree, list(pack.counts)), strict=True))
     in_order = [number for number in pack.sequences if number < len(probes)]
-    chosen = sorted({*in_order[:: -(-len(in_order) // COMPARED)], in_order[-1], *range(len(probes), len(sequences))})
-    plain = PaddedPack.of(chosen, sequences, pad_token_id=0).to(model.device).target_logprobs(model)
-    tree = torch.cat([tree_of[number] for number in chosen])
+    some_probes = {*in_order[:: max(1, len(in_order) // COMPARED)], *in_order[-1:]}
+    plain_of: dict[int, Tensor] = {}
+    for chosen in filter(None, (sorted(some_probes), range(len(probes), len(sequences)))):  # of like lengths
+        padded = PaddedPack.of(chosen, sequences, pad_token_id=0).to(model.device)
+        plain_of |= zip(chosen, torch.split(padded.target_logprobs(model), list(padded.counts)), strict=True)
+    tree, plain = torch.cat([tree_of[number] for number in plain_of]), torch.cat(list(plain_of.values()))
     both_nan = tree.isnan() & plain.isnan()  # a broken model is broken either way: whoever uses the numbers says so
     differences = (tree - plain).abs().masked_fill(both_nan, 0.0)
     exact = _dtype(model) in (torch.float32, torch.float64)

@@ -136,7 +136,7 @@ def test_unusual_settings_go_the_way_of_hf(tree_lm: TreeLM, plain_lm: HFLM, capl
 def test_a_model_that_takes_no_trees_answers_as_hf(
     tree_lm: TreeLM, plain_lm: HFLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("harness_ext.engine.lm.why_no_trees", lambda *_: "it is a test")
+    monkeypatch.setattr("harness_ext.engine.lm.why_no_trees", lambda *_, **__: "it is a test")
     scoring = requests_of("loglikelihood", SCORING["a shared passage"])
     assert tree_lm.loglikelihood(scoring, disable_tqdm=True) == plain_lm.loglikelihood(scoring, disable_tqdm=True)
     tree_lm.loglikelihood(scoring, disable_tqdm=True)

@@ -228,6 +228,14 @@ def test_a_model_that_does_not_obey_is_found_out(
     assert reason in found
 
 
+@pytest.mark.parametrize("name", ["position_ids", "attention_mask"])
+def test_a_proven_model_is_still_held_to_the_sequences_at_hand(name: str) -> None:
+    model = build("Llama", **LLAMA)
+    assert why_no_trees(model, squad_like(), proven=True) is None
+    ignore(model, name, lambda _: None)
+    assert "other log-probabilities" in str(why_no_trees(model, squad_like(), proven=True))
+
+
 def test_a_model_without_logits_to_keep() -> None:
     model = build("Llama", **LLAMA)
     ignore(model, "logits_to_keep", lambda _: 0)
