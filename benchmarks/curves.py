@@ -7,8 +7,8 @@ from typing import Any
 from evaluation import agreement, run
 from lines import Line
 
-SHOTS = (0, 1, 3, 5, 10)
-SHARES = (8, 4, 2, 1)
+SHOTS = (0, 2, 5, 10)
+SHARES = (4, 1)
 BATCH_SIZE = 16
 
 

@@ -83,7 +83,13 @@ def agreement(plain: Run, tree: Run, task: str) -> str:
     difference = max(abs(a - b) for a, b in scores)
     if difference > LOGPROB_TOLERANCE:
         raise SystemExit(f"{task}: log-probabilities differ by {difference}")
-    return f"largest difference of a log-probability {difference:.0e}"
+    same = sum(chosen(one) == chosen(other) for one, other in pairs)
+    return f"{same} of {len(pairs)} answers identical; log-probabilities differ by {difference:.0e} at most"
+
+
+def chosen(choices: Sequence[Sequence[Any]]) -> int:
+    """Number of the likeliest choice."""
+    return max(range(len(choices)), key=lambda number: float(choices[number][0]))
 
 
 def of_adapters(base: str, limit: int) -> list[Line]:

@@ -3,7 +3,7 @@
     HARNESS_EXT_DATA=DIR python benchmarks/speed.py --output docs/benchmarks.md
 
 Machines are noisy: read the ratios, not the seconds. Both sides of a line run one after the other, each in a
-process of its own; the document is written anew after each line. About half an hour on two cores.
+process of its own; the document is written anew after each line. About 45 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ def measurements(base: str, limit: int | None, steps: int) -> Iterator[tuple[str
     yield "a", lambda: evaluation.of_task(base, "sst2_choice", limit, batch_sizes=(8, 16, 32), minimum=2, aim=2.5)
     yield (
         "b",
-        lambda: evaluation.of_task(base, "sst2_choice_5shot", limit or 200, batch_sizes=(8, 16), minimum=5, aim=8),
+        lambda: evaluation.of_task(base, "sst2_choice_5shot", limit or 200, batch_sizes=(16,), minimum=5, aim=8),
     )
     yield "c", lambda: evaluation.of_task(base, "squad_v2_generate", limit or 400, batch_sizes=(16,), minimum=4, aim=7)
     yield "d", lambda: memory.of_a_large_vocabulary(base, limit or 200)
     yield "e", lambda: evaluation.of_adapters(base, limit or 100)
     yield "f", lambda: training.against_trl(base, "sst2_choice", steps, minimum=4, aim=5)
     yield "f", lambda: training.against_trl(base, "squad_v2_generate", max(1, steps // 4), minimum=5, aim=6)
-    yield "g", lambda: curves.of_prefix_length(base, limit or 40)
-    yield "g", lambda: curves.of_documents(base, limit or 160)
+    yield "g", lambda: curves.of_prefix_length(base, limit or 30)
+    yield "g", lambda: curves.of_documents(base, limit or 80)
     yield "h", lambda: evaluation.of_matrix_products(base, limit)
 
 
