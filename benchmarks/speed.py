@@ -52,7 +52,7 @@ def measurements(base: str, limit: int | None, steps: int) -> Iterator[tuple[str
         lambda: evaluation.of_task(base, "sst2_choice_5shot", limit or 200, batch_sizes=(16,), minimum=5, aim=8),
     )
     yield "c", lambda: evaluation.of_task(base, "squad_v2_generate", limit or 400, batch_sizes=(16,), minimum=4, aim=7)
-    yield "d", lambda: memory.of_a_large_vocabulary(base, limit or 200)
+    yield "d", lambda: memory.of_a_large_vocabulary(base, limit or 400)
     yield "e", lambda: evaluation.of_adapters(base, limit or 100)
     yield "f", lambda: training.against_trl(base, "sst2_choice", steps, minimum=4, aim=5)
     yield "f", lambda: training.against_trl(base, "squad_v2_generate", max(1, steps // 4), minimum=5, aim=6)

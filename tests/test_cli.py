@@ -16,6 +16,7 @@ import pytest
 
 import harness_ext
 from harness_ext import cli
+from harness_ext.cli.compare import FORMATS
 from harness_ext.protocol.datasets import DATA_VARIABLE
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +34,7 @@ def run(*arguments: str) -> int:
 # -- help --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", cli.PARSERS)
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, "--help") == 0
     text = capsys.readouterr().out
@@ -42,9 +43,9 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
     assert re.search(rf"harness-ext {command}\b|lm_eval ", example)
 
 
-@pytest.mark.parametrize("command", cli.PARSERS)
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_examples_of_the_help_parse(command: str) -> None:
-    for words in commands(f"```\n{cli.PARSERS[command]().epilog}\n```"):
+    for words in commands(f"```\n{cli.parser_of(command).epilog}\n```"):
         parse(words)
 
 
@@ -52,7 +53,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ((), ("--help",)):
         assert run(*arguments) == 0
         text = capsys.readouterr().out
-        assert not [command for command in cli.PARSERS if f"\n  {command} " not in text]
+        assert not [command for command in cli.COMMANDS if f"\n  {command} " not in text]
 
 
 def test_every_recipe_field_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,7 +221,7 @@ def results(tmp_path: Path) -> str:
     return str(tmp_path / "results")
 
 
-@pytest.mark.parametrize("form", cli.FORMATS)
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("view", ["rows", "board"])
 def test_compare_shows_every_format(form: str, view: str, results: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("compare", results, "--format", form, "--view", view) == 0
@@ -327,10 +328,10 @@ def commands(text: str) -> Iterator[list[str]]:
 
 def parse(words: list[str]) -> None:
     """Parse as `main` does, without running anything."""
-    assert words[0] in cli.PARSERS, f"no command {words[0]!r}"
+    assert words[0] in cli.COMMANDS, f"no command {words[0]!r}"
     if "--help" not in words:
-        rest = [cli._dashed(word) for word in words[1:]] if words[0] == "train" else words[1:]
-        cli.PARSERS[words[0]]().parse_args(rest)
+        rest = [cli.dashed(word) for word in words[1:]] if words[0] == "train" else words[1:]
+        cli.parser_of(words[0]).parse_args(rest)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))

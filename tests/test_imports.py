@@ -18,7 +18,7 @@ WINGS = ("training", "engine", "analysis", "protocol", "models", "metrics")
 # Arrows point down only. The longest prefix of a module's path decides what it may import.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "__init__": WINGS,  # but lazily, see below
-    "cli": ("", *WINGS, "demo", "errors"),
+    "cli": ("", "cli", *WINGS, "demo", "errors"),
     "demo": (*WINGS, "errors"),
     "training": ("", "training", "folders", "protocol", "models", "metrics", "errors"),
     "engine": ("", "engine", "protocol", "models", "metrics", "errors"),
@@ -90,7 +90,7 @@ def test_arrows_point_down(module: str) -> None:
     assert not wrong, f"{module} must not import {sorted(wrong)}"
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module != "cli"])
+@pytest.mark.parametrize("module", [module for module in MODULES if not module.startswith("cli/")])
 def test_only_the_command_line_prints(module: str) -> None:
     calls = [node for node in ast.walk(_tree(module)) if isinstance(node, ast.Call)]
     assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]

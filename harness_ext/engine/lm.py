@@ -137,7 +137,8 @@ class TreeLM(HFLM):
         longest = max((len(pair.context) + len(pair.continuation) for pair in pairs), default=0)
         if key not in self._reasons or (self._reasons[key] is None and longest > self._longest_checked):
             self._longest_checked = max(self._longest_checked, longest)
-            self._reasons[key] = why_no_trees(self.model, pairs, proven=key in self._reasons)
+            proven = None in self._reasons.values()  # with another adapter, or with shorter sequences
+            self._reasons[key] = why_no_trees(self.model, pairs, proven=proven)
             if self._reasons[key] is not None:
                 logger.warning("%s goes without prefix trees: %s", self.pretrained, self._reasons[key])
         return self._reasons[key] is None

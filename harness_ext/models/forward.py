@@ -204,7 +204,7 @@ def why_no_trees(model: Any, sequences: Sequence[TokenPair], *, proven: bool = F
     Args:
         model: a transformers language model, PEFT-wrapped or not, on its device.
         sequences: all that will be run: the longest one decides about sliding windows.
-        proven: this very model took trees before, of other sequences; made-up ones are left out.
+        proven: this model took trees before, of other sequences or with another adapter; made-up ones are left out.
     """
     longest = max(len(context) + len(continuation) for context, continuation in sequences)
     if reason := _known_exclusion(model, longest):

@@ -1,0 +1,23 @@
+"""`harness-ext tasks-path`: where our tasks are, for a stock lm-eval."""
+
+from __future__ import annotations
+
+import argparse
+
+from harness_ext.cli.parser import command_parser
+
+
+def parser() -> argparse.ArgumentParser:
+    """What `harness-ext tasks-path` takes."""
+    return command_parser(
+        "tasks-path", run, "Print the folder of our tasks.",
+        "  lm_eval --model hf --model_args pretrained=gpt2 --include_path $(harness-ext tasks-path) -t sst2_choice",
+    )  # fmt: skip
+
+
+def run(_: argparse.Namespace) -> int:
+    """Print the folder."""
+    from harness_ext.protocol.locations import tasks_path
+
+    print(tasks_path())
+    return 0
