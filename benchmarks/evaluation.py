@@ -128,7 +128,7 @@ def stock_command(base: str, adapter: Path | None, limit: int, output: Path) -> 
 
 def our_command(base: str, adapters: Sequence[Path], limit: int, output: Path) -> list[str]:
     """Arguments of Python for a base and its adapters in one process."""
-    command = ["-c", "import sys; from harness_ext.cli import main; sys.exit(main())", "eval"]
+    command = ["-m", "harness_ext.cli", "eval"]
     command += ["--model_args", f"pretrained={base},dtype=float32,merge=true", "--adapters", *map(str, adapters)]
     command += ["--tasks", *ADAPTER_TASKS, "--output_path", str(output)]
     return [*command, "--limit", str(limit), "--device", "cpu"]

@@ -30,7 +30,7 @@ class Measured(NamedTuple):
     logprobs: list[float]
 
 
-def of_a_large_vocabulary(base: str, limit: int | None) -> list[Line]:
+def of_a_large_vocabulary(base: str, limit: int) -> list[Line]:
     """Score `sst2_choice` with a small random Llama of Llama 3's vocabulary, by `hf` and by `hf-tree`."""
     with tempfile.TemporaryDirectory() as folder:
         make_model(base, Path(folder))
@@ -63,7 +63,7 @@ def make_model(base: str, folder: Path) -> None:
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
 
 
-def measured(folder: str, model: str, limit: int | None) -> Measured:
+def measured(folder: str, model: str, limit: int) -> Measured:
     """Score documents; what loading took is not measured, the check whether the model takes trees is."""
     lm = get_model(model)(pretrained=folder, device="cpu", dtype="float32", batch_size=BATCH_SIZE)
     task = load_task("sst2_choice")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness_ext.cli.parser import CHECK_FAILED, command_parser
+from harness_ext.cli.parser import CHECK_FAILED, add_include_path, command_parser
 
 
 def parser() -> argparse.ArgumentParser:
@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     made.add_argument("tasks", nargs="+", metavar="TASK", help="names, YAML files, or folders of them")
     made.add_argument("--model", metavar="MODEL", help="whose tokenizer to check answers and labels with")
-    made.add_argument("--include_path", "--include-path", action="append", default=[], metavar="DIR", help="more tasks")
+    add_include_path(made)
     return made
 
 

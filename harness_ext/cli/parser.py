@@ -37,3 +37,10 @@ def command_parser(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def add_include_path(parser: argparse.ArgumentParser) -> None:
+    """Folders of further tasks, under both spellings."""
+    parser.add_argument(
+        "--include_path", "--include-path", action="append", default=[], metavar="DIR", help="more tasks"
+    )

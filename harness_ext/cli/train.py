@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.cli.parser import command_parser
+from harness_ext.cli.parser import add_include_path, command_parser
 
 if TYPE_CHECKING:
     from harness_ext.training.trainer import TrainedAdapter
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--resume", action="store_true", help="go on from the last checkpoint of an interrupted run")
     made.add_argument("--overwrite", action="store_true", help="replace the adapter or the checkpoints that are there")
-    made.add_argument("--include_path", "--include-path", action="append", default=[], metavar="DIR", help="more tasks")
+    add_include_path(made)
     for field in dataclasses.fields(Recipe):
         if field.name == "task":
             continue
