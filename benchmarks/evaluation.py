@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness_ext.engine.evaluate import evaluate
 from harness_ext.engine.scoring import score_continuations
-from harness_ext.models.attention import use_blocks
+from harness_ext.models.fast_paths import use_fast_paths
 from harness_ext.models.forward import TokenPair, tree_packs
-from harness_ext.models.torch_setup import keep_freed_memory
+from harness_ext.models.onednn import use_onednn
 from harness_ext.protocol.locations import tasks_path
 from harness_ext.protocol.render import PromptSettings, encode, load_task, render
 
@@ -67,8 +67,8 @@ def evaluated(base: str, task: str, model: str, limit: int | None, batch_size: i
     """Evaluate the base here."""
     with tempfile.TemporaryDirectory() as folder:
         (done,) = evaluate(
-            base, tasks=[task], model=model, limit=limit, batch_size=batch_size, output_path=folder, log_samples=True,
-            **settings,
+            base, tasks=[task], model=model, model_args={"dtype": "float32"}, limit=limit, batch_size=batch_size,
+            output_path=folder, log_samples=True, **settings,
         )  # fmt: skip
     answers = [sample["filtered_resps"] for sample in done.results["samples"][task]]
     return Run(float(done.results["harness_ext"]["seconds"]), answers)
@@ -175,16 +175,19 @@ def of_matrix_products(base: str, limit: int | None) -> list[Line]:
 
 def measured_products(base: str, limit: int | None) -> list[Line]:
     """The time that the machine's best matrix product would take for each token once, against that of scoring."""
-    keep_freed_memory()
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(base)
     pairs = encoded("sst2_choice", limit, model, tokenizer)
-    use_blocks(model)
+    use_fast_paths(model)
     packs = list(tree_packs(pairs, max_tokens=10**9))
     tokens, rows = sum(len(pack.ends) for pack in packs), sum(len(pack.rows) for pack in packs)
     matrices = [module.weight for name, module in model.named_modules() if hasattr(module, "weight") and "proj" in name]
     work = 2 * sum(weight.numel() for weight in matrices) * tokens + 2 * model.lm_head.weight.numel() * rows
-    rate = max(product_rate(weight) for weight in {tuple(w.shape): w for w in matrices}.values())
+    rate = max(
+        product_rate(weight, ours)
+        for weight in {tuple(w.shape): w for w in matrices}.values()
+        for ours in (False, True)
+    )
     started = time.perf_counter()
     scores = dict(score_continuations(model, pairs, max_tokens=1024))
     taken = time.perf_counter() - started
@@ -214,13 +217,16 @@ def encoded(task_name: str, limit: int | None, model: Any, tokenizer: Any) -> li
 
 
 @torch.no_grad()
-def product_rate(weight: torch.Tensor, *, rows: int = 1024, repeats: int = 30) -> float:
-    """Floating-point operations per second of a batch times this matrix, the best of three."""
+def product_rate(weight: torch.Tensor, ours: bool, *, rows: int = 1024, repeats: int = 30) -> float:
+    """Floating-point operations per second of a batch times this matrix, PyTorch's way or ours, the best of three."""
     batch = torch.randn(rows, weight.shape[1])
+    layer = torch.nn.Linear(*weight.shape[::-1], bias=False)
+    if ours:
+        use_onednn(layer)
     best = float("inf")
     for _ in range(3):
         started = time.perf_counter()
         for _ in range(repeats):
-            torch.nn.functional.linear(batch, weight)
+            layer(batch)
         best = min(best, time.perf_counter() - started)
     return 2 * rows * weight.numel() * repeats / best

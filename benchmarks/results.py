@@ -55,7 +55,7 @@ def main() -> None:
     for adapter in (None, *adapters):
         missing = [task for task in TASKS if not is_there(options.results, adapter, task)]
         if missing:
-            model_args: dict[str, Any] = {"peft": adapter} if adapter else {}
+            model_args: dict[str, Any] = {"dtype": "float32", **({"peft": adapter} if adapter else {})}
             if options.model == "hf-tree":
                 model_args["merge"] = True
             evaluate(

@@ -18,9 +18,8 @@ from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from harness_ext.models.attention import use_blocks
+from harness_ext.models.fast_paths import use_fast_paths
 from harness_ext.models.forward import TokenPair
-from harness_ext.models.torch_setup import keep_freed_memory
 from harness_ext.protocol.render import PromptSettings, load_task, training_docs
 from harness_ext.training.batches import Collator, GroupedBatches, build_examples, group_by_prefix
 from harness_ext.training.pack_trainer import PackTrainer
@@ -109,8 +108,7 @@ class InOrder:
 
 def ours(model: Any, examples: list[TokenPair], folder: str) -> PackTrainer:
     """Trees, as `harness-ext train` lays them out."""
-    keep_freed_memory()
-    use_blocks(model)
+    use_fast_paths(model)
     arguments = TrainingArguments(
         output_dir=folder, per_device_train_batch_size=BATCH, remove_unused_columns=False,
         average_tokens_across_devices=True, dataloader_pin_memory=False, **SHARED,

@@ -31,9 +31,8 @@ from harness_ext.engine.generation import Generated, Sampler, StopRule, TreeDeco
 from harness_ext.engine.scoring import NanLogits, ScoredContinuation, score_continuations
 from harness_ext.errors import ModelError
 from harness_ext.models.adapters import AdapterSwitch
-from harness_ext.models.attention import use_blocks
+from harness_ext.models.fast_paths import use_fast_paths
 from harness_ext.models.forward import LOW_PRECISION_TOLERANCE, SUPPORT_TOLERANCE, TokenPair, why_no_trees
-from harness_ext.models.torch_setup import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +76,8 @@ class TreeLM(HFLM):
         **kwargs: Any,
     ) -> None:
         self.merge = merge  # loading the model asks for it
-        keep_freed_memory()
         super().__init__(*args, **kwargs)
-        use_blocks(self.model)
+        use_fast_paths(self.model)
         self.pack_tokens = int(pack_tokens)
         self.cache_tokens = int(cache_tokens)
         self.generation_records: dict[str, GenerationRecord] = {}

@@ -13,6 +13,8 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
+from harness_ext.models.onednn import forget_layouts
+
 
 @dataclass(frozen=True)
 class MergedAdapter:
@@ -33,6 +35,7 @@ class MergedAdapter:
         parameters = [parameter for layer in layers for parameter in layer.get_base_layer().parameters()]
         merged = cls(layers, tuple((parameter, parameter.detach().clone()) for parameter in parameters))
         model.base_model.merge_adapter(safe_merge=True)
+        merged._forget_layouts()
         return merged
 
     @torch.no_grad()
@@ -43,3 +46,8 @@ class MergedAdapter:
                 layer.unmerge()
         for parameter, original in self.originals:
             parameter.copy_(original)
+        self._forget_layouts()
+
+    def _forget_layouts(self) -> None:
+        for layer in self.layers:
+            forget_layouts(layer.get_base_layer())

@@ -31,10 +31,10 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from harness_ext.errors import ModelError, RecipeError, TrainingError
 from harness_ext.folders import replacing_folder
 from harness_ext.models.adapters import AdapterCard, hub_name, save_adapter
-from harness_ext.models.attention import use_blocks
+from harness_ext.models.fast_paths import use_fast_paths
 from harness_ext.models.forward import why_no_trees
 from harness_ext.models.sources import resolve_model, weights_sha256
-from harness_ext.models.torch_setup import choose_device, choose_dtype, keep_freed_memory
+from harness_ext.models.torch_setup import choose_device, choose_dtype
 from harness_ext.protocol import datasets
 from harness_ext.protocol.fingerprint import Fingerprint, fingerprint
 from harness_ext.protocol.render import load_task, training_docs
@@ -95,7 +95,6 @@ def train_adapter(
     task = load_task(recipe.task, include_path=include_path)
     docs = training_docs(task)
     set_seed(recipe.seed)
-    keep_freed_memory()
     model, tokenizer = _load_base(base, recipe)
     learning_rate = recipe.learning_rate_for(model.num_parameters())
     lm = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", max_length=recipe.max_length)
@@ -136,7 +135,7 @@ def _load_base(base: str, recipe: Recipe) -> tuple[Any, Any]:
     if quantised:
         return prepare_model_for_kbit_training(model), tokenizer
     model = model.to(device)
-    use_blocks(model)
+    use_fast_paths(model)
     return model, tokenizer
 
 

@@ -1,0 +1,124 @@
+"""Matrix products by oneDNN on an x86 CPU, with weights laid out for it once.
+
+PyTorch gives float32 products to MKL, which reads a weight row by row and rearranges it at every call. oneDNN takes
+weights that were rearranged once: as fast with a thousand rows, up to twice as fast with a few dozen, as in decoding.
+It is what `torch.compile` does with frozen weights, without the compiling. Only kernels change: the model keeps its
+layers, parameters and names, and its numbers up to rounding.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from harness_ext.models.torch_setup import has_bfloat16
+
+PACKED_BYTES = 2**30  # of weights held a second time; layers beyond it go to oneDNN as they are
+SMALLEST_SIDE = 64  # below (the two matrices of a LoRA layer) there is nothing to gain
+
+
+class _Packed(NamedTuple):
+    weight: Tensor  # opaque, in the layout of oneDNN
+    made_of: tuple[int, int]  # address and version of the weight it was made of
+
+
+class OneDnnLinear(nn.Linear):
+    """`nn.Linear`, its product by oneDNN as long as nothing asks for the gradient of its weight."""
+
+    packs: bool
+    _packed: _Packed | None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in) -> (..., out), as `nn.Linear`."""
+        weight = self.weight
+        alike = input.dtype == weight.dtype and input.device == weight.device and input.numel() > 0
+        trained = torch.is_grad_enabled() and (weight.requires_grad or _needs_grad(self.bias))
+        if not alike or trained or not _is_fast(weight) or torch.is_autocast_enabled("cpu"):
+            return super().forward(input)
+        if torch.is_grad_enabled() and input.requires_grad:
+            product: Tensor = _Product.apply(input, self)  # type: ignore[no-untyped-call]
+            return product
+        return self.product(input)
+
+    def product(self, input: Tensor) -> Tensor:
+        """The product alone, unknown to autograd."""
+        return _linear(input, self._laid_out() if self.packs else self.weight, self.bias)
+
+    def _laid_out(self) -> Tensor:
+        """The weight in oneDNN's layout, made anew when it was changed."""
+        state = (self.weight.data_ptr(), self.weight._version)
+        if self._packed is None or self._packed.made_of != state:
+            with torch.no_grad():
+                self._packed = _Packed(torch.ops.mkldnn._reorder_linear_weight(self.weight.detach()), state)
+        return self._packed.weight
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": None}  # the layout can be neither copied nor pickled
+
+
+class _Product(torch.autograd.Function):
+    """The product with a frozen weight: its gradient is another such product."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, layer: OneDnnLinear) -> Tensor:
+        ctx.weight = layer.weight
+        return layer.product(input)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _linear(grad.contiguous(), ctx.weight.detach().t(), None), None
+
+
+def use_onednn(model: Any) -> None:
+    """Let a model's linear layers multiply by oneDNN; nothing happens where it would not be faster.
+
+    The head is not laid out anew: it is large, often the embedding itself, and used on few rows.
+
+    Args:
+        model: a transformers model, PEFT-wrapped or not, on its device. Call again when layers were added.
+    """
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    room = PACKED_BYTES
+    layer: Any  # becomes another class
+    for layer in model.modules():
+        if type(layer) is not nn.Linear or min(layer.weight.shape) < SMALLEST_SIDE or not _is_fast(layer.weight):
+            continue
+        layer.__class__ = OneDnnLinear
+        size = layer.weight.nbytes
+        layer.packs = layer is not head and size <= room
+        layer._packed = None
+        room -= size if layer.packs else 0
+
+
+def forget_layouts(model: nn.Module) -> None:
+    """Have weights laid out anew, after they were changed in a way that PyTorch does not count (through `.data`)."""
+    for layer in model.modules():
+        if isinstance(layer, OneDnnLinear):
+            layer._packed = None
+
+
+def _is_fast(weight: Tensor) -> bool:
+    """Whether oneDNN multiplies such a weight here, and faster."""
+    if weight.device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    if weight.dtype != torch.float32 and not (weight.dtype == torch.bfloat16 and has_bfloat16(weight.device)):
+        return False
+    return _HAS_OPERATORS and bool(torch.backends.mkldnn.enabled)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+    return product
+
+
+def _needs_grad(parameter: Tensor | None) -> bool:
+    return parameter is not None and parameter.requires_grad
+
+
+_HAS_OPERATORS = torch._C._has_mkldnn and all(
+    hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
+)
