@@ -68,7 +68,7 @@ class _Product(torch.autograd.Function):
         return layer.product(input)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _linear(grad.contiguous(), ctx.weight.detach().t(), None), None
 
@@ -83,15 +83,14 @@ def use_onednn(model: Any) -> None:
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     room = PACKED_BYTES
-    layer: Any  # becomes another class
     for layer in model.modules():
         if type(layer) is not nn.Linear or min(layer.weight.shape) < SMALLEST_SIDE or not _is_fast(layer.weight):
             continue
-        layer.__class__ = OneDnnLinear
         size = layer.weight.nbytes
-        layer.packs = layer is not head and size <= room
-        layer._packed = None
-        room -= size if layer.packs else 0
+        packs = layer is not head and size <= room
+        room -= size if packs else 0
+        layer.__class__ = OneDnnLinear
+        vars(layer).update(packs=packs, _packed=None)
 
 
 def forget_layouts(model: nn.Module) -> None:
