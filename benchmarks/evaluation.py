@@ -102,7 +102,7 @@ def of_adapters(base: str, limit: int) -> list[Line]:
         for count in (1, 2, 4):
             output = Path(folder) / f"tree{count}"
             tree = timed(our_command(base, adapters[:count], limit, output))
-            equal = sum(scores in plain_scores for scores in primary_scores(output))
+            equal = sum(plain_scores[adapter] == scores for adapter, scores in primary_scores(output).items())
             lines.append(
                 Line(
                     f"base and {count} adapter{'s' if count > 1 else ''} on `sst2_choice` and `squad_v2_generate`, "
@@ -159,12 +159,14 @@ def timed(arguments: Iterable[str]) -> float:
     return time.perf_counter() - started
 
 
-def primary_scores(folder: Path) -> list[dict[str, float]]:
-    """acc and exact of each results file below a folder."""
-    found = []
+def primary_scores(folder: Path) -> dict[str | None, dict[str, float]]:
+    """acc and exact of each results file below a folder, by its adapter."""
+    found = {}
     for file in sorted(folder.rglob("results_*.json")):
-        results = json.loads(file.read_text(encoding="utf-8"))["results"]
-        found.append({"acc": results["sst2_choice"]["acc,none"], "exact": results["squad_v2_generate"]["exact,none"]})
+        written = json.loads(file.read_text(encoding="utf-8"))
+        acc, exact = (written["results"][task] for task in ADAPTER_TASKS)
+        adapter = written["config"]["model_args"].get("peft")
+        found[adapter] = {"acc": acc["acc,none"], "exact": exact["exact,none"]}
     return found
 
 
