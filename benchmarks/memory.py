@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import resource
+import ctypes
+import gc
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import torch
 from fresh import in_fresh_process
 from lines import Line
@@ -26,7 +29,7 @@ class Measured(NamedTuple):
     """One side of both lines."""
 
     seconds: float
-    megabytes: float  # resident at the peak, beyond what the loaded model took
+    megabytes: float  # resident at the peak of scoring, beyond what the loaded model takes
     logprobs: list[float]
 
 
@@ -73,12 +76,38 @@ def measured(folder: str, model: str, limit: int) -> Measured:
     ]
     for weight in lm.model.parameters():
         weight.sum()  # read from the file only now
-    before, started = peak_megabytes(), time.perf_counter()
-    scores = lm._loglikelihood_tokens(requests, disable_tqdm=True)
-    seconds = time.perf_counter() - started
-    return Measured(seconds, max(1.0, peak_megabytes() - before), [score[0] for score in scores])
+    with PeakMemory() as memory:
+        started = time.perf_counter()
+        scores = lm._loglikelihood_tokens(requests, disable_tqdm=True)
+        seconds = time.perf_counter() - started
+    return Measured(seconds, memory.grown_by / 2**20, [score[0] for score in scores])
 
 
-def peak_megabytes() -> float:
-    """Largest resident set of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+class PeakMemory:
+    """By how many bytes the resident set grew at its peak within a `with` block, looked at every two milliseconds."""
+
+    def __enter__(self) -> PeakMemory:
+        gc.collect()
+        if sys.platform == "linux":
+            getattr(ctypes.CDLL(None), "malloc_trim", bool)(
+                0
+            )  # what loading has freed is not there any more, for either side
+        self._process = psutil.Process()
+        self._before = self._peak = self._process.memory_info().rss
+        self._over = threading.Event()
+        self._watcher = threading.Thread(target=self._watch)
+        self._watcher.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.002):
+            self._peak = max(self._peak, self._process.memory_info().rss)
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._watcher.join()
+
+    @property
+    def grown_by(self) -> int:
+        """Bytes."""
+        return self._peak - self._before

@@ -108,13 +108,14 @@ class InOrder:
 
 def ours(model: Any, examples: list[TokenPair], folder: str) -> PackTrainer:
     """Trees, as `harness-ext train` lays them out."""
-    use_fast_paths(model)
+    peft_model = get_peft_model(model, LoraConfig(**LORA))
+    use_fast_paths(peft_model)
     arguments = TrainingArguments(
         output_dir=folder, per_device_train_batch_size=BATCH, remove_unused_columns=False,
         average_tokens_across_devices=True, dataloader_pin_memory=False, **SHARED,
     )  # fmt: skip
     return PackTrainer(
-        model=get_peft_model(model, LoraConfig(**LORA)), args=arguments, train_dataset=examples,
+        model=peft_model, args=arguments, train_dataset=examples,
         data_collator=Collator(True, 1024, 0), batches=InOrder(len(examples)),
     )  # fmt: skip
 

@@ -14,6 +14,7 @@ import torch
 import transformers
 from lm_eval.models.huggingface import HFLM
 
+from harness_ext.models import onednn
 from harness_ext.protocol.datasets import DATA_VARIABLE, SAMPLE, SAMPLE_FOLDER
 
 torch.set_num_threads(1)  # tiny matrices: a second thread only waits
@@ -38,6 +39,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """`datasets` caches what it reads; not beside the user's own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets-cache"))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _tiny_layers_multiply_as_large_ones_do() -> Iterator[None]:
+    """The tiny model's layers are too small for oneDNN to pay; tests are to go the way of real ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onednn, "SMALLEST_SIDE", 16)
         yield
 
 

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness_ext.errors import AdapterError
+from harness_ext.models.lora_product import fuse_lora
 from harness_ext.models.merging import MergedAdapter
 from harness_ext.models.sources import DEFAULT_OUTPUT, FETCHABLE, weights_sha256
 
@@ -186,6 +187,7 @@ class AdapterSwitch:
             self._detach(name, before)
             raise AdapterError(_misfit(folder, base, _reason(error))) from error
         self._peft.eval()
+        fuse_lora(self._peft)
         self._names[str(adapter)] = name
 
     def _detach(self, name: str, before: PeftModel | None) -> None:

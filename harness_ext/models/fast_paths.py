@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness_ext.models.attention import use_blocks
+from harness_ext.models.lora_product import fuse_lora
 from harness_ext.models.onednn import use_onednn
 from harness_ext.models.torch_setup import keep_freed_memory
 
@@ -12,9 +13,12 @@ from harness_ext.models.torch_setup import keep_freed_memory
 def use_fast_paths(model: Any) -> None:
     """Let a model attend in blocks and multiply by oneDNN where that pays (on a CPU), and keep its freed memory.
 
+    Call it when the model is complete: layers that are added later go their usual way.
+
     Args:
         model: a transformers model, PEFT-wrapped or not, on its device.
     """
     keep_freed_memory()
     use_blocks(model)
     use_onednn(model)
+    fuse_lora(model)

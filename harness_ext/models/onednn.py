@@ -109,6 +109,18 @@ def _is_fast(weight: Tensor) -> bool:
     return _HAS_OPERATORS and bool(torch.backends.mkldnn.enabled)
 
 
+def linear(input: Tensor, weight: Tensor) -> Tensor:
+    """`torch.nn.functional.linear` without a bias, by oneDNN where that is fast; unknown to autograd.
+
+    Args:
+        input: (T, in).
+        weight: (out, in), also a transposed view.
+    """
+    if input.dtype == weight.dtype and _is_fast(weight):
+        return _linear(input.contiguous(), weight.detach(), None)
+    return torch.nn.functional.linear(input, weight)
+
+
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     product: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
     return product

@@ -103,6 +103,7 @@ def train_adapter(
         limit=recipe.limit, validation_size=recipe.validation_size, max_length=lm.max_length, seed=recipe.seed,
     )  # fmt: skip
     peft_model = _add_lora(model, recipe)
+    use_fast_paths(peft_model)
     with kept_only_with_checkpoint(workspace):
         if processes.is_main_process:
             prepare(workspace, peft_model, recipe, examples, resume=resume)
@@ -134,9 +135,7 @@ def _load_base(base: str, recipe: Recipe) -> tuple[Any, Any]:
         raise ModelError(f"base {recipe.model!r} cannot be loaded: {_first_line(error):.200}; check --model") from error
     if quantised:
         return prepare_model_for_kbit_training(model), tokenizer
-    model = model.to(device)
-    use_fast_paths(model)
-    return model, tokenizer
+    return model.to(device), tokenizer
 
 
 def _add_lora(model: Any, recipe: Recipe) -> PeftModel:

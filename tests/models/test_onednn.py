@@ -180,7 +180,8 @@ def test_bfloat16() -> None:
     torch.testing.assert_close(answer, plain(rows(9, 192).bfloat16()), rtol=2e-2, atol=2e-2)
 
 
-def test_small_layers_and_a_switched_off_onednn_are_left_alone() -> None:
+def test_small_layers_and_a_switched_off_onednn_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "SMALLEST_SIDE", 64)
     small = nn.Linear(512, 8)
     use_onednn(small)
     assert type(small) is nn.Linear
