@@ -177,7 +177,7 @@ def of_matrix_products(base: str, limit: int | None) -> list[Line]:
 
 def measured_products(base: str, limit: int | None) -> list[Line]:
     """The time that the machine's best matrix product would take for each token once, against that of scoring."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval().requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(base)
     pairs = encoded("sst2_choice", limit, model, tokenizer)
     use_fast_paths(model)

@@ -87,6 +87,7 @@ class TreeLM(HFLM):
     def _create_model(self, *args: Any, peft: str | None = None, **kwargs: Any) -> None:
         """Load the base as `hf` does, and put the adapter on it without resizing the base's embedding."""
         super()._create_model(*args, **kwargs)
+        self._model.requires_grad_(False)
         if peft is not None:
             switch = AdapterSwitch(self._model, merge=self.merge)
             switch.attach(peft, base=str(args[0] if args else kwargs["pretrained"]))

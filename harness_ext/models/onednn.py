@@ -44,8 +44,13 @@ class OneDnnLinear(nn.Linear):
         return self.product(input)
 
     def product(self, input: Tensor) -> Tensor:
-        """The product alone, unknown to autograd."""
-        return _linear(input, self._laid_out() if self.packs else self.weight, self.bias)
+        """The product alone, unknown to autograd.
+
+        A weight that is being trained is never laid out beforehand: fused optimizers change it without a trace.
+        """
+        return _linear(
+            input, self._laid_out() if self.packs and not self.weight.requires_grad else self.weight, self.bias
+        )
 
     def _laid_out(self) -> Tensor:
         """The weight in oneDNN's layout, made anew when it was changed."""
@@ -76,18 +81,20 @@ class _Product(torch.autograd.Function):
 def use_onednn(model: Any) -> None:
     """Let a model's linear layers multiply by oneDNN; nothing happens where it would not be faster.
 
-    The head is not laid out anew: it is large, often the embedding itself, and used on few rows.
+    Only frozen weights are laid out beforehand, and not the head: it is large, often the embedding itself, and used on
+    few rows.
 
     Args:
         model: a transformers model, PEFT-wrapped or not, on its device. Call again when layers were added.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    of_head = set() if head is None else set(head.modules())  # peft may have wrapped it
     room = PACKED_BYTES
     for layer in model.modules():
         if type(layer) is not nn.Linear or min(layer.weight.shape) < SMALLEST_SIDE or not _is_fast(layer.weight):
             continue
         size = layer.weight.nbytes
-        packs = layer is not head and size <= room
+        packs = layer not in of_head and size <= room
         room -= size if packs else 0
         layer.__class__ = OneDnnLinear
         vars(layer).update(packs=packs, _packed=None)
