@@ -35,8 +35,10 @@ class FusedLoraLinear(LoraLinear):
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
         """Add adapters into the base's weight, as peft does."""
-        super().merge(*args, **kwargs)
-        forget_layouts(self.base_layer)
+        try:
+            super().merge(*args, **kwargs)
+        finally:
+            forget_layouts(self.base_layer)
 
     def unmerge(self) -> None:
         """Subtract them again, as peft does."""
@@ -54,6 +56,7 @@ class FusedLoraLinear(LoraLinear):
         parameters = [base.weight, a.weight, b.weight]
         plain = (
             type(base) in (nn.Linear, OneDnnLinear)
+            and not any(map(_is_hooked, (base, a, b, dropout)))
             and not any(parameter.requires_grad for parameter in base.parameters())
             and a.bias is None
             and b.bias is None
@@ -65,13 +68,19 @@ class FusedLoraLinear(LoraLinear):
         return name if plain else None
 
 
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether somebody listens to a module's calls, or has replaced them: they would not happen."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
+
+
 class _LoraProduct(torch.autograd.Function):
     """x W' + bias + scale * (x A') B', differentiable in x, A (rank, in) and B (out, rank)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, base: nn.Linear, scale: float) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])  # (T, in)
-        product = base.product(rows) if isinstance(base, OneDnnLinear) else base(rows)
+        product = base(rows)  # (T, out)
         inner = linear(rows, a)  # (T, rank)
         product.addmm_(inner, b.t(), alpha=scale)
         ctx.save_for_backward(rows, inner, a, b)

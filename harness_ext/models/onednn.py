@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from harness_ext.models.torch_setup import has_bfloat16
 
 PACKED_BYTES = 2**30  # of weights held a second time; layers beyond it go to oneDNN as they are
-SMALLEST_SIDE = 64  # below (the two matrices of a LoRA layer) there is nothing to gain
+SMALLEST_SIDE = 64  # below there is nothing to gain
 
 
 class _Packed(NamedTuple):
@@ -33,6 +33,8 @@ class OneDnnLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) -> (..., out), as `nn.Linear`."""
+        if "weight" not in self._parameters:  # parametrized: another tensor at each access
+            return super().forward(input)
         weight = self.weight
         alike = input.dtype == weight.dtype and input.device == weight.device and input.numel() > 0
         trained = torch.is_grad_enabled() and (weight.requires_grad or _needs_grad(self.bias))
@@ -48,6 +50,8 @@ class OneDnnLinear(nn.Linear):
 
         A weight that is being trained is never laid out beforehand: fused optimizers change it without a trace.
         """
+        if self.weight.requires_grad:
+            self._packed = None
         return _linear(
             input, self._laid_out() if self.packs and not self.weight.requires_grad else self.weight, self.bias
         )
@@ -59,6 +63,10 @@ class OneDnnLinear(nn.Linear):
             with torch.no_grad():
                 self._packed = _Packed(torch.ops.mkldnn._reorder_linear_weight(self.weight.detach()), state)
         return self._packed.weight
+
+    def _apply(self, *args: Any, **kwargs: Any) -> OneDnnLinear:
+        self._packed = None  # moved or converted
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None}  # the layout can be neither copied nor pickled
@@ -89,12 +97,13 @@ def use_onednn(model: Any) -> None:
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     of_head = set() if head is None else set(head.modules())  # peft may have wrapped it
-    room = PACKED_BYTES
+    ours = (layer for layer in model.modules() if isinstance(layer, OneDnnLinear))
+    room = PACKED_BYTES - sum(layer.weight.nbytes for layer in ours if layer.packs)
     for layer in model.modules():
         if type(layer) is not nn.Linear or min(layer.weight.shape) < SMALLEST_SIDE or not _is_fast(layer.weight):
             continue
         size = layer.weight.nbytes
-        packs = layer not in of_head and size <= room
+        packs = layer not in of_head and not layer.weight.requires_grad and size <= room
         room -= size if packs else 0
         layer.__class__ = OneDnnLinear
         vars(layer).update(packs=packs, _packed=None)
@@ -109,6 +118,8 @@ def forget_layouts(model: nn.Module) -> None:
 
 def _is_fast(weight: Tensor) -> bool:
     """Whether oneDNN multiplies such a weight here, and faster."""
+    if type(weight) not in (Tensor, nn.Parameter):  # quantised, distributed
+        return False
     if weight.device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
         return False
     if weight.dtype != torch.float32 and not (weight.dtype == torch.bfloat16 and has_bfloat16(weight.device)):

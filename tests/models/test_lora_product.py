@@ -120,6 +120,25 @@ def test_special_settings_go_the_way_of_peft(settings: dict[str, Any], fused_cal
     torch.testing.assert_close(answers[1], answers[0], rtol=1e-5, atol=1e-4)
 
 
+def test_converted_after_fusing(fused_calls: list[int]) -> None:
+    plain, fused = peft_and_fused()
+    fused(rows(9, 96))  # in float32, laid out
+    ours, theirs = fused.double()(rows(9, 96).double()), plain.double()(rows(9, 96).double())
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert len(fused_calls) == 4
+
+
+@pytest.mark.parametrize("part", ["base_layer", "lora_A", "lora_B", "lora_dropout"])
+def test_hooks_inside_are_heard(part: str, fused_calls: list[int]) -> None:
+    _, fused = peft_and_fused()
+    layer = getattr(fused.base_model.model.first, part)
+    heard = []
+    (layer if part == "base_layer" else layer["default"]).register_forward_hook(lambda *_: heard.append(1))
+    fused(rows(9, 96))
+    assert heard == [1]
+    assert len(fused_calls) == 1
+
+
 def test_dropout_is_off_in_evaluation(fused_calls: list[int]) -> None:
     plain, fused = (model.eval() for model in peft_and_fused(lora_dropout=0.5))
     torch.testing.assert_close(fused(rows(9, 96)), plain(rows(9, 96)), rtol=1e-5, atol=1e-4)

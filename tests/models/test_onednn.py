@@ -116,7 +116,7 @@ def test_a_model_with_lora_gives_the_same_loss_and_gradients() -> None:
     for ours in (False, True):
         model = tiny_llama()
         if ours:
-            use_onednn(model)
+            use_onednn(model.requires_grad_(False))
         torch.manual_seed(1)
         wrapped = get_peft_model(
             model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
@@ -151,7 +151,8 @@ def test_merging_and_undoing_are_seen() -> None:
 def test_the_head_is_not_held_twice_and_neither_is_what_exceeds_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama(tie_word_embeddings=False)
     monkeypatch.setattr(onednn, "PACKED_BYTES", 3 * 64 * 64 * 4)
-    use_onednn(model)
+    use_onednn(model.requires_grad_(False))
+    use_onednn(model)  # takes no more room
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, OneDnnLinear)}
     assert [name.rsplit(".", 1)[-1] for name, layer in layers.items() if layer.packs] == ["q_proj", "k_proj", "v_proj"]
     assert len(layers) == 2 * 7 + 1
@@ -170,6 +171,22 @@ def test_a_model_moved_to_another_dtype_later_still_works() -> None:
     fast(rows(5, 192))
     ours, theirs = fast.double()(rows(5, 192).double()), plain.double()(rows(5, 192).double())
     assert torch.equal(ours, theirs)
+
+
+def test_parametrized_weights_are_never_laid_out() -> None:
+    class Scaled(nn.Module):
+        factor = 1.0
+
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight * self.factor
+
+    plain, fast = plain_and_fast()
+    scaling = Scaled()
+    torch.nn.utils.parametrize.register_parametrization(fast, "weight", scaling)
+    for factor in (1.0, 2.0, 3.0, 4.0):
+        scaling.factor = factor
+        product = torch.nn.functional.linear(rows(5, 192), factor * plain.weight, plain.bias)
+        torch.testing.assert_close(fast(rows(5, 192)), product, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.skipif(not has_bfloat16(torch.device("cpu")), reason="this CPU has no units for bfloat16")
