@@ -89,9 +89,8 @@ class PeakMemory:
     def __enter__(self) -> PeakMemory:
         gc.collect()
         if sys.platform == "linux":
-            getattr(ctypes.CDLL(None), "malloc_trim", bool)(
-                0
-            )  # what loading has freed is not there any more, for either side
+            # what loading has freed is given back, on either side
+            getattr(ctypes.CDLL(None), "malloc_trim", bool)(0)
         self._process = psutil.Process()
         self._before = self._peak = self._process.memory_info().rss
         self._over = threading.Event()

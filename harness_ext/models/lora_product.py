@@ -96,9 +96,8 @@ class _LoraProduct(torch.autograd.Function):
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = linear(outer, ctx.weight.detach().t()).addmm_(grad_inner, a).view(*grad.shape[:-1], -1)
-        grad_b = (
-            (inner.t() @ outer).mul_(ctx.scale).t()
-        )  # this way round: the other product is slow when it is this thin
+        # (rank, T) times (T, out): as (out, T) times (T, rank) the product is several times slower
+        grad_b = (inner.t() @ outer).mul_(ctx.scale).t()
         return grad_x, grad_inner.t() @ rows, grad_b, None, None
 
 

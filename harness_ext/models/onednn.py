@@ -50,11 +50,10 @@ class OneDnnLinear(nn.Linear):
 
         A weight that is being trained is never laid out beforehand: fused optimizers change it without a trace.
         """
-        if self.weight.requires_grad:
-            self._packed = None
-        return _linear(
-            input, self._laid_out() if self.packs and not self.weight.requires_grad else self.weight, self.bias
-        )
+        if self.packs and not self.weight.requires_grad:
+            return _linear(input, self._laid_out(), self.bias)
+        self._packed = None
+        return _linear(input, self.weight, self.bias)
 
     def _laid_out(self) -> Tensor:
         """The weight in oneDNN's layout, made anew when it was changed."""
@@ -83,7 +82,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _linear(grad.contiguous(), ctx.weight.detach().t(), None), None
+        return linear(grad, ctx.weight.t()), None
 
 
 def use_onednn(model: Any) -> None:
