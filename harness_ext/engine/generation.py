@@ -1,7 +1,7 @@
 """Generation from prefix trees: prompts that share a passage share its prefill and its KV cache.
 
 ```
-prompts ──> packs (prefix trees) ──prefill──> one KV cache of S slots
+prompts ──> packs (prefix trees) ──prefill──> one KV cache of S slots, where a pack finds what it carries on
                                                 │  rows: one for each prompt, each sees its own slots only
                                   decode step: (1, B) tokens of B unfinished rows, mask (1, 1, B, S + B)
                                                 │  a finished row leaves at once; when half are gone, the cache is
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from harness_ext.models.attention import additive_mask
+from harness_ext.models.attention import additive_mask, visible_ancestors
 from harness_ext.models.prefix_tree import TreeBatch, build_packs
 
 Sampler = Callable[[Tensor], Tensor]  # logits (B, V) -> token ids (B,)
@@ -103,6 +103,7 @@ class TreeDecoder:
         self._cache = Cache(layer_class_to_replicate=RoomyLayer)
         self._rows: list[_Row] = []
         self._visible = torch.zeros(0, 0, dtype=torch.bool, device=model.device)  # (B, S): which slots a row sees
+        self._last_path = torch.zeros(0, dtype=torch.long, device=model.device)  # slots that the next pack carries on
 
     @torch.no_grad()
     def run(self, prompts: Sequence[Sequence[int]], *, prefill_tokens: int) -> Iterator[tuple[int, Generated]]:
@@ -115,12 +116,15 @@ class TreeDecoder:
         Yields:
             The number of a prompt and what was generated for it.
         """
-        waiting = deque(build_packs(prompts, max_tokens=prefill_tokens))
+        last_tokens = [len(prompt) - 1 for prompt in prompts]
+        waiting = deque(build_packs(prompts, max_tokens=prefill_tokens, first_needed=last_tokens))
         peak = 0
         while waiting or self._rows:
             if waiting and len(self._rows) <= peak // 2:
-                self._compact()
+                self._compact(waiting[0].carried)
                 while waiting and (not self._rows or self._slots + len(waiting[0]) <= self._cache_tokens):
+                    if not self._rows:  # all of them finished with their first token
+                        self._compact(waiting[0].carried)
                     yield from self._finish(self._prefill(waiting.popleft()))
                 peak = len(self._rows)
             if self._rows:
@@ -133,16 +137,19 @@ class TreeDecoder:
     def _prefill(self, tree: TreeBatch) -> Tensor:
         """Run a tree; its prompts become rows. Returns the first token of each of them, after those of the old rows."""
         device, old = self._model.device, self._slots
-        ends = torch.tensor(tree.ends, device=device)
-        index = torch.arange(len(tree), device=device)
-        seen = (index[None, :] <= index[:, None]) & (index[:, None] < ends[None, :])  # (T, T)
-        mask = torch.cat([torch.zeros(len(tree), old, dtype=torch.bool, device=device), seen], dim=1)
-        leaves = torch.tensor([leaf.spans[-1][1] - 1 for leaf in tree.leaves], device=device)
+        added = torch.arange(old, old + len(tree), device=device)
+        slots = torch.cat([self._last_path[: tree.carried], added])  # (C + T,)
+        mask = torch.zeros(len(tree), old + len(tree), dtype=torch.bool, device=device)
+        mask[:, slots] = visible_ancestors(torch.tensor(tree.ends, device=device), carried=tree.carried)
+        self._last_path = slots[tree.leaves[-1].path]
+        leaves = torch.tensor([leaf.spans[-1][1] - 1 - tree.carried for leaf in tree.leaves], device=device)
         rows, row_of = torch.unique(leaves, return_inverse=True)
-        logits = self._forward([tree.tokens], [tree.positions], mask, keep=rows)[row_of]
+        new = slice(tree.carried, None)
+        logits = self._forward([tree.tokens[new]], [tree.positions[new]], mask, keep=rows)[row_of]
         self._visible = torch.cat([_widened(self._visible, len(tree)), mask[leaves]])
         self._rows += [
-            _Row(leaf.sequence, tree.positions[end] + 1) for leaf, end in zip(tree.leaves, leaves.tolist(), strict=True)
+            _Row(leaf.sequence, tree.positions[new][end] + 1)
+            for leaf, end in zip(tree.leaves, leaves.tolist(), strict=True)
         ]
         return logits
 
@@ -186,12 +193,15 @@ class TreeDecoder:
             self._rows = [self._rows[number] for number in kept]
             self._visible = self._visible[kept]
 
-    def _compact(self) -> None:
-        """Drop the slots that no row sees any more."""
+    def _compact(self, carried: int) -> None:
+        """Drop the slots that no row sees any more, but those of the tokens that the next pack carries on."""
+        path = self._last_path[:carried]
         seen = self._visible.any(dim=0)
+        seen[path] = True
         if bool(seen.all()):
             return
         self._visible = self._visible[:, seen]
+        self._last_path = seen.cumsum(0)[path] - 1
         for layer in self._cache.layers:
             layer.keep(seen)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness_ext.errors import ModelError
-from harness_ext.models.forward import TokenPair, TreePack, tree_packs
+from harness_ext.models.forward import TokenPair, TreePack, carried_logits, tree_packs
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,10 @@ def score_continuations(
     while waiting:
         done: set[int] = set()
         try:
-            for pack in tree_packs([pairs[n] for n in waiting], max_tokens=max_tokens):
-                scores = score_pack(model, pack.to(model.device))
+            packs = tree_packs([pairs[n] for n in waiting], max_tokens=max_tokens, carry=True)
+            for pack, logits in carried_logits(model, packs):
+                scores = score_rows(pack, logits)
+                del logits  # before the next pass
                 for place, score in zip(pack.sequences, scores, strict=True):
                     done.add(waiting[place])
                     yield waiting[place], score
@@ -65,9 +67,8 @@ def score_continuations(
         waiting = [n for n in waiting if n not in done]
 
 
-def score_pack(model: Any, pack: TreePack) -> list[ScoredContinuation]:
-    """Score one pack's continuations, in the order of `pack.sequences`."""
-    logits = pack.target_logits(model)  # (R, V)
+def score_rows(pack: TreePack, logits: Tensor) -> list[ScoredContinuation]:
+    """Score one pack's continuations from the logits (R, V) of its rows, in the order of `pack.sequences`."""
     normaliser, best = normaliser_and_argmax(logits)  # (R,), (R,)
     logprobs = logits[pack.row_of, pack.targets].float() - normaliser[pack.row_of]  # (N,)
     greedy = best[pack.row_of] == pack.targets  # (N,)

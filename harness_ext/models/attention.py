@@ -46,6 +46,18 @@ class AttentionBlock(NamedTuple):
     mask: Tensor  # (1, 1, queries, K) additive
 
 
+def visible_ancestors(ends: Tensor, *, carried: int = 0) -> Tensor:
+    """Which tokens (T, C + T) each of the last T tokens of a tree sees: its ancestors and itself.
+
+    Args:
+        ends: (C + T,) where each token's subtree ends.
+        carried: C, tokens that ask nothing themselves.
+    """
+    index = torch.arange(len(ends), device=ends.device)
+    queries = index[carried:, None]
+    return (index <= queries) & (queries < ends)
+
+
 def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """Additive mask (1, 1, Q, K), 0 where visible and the dtype's minimum elsewhere, with its blocks on it.
 
@@ -114,17 +126,18 @@ def use_blocks(model: Any) -> None:
         getattr(model, "get_base_model", lambda: model)().set_attn_implementation(IMPLEMENTATION)
 
 
-def flex_mask(ends: Tensor) -> BlockMask:
-    """The same visibility for PyTorch's flex-attention, which makes a kernel of it: for GPUs.
+def flex_mask(ends: Tensor, carried: int = 0) -> BlockMask:
+    """The visibility of `visible_ancestors` for PyTorch's flex-attention, which makes a kernel of it: for GPUs.
 
     Args:
-        ends: (T,) where each token's subtree ends.
+        ends: (C + T,) where each token's subtree ends.
+        carried: C, tokens that ask nothing themselves.
     """
 
     def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & (query < ends[key])
+        return (key <= query + carried) & (query + carried < ends[key])
 
-    return create_block_mask(sees, 1, None, len(ends), len(ends), device=str(ends.device))
+    return create_block_mask(sees, 1, None, len(ends) - carried, len(ends), device=str(ends.device))
 
 
 def block_attention(

@@ -5,7 +5,8 @@ TreeBatch ──> input_ids (1, T), position_ids (1, T), mask (1, 1, T, T) ─�
 ```
 
 A token attends to its ancestors, its position id is its depth: for the model every sequence looks as if it stood alone.
-The language-model head is applied at the chosen rows only (`logits_to_keep`), never at all T positions.
+The language-model head is applied at the chosen rows only (`logits_to_keep`), never at all T positions. Where a pack
+carries on from the one before, a KV cache holds the C tokens it carries, and the mask is (1, 1, T, C + T).
 
 `TreePack` is that pass for the sequences of one pack, `PaddedPack` the plain one for models that cannot take trees;
 both answer the same question, and tests hold one against the other.
@@ -14,14 +15,16 @@ both answer the same question, and tests hold one against the other.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain, pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
 
-from harness_ext.models.attention import additive_mask, flex_mask
+from harness_ext.models.attention import additive_mask, flex_mask, visible_ancestors
 from harness_ext.models.prefix_tree import TreeBatch, iterate_packs
 
 logger = logging.getLogger(__name__)
@@ -64,19 +67,21 @@ def _moved(pack: P, device: torch.device | str, **how: Any) -> P:
 
 @dataclass(frozen=True)
 class TreePack:
-    """A pack of T tokens in which N tokens are predicted from R distinct places.
+    """A pack of T tokens, after C that it carries on, in which N tokens are predicted from R distinct places.
 
     Each sequence is held without its last token, which nothing follows.
     """
 
     input_ids: Tensor  # (1, T)
     position_ids: Tensor  # (1, T) depth in the tree
-    ends: Tensor  # (T,) where each token's subtree ends
-    rows: Tensor  # (R,) distinct indices of the pack, ascending
+    ends: Tensor  # (C + T,) where each token's subtree ends
+    last_path: Tensor  # (L,) indices of the last sequence's tokens among the C + T, from which the next pack carries on
+    rows: Tensor  # (R,) distinct indices among the T, ascending
     row_of: Tensor  # (N,) number of the row that predicts each token
     targets: Tensor  # (N,) the predicted token ids
     sequences: tuple[int, ...]  # numbers of the sequences, in the order of their tokens in `targets`
     counts: tuple[int, ...]  # predicted tokens of each of them; sums to N
+    carried: int = 0  # C
 
     @classmethod
     def of(cls, tree: TreeBatch, sequences: Sequence[TokenPair]) -> TreePack:
@@ -89,14 +94,16 @@ class TreePack:
             counts.append(len(continuation))
         rows, row_of = torch.unique(torch.tensor(places), return_inverse=True)
         return cls(
-            input_ids=torch.tensor([tree.tokens]),
-            position_ids=torch.tensor([tree.positions]),
+            input_ids=torch.tensor([tree.tokens[tree.carried :]]),
+            position_ids=torch.tensor([tree.positions[tree.carried :]]),
             ends=torch.tensor(tree.ends),
-            rows=rows,
+            last_path=torch.tensor(tree.leaves[-1].path),
+            rows=rows - tree.carried,
             row_of=row_of,
             targets=torch.tensor(targets),
             sequences=tuple(leaf.sequence for leaf in tree.leaves),
             counts=tuple(counts),
+            carried=tree.carried,
         )
 
     def to(self, device: torch.device | str, **how: Any) -> TreePack:
@@ -104,28 +111,35 @@ class TreePack:
         return _moved(self, device, **how)
 
     def attention_mask(self, dtype: torch.dtype) -> Tensor:
-        """Additive mask (1, 1, T, T): 0 where a token sees an ancestor or itself, the dtype's minimum elsewhere."""
-        index = torch.arange(len(self.ends), device=self.ends.device)
-        visible = (index[None, :] <= index[:, None]) & (index[:, None] < self.ends[None, :])  # (query, key)
-        return additive_mask(visible, dtype)
+        """Additive mask (1, 1, T, C + T): 0 where a token sees an ancestor or itself, the dtype's minimum elsewhere."""
+        return additive_mask(visible_ancestors(self.ends, carried=self.carried), dtype)
 
-    def target_logits(self, model: Any) -> Tensor:
-        """Logits (R, V) of every row that predicts something."""
+    def target_logits(self, model: Any, cache: Cache | None = None) -> Tensor:
+        """Logits (R, V) of every row that predicts something.
+
+        Args:
+            model: a causal language model.
+            cache: holds the C tokens that the pack carries on; the T are added to it.
+        """
         flex = _unwrapped(model).config._attn_implementation == "flex_attention"
         output = model(
             input_ids=self.input_ids,
             position_ids=self.position_ids,
-            attention_mask=flex_mask(self.ends) if flex else self.attention_mask(_dtype(model)),
+            attention_mask=flex_mask(self.ends, self.carried) if flex else self.attention_mask(_dtype(model)),
             logits_to_keep=self.rows,
-            use_cache=False,
+            past_key_values=cache,
+            use_cache=cache is not None,
         )
         logits: Tensor = output.logits[0]
         return logits if len(logits) == len(self.rows) else logits[self.rows]  # some models know no logits_to_keep
 
     def target_logprobs(self, model: Any) -> Tensor:
-        """Log-probability (N,) of each predicted token, in at least float32."""
-        logprobs = torch.log_softmax(_at_least_float32(self.target_logits(model)), dim=-1)  # (R, V)
-        return logprobs[self.row_of, self.targets]
+        """Log-probability (N,) of each predicted token, in at least float32; of a pack that carries nothing on."""
+        return self.chosen(self.target_logits(model))
+
+    def chosen(self, logits: Tensor) -> Tensor:
+        """Log-probability (N,) of each predicted token from the logits (R, V)."""
+        return torch.log_softmax(_at_least_float32(logits), dim=-1)[self.row_of, self.targets]
 
 
 @dataclass(frozen=True)
@@ -174,11 +188,39 @@ class PaddedPack:
 Pack = TreePack | PaddedPack
 
 
-def tree_packs(sequences: Sequence[TokenPair], *, max_tokens: int) -> Iterator[TreePack]:
-    """Lay out sequences as tree packs of at most `max_tokens` tokens."""
+def tree_packs(sequences: Sequence[TokenPair], *, max_tokens: int, carry: bool = False) -> Iterator[TreePack]:
+    """Lay out sequences as tree packs of at most `max_tokens` tokens, which may carry on from one another."""
     inputs = [[*context, *continuation[:-1]] for context, continuation in sequences]
-    for tree in iterate_packs(inputs, max_tokens=max_tokens):
+    first_needed = [len(context) - 1 for context, _ in sequences] if carry else None
+    for tree in iterate_packs(inputs, max_tokens=max_tokens, first_needed=first_needed):
         yield TreePack.of(tree, sequences)
+
+
+@torch.no_grad()
+def carried_logits(model: Any, packs: Iterable[TreePack]) -> Iterator[tuple[TreePack, Tensor]]:
+    """Run packs that carry on from one another.
+
+    Args:
+        model: a causal language model that can take prefix trees.
+        packs: all of them, in order.
+
+    Yields:
+        Each pack, on the model's device, with the logits (R, V) of its rows.
+    """
+    cache: Cache | None = None
+    for pack, following in pairwise(chain(packs, [None])):
+        assert pack is not None
+        keeps = 0 if following is None else following.carried
+        if keeps and cache is None:
+            cache = Cache(layer_class_to_replicate=DynamicLayer)
+        here = pack.to(model.device)
+        yield here, here.target_logits(model, cache)
+        if cache is not None and keeps:
+            path = here.last_path[:keeps]
+            for layer in cache.layers:
+                layer.keys, layer.values = layer.keys.index_select(2, path), layer.values.index_select(2, path)
+        else:
+            cache = None
 
 
 def padded_packs(sequences: Sequence[TokenPair], *, max_tokens: int, pad_token_id: int) -> Iterator[PaddedPack]:
@@ -289,12 +331,12 @@ def _layout_ignored(model: Any, probes: Sequence[TokenPair]) -> str | None:
 
 
 def _disagreement(model: Any, probes: Sequence[TokenPair], neighbours: Sequence[TokenPair]) -> str | None:
-    """Hold one tree over all sequences against a plain pass of the neighbours and some probes, here and there in it."""
+    """Hold trees over all sequences against a plain pass of the neighbours and some probes, here and there in them."""
     sequences = [*probes, *neighbours]
-    (pack,) = tree_packs(sequences, max_tokens=10**9)
-    tree = pack.to(model.device).target_logprobs(model)
-    tree_of = dict(zip(pack.sequences, torch.split(tree, list(pack.counts)), strict=True))
-    in_order = [number for number in pack.sequences if number < len(probes)]
+    tree_of: dict[int, Tensor] = {}
+    for pack, logits in carried_logits(model, tree_packs(sequences, max_tokens=PROBE_TOKENS, carry=True)):
+        tree_of |= zip(pack.sequences, torch.split(pack.chosen(logits), list(pack.counts)), strict=True)
+    in_order = [number for number in tree_of if number < len(probes)]
     some_probes = {*in_order[:: max(1, len(in_order) // COMPARED)], *in_order[-1:]}
     plain_of: dict[int, Tensor] = {}
     for chosen in filter(None, (sorted(some_probes), range(len(probes), len(sequences)))):  # of like lengths

@@ -11,6 +11,14 @@ passage ─┬─ Who …? ── Marie Curie          index     0 1 2 │ 3 4 �
 
 Nodes stand in depth-first order, so the descendants of index `i` are exactly `i <= j < end[i]`: that one number a token
 is the whole attention mask. Packs are filled with sequences in lexicographic order, where neighbours share most.
+
+What two packs share need not be computed twice either: a pack can carry on from the one before, whose keys and values
+are kept along the path that both have in common.
+
+```
+pack 1   instruction ─┬─ passage A ─── ...      pack 2   (instruction ── passage B) ─── When …? ── 1903
+                      └─ passage B ─── Who …?             └ carried: the last path of pack 1, as far as it is shared
+```
 """
 
 from __future__ import annotations
@@ -37,32 +45,39 @@ class Leaf:
 
 @dataclass(frozen=True)
 class TreeBatch:
-    """One pack: T tokens in depth-first order.
+    """One pack: T tokens in depth-first order, of which the first C are carried on from the pack before.
 
     Attributes:
         tokens: (T,) token ids.
         positions: (T,) depth of each token, the position id it would have in its own sequence.
         ends: (T,) end of each token's subtree; token j attends to i exactly when i <= j < ends[i].
         leaves: one for each sequence in the pack.
+        carried: C, fewer than T; these tokens are also the first C of the last leaf's path in the pack before.
     """
 
     tokens: list[int]
     positions: list[int]
     ends: list[int]
     leaves: list[Leaf]
+    carried: int = 0
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        """Tokens that this pack computes: T - C."""
+        return len(self.tokens) - self.carried
 
 
-def build_packs(sequences: Sequence[Tokens], *, max_tokens: int) -> list[TreeBatch]:
+def build_packs(
+    sequences: Sequence[Tokens], *, max_tokens: int, first_needed: Sequence[int] | None = None
+) -> list[TreeBatch]:
     """Lay out sequences as packs of at most `max_tokens` tokens; a longer sequence gets a pack of its own.
 
     Linear in the number of tokens, up to the sort.
 
     Args:
         sequences: token ids, none empty.
-        max_tokens: size limit of a pack.
+        max_tokens: limit of what a pack computes.
+        first_needed: where in each sequence the first token stands whose output is wanted. If given, packs carry on
+            from one another, so that of all the tokens before these none is computed twice.
 
     >>> (pack,) = build_packs([[7, 8, 1], [7, 8, 2, 3], [7, 8, 2]], max_tokens=16)
     >>> pack.tokens, pack.positions, pack.ends
@@ -70,10 +85,12 @@ def build_packs(sequences: Sequence[Tokens], *, max_tokens: int) -> list[TreeBat
     >>> [(leaf.sequence, leaf.path) for leaf in pack.leaves]
     [(0, [0, 1, 2]), (2, [0, 1, 3]), (1, [0, 1, 3, 4])]
     """
-    return list(iterate_packs(sequences, max_tokens=max_tokens))
+    return list(iterate_packs(sequences, max_tokens=max_tokens, first_needed=first_needed))
 
 
-def iterate_packs(sequences: Sequence[Tokens], *, max_tokens: int) -> Iterator[TreeBatch]:
+def iterate_packs(
+    sequences: Sequence[Tokens], *, max_tokens: int, first_needed: Sequence[int] | None = None
+) -> Iterator[TreeBatch]:
     """Like `build_packs`, one pack at a time."""
     keys = [tuple(sequence) for sequence in sequences]
     if not all(keys):
@@ -81,34 +98,47 @@ def iterate_packs(sequences: Sequence[Tokens], *, max_tokens: int) -> Iterator[T
     order = sorted(range(len(keys)), key=keys.__getitem__)
     shared = [0] + [shared_prefix_length(keys[a], keys[b]) for a, b in pairwise(order)]
     lengths = [len(keys[number]) for number in order]
+    needed = [0] * len(order) if first_needed is None else [first_needed[number] for number in order]
     start = 0
     while start < len(order):
-        stop = _pack_end(lengths, shared, start, max_tokens)
-        builder = _PackBuilder()
+        stop, carried = _next_pack(lengths, shared, needed, start, max_tokens)
+        builder = _PackBuilder(keys[order[start]][:carried])
         for place in range(start, stop):
-            builder.add(order[place], keys[order[place]], shared[place] if place > start else 0)
+            builder.add(order[place], keys[order[place]], shared[place] if place > start else carried)
         yield builder.finish()
         start = stop
 
 
-def _pack_end(lengths: Sequence[int], shared: Sequence[int], start: int, max_tokens: int) -> int:
-    """Where the pack that begins at `start` ends: full, but rather between two passages than within one.
+def _next_pack(
+    lengths: Sequence[int], shared: Sequence[int], needed: Sequence[int], start: int, max_tokens: int
+) -> tuple[int, int]:
+    """Where the pack that begins at `start` ends, and how many tokens it carries on from the one before.
 
-    Of the places in the last half of a full pack, the cut goes where the sequences on both sides share least, since
-    what they share will stand in both packs.
+    It is full, but cut rather between two passages than within one: of the places in the last half of a full pack,
+    where least stands in both packs. That is what the sequences on both sides share, but for what is carried on.
 
-    >>> _pack_end([10, 12, 10, 12], [0, 8, 1, 8], 0, 26)  # two and two, not three and one
-    2
+    >>> _next_pack([10, 12, 10, 12], [0, 8, 1, 8], [0, 0, 0, 0], 0, 26)  # two and two, not three and one
+    (2, 0)
+    >>> _next_pack([10, 12, 10, 12], [0, 8, 1, 8], [9, 9, 9, 9], 0, 26)  # what they share is carried on anyway
+    (3, 0)
+    >>> _next_pack([10, 12, 10, 12], [0, 8, 1, 8], [9, 9, 9, 9], 3, 26)
+    (4, 8)
     """
-    total, best = lengths[start], None
+    carried = common = min(shared[start], needed[start])
+    tokens, best, least = lengths[start], None, 0
     for place in range(start + 1, len(lengths)):
-        cut_is_better = best is None or shared[place] <= shared[best]
-        if total + lengths[place] - shared[place] > max_tokens:
-            return place if best is None or cut_is_better else best
-        if 2 * total >= max_tokens and cut_is_better:
-            best = place
-        total += lengths[place] - shared[place]
-    return len(lengths)
+        twice = shared[place] - min(shared[place], needed[place])
+        cut_is_better = best is None or twice <= least
+        common = min(common, shared[place])  # what this sequence has of the tokens that may be carried on
+        more, less_carried = tokens + lengths[place] - shared[place], carried
+        if needed[place] < common:
+            less_carried = min(carried, needed[place])
+        if more - less_carried > max_tokens:
+            return (place, carried) if best is None or cut_is_better else best
+        if 2 * (tokens - carried) >= max_tokens and cut_is_better:
+            best, least = (place, carried), twice
+        tokens, carried = more, less_carried
+    return len(lengths), carried
 
 
 def shared_prefix_length(one: Tokens, other: Tokens) -> int:
@@ -131,14 +161,15 @@ def shared_prefix_length(one: Tokens, other: Tokens) -> int:
 
 
 class _PackBuilder:
-    """Grows one pack from sequences in lexicographic order."""
+    """Grows one pack from sequences in lexicographic order, onto the tokens it carries on."""
 
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self.positions: list[int] = []
-        self.ends: list[int] = []
+    def __init__(self, carried: Tokens) -> None:
+        self.carried = len(carried)
+        self.tokens = list(carried)
+        self.positions = list(range(self.carried))
+        self.ends = [0] * self.carried
         self.leaves: list[Leaf] = []
-        self._spans: list[tuple[int, int]] = []  # of the last sequence, root to leaf
+        self._spans = [(0, self.carried)] if carried else []  # of the last sequence, root to leaf
 
     def add(self, number: int, key: tuple[int, ...], shared: int) -> None:
         """Append a sequence that begins with the first `shared` tokens of the one before."""
@@ -165,4 +196,4 @@ class _PackBuilder:
 
     def finish(self) -> TreeBatch:
         self._close_below(0)
-        return TreeBatch(self.tokens, self.positions, self.ends, self.leaves)
+        return TreeBatch(self.tokens, self.positions, self.ends, self.leaves, self.carried)

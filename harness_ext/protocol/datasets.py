@@ -219,7 +219,7 @@ def _with_choices(rows: datasets.Dataset, choices: Sequence[str], label: str, wh
         )
     if "choices" in rows.column_names:
         raise DatasetError(f"{where} has a column 'choices' already; drop it, or leave choices out of dataset_kwargs")
-    for number, value in enumerate(rows[label]):
+    for number, value in enumerate(rows[label][:]):  # read at once, not row by row
         # The Hub's test split of SST-2 hides its labels behind -1.
         if not (isinstance(value, int) and -1 <= value < len(choices)):
             raise DatasetError(

@@ -18,6 +18,7 @@ from lm_eval.models.huggingface import HFLM
 from harness_ext.engine.lm import TreeLM, record_key
 from harness_ext.errors import ModelError
 from harness_ext.models import attention
+from harness_ext.models.forward import TokenPair, TreePack
 
 PASSAGE = "The ferry at Harrowmere was built by Osric Pell, who charged one penny for a person and three for a horse. "
 REVIEW = "Decide whether the review is negative or positive.\n\nReview: {}\nSentiment:"
@@ -67,6 +68,51 @@ def test_loglikelihood_does_not_depend_on_order_or_pack_size(tree_lm: TreeLM) ->
     after = tree_lm.loglikelihood(requests_of("loglikelihood", [arguments[n] for n in order]), disable_tqdm=True)
     for place, number in enumerate(order):
         assert after[place][0] == pytest.approx(before[number][0], abs=1e-4)
+
+
+FEW_SHOT = "".join(f"{REVIEW.format(f'review number {n}')} {('negative', 'positive')[n % 2]}\n\n" for n in range(30))
+
+
+def test_examples_longer_than_a_pack_are_computed_once(
+    tree_lm: TreeLM, plain_lm: HFLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = FEW_SHOT.replace("number", "no")  # another task's, in the same call
+    arguments = [(start + REVIEW.format(r), c) for start in (FEW_SHOT, other) for r in REVIEWS for c in (" a", " b")]
+    arguments += SCORING["choices of several tokens"]
+    requests = requests_of("loglikelihood", arguments)
+    pairs = [TokenPair(*tree_lm._encode_pair(*each)) for each in arguments]
+    assert tree_lm._takes_trees(pairs)
+    computed = []
+    whole = TreePack.target_logits
+
+    def counted(pack: TreePack, *given: Any) -> Any:
+        computed.append(pack.input_ids.numel())
+        return whole(pack, *given)
+
+    monkeypatch.setattr(TreePack, "target_logits", counted)
+    tree_lm.pack_tokens = 100
+    ours = tree_lm.loglikelihood(requests, disable_tqdm=True)
+    theirs = plain_lm.loglikelihood(requests, disable_tqdm=True)
+    assert [a[0] for a in ours] == pytest.approx([b[0] for b in theirs], abs=1e-4)
+    inputs = [[*context, *continuation[:-1]] for context, continuation in pairs]
+    distinct = {tuple(ids[: end + 1]) for ids in inputs for end in range(len(ids))}
+    assert len(computed) > 4
+    assert len(distinct) <= sum(computed) <= len(distinct) + len(computed)  # two choices after one context may be cut
+
+
+@pytest.mark.parametrize("cache_tokens", [64, 700, 4000])
+@pytest.mark.parametrize("max_gen_toks", [1, 6])
+def test_generation_carries_on_from_pack_to_pack(
+    tree_lm: TreeLM, plain_lm: HFLM, cache_tokens: int, max_gen_toks: int
+) -> None:
+    """Also when rows leave between the packs, and the cache is compacted."""
+    tree_lm.cache_tokens, tree_lm.pack_tokens = cache_tokens, 60
+    settings = {"until": ["e"], "max_gen_toks": max_gen_toks}
+    prompts = [FEW_SHOT[:700] + prompt for prompt in PROMPTS]
+    requests = requests_of("generate_until", [(prompt, dict(settings)) for prompt in prompts])
+    ours = tree_lm.generate_until(requests, disable_tqdm=True)
+    assert ours == [plain_lm.generate_until([request], disable_tqdm=True)[0] for request in requests]
+    assert all(reason is None for reason in tree_lm._reasons.values())
 
 
 def test_loglikelihood_rolling_agrees_with_hf(tree_lm: TreeLM, plain_lm: HFLM) -> None:
@@ -146,18 +192,17 @@ def test_a_model_that_takes_no_trees_answers_as_hf(
 def test_out_of_memory_halves_the_packs(
     tree_lm: TreeLM, plain_lm: HFLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from harness_ext.engine import scoring
+    requests = requests_of("loglikelihood", SCORING["choices of several tokens"] + SCORING["a shared passage"])
+    assert tree_lm._takes_trees([TokenPair([1, 2], [3]), TokenPair([1, 2, 4], [3])])
+    whole = TreePack.target_logits
 
-    whole = scoring.score_pack
-
-    def small_memory(model: Any, pack: Any) -> Any:
+    def small_memory(pack: TreePack, *given: Any) -> Any:
         if pack.input_ids.numel() > 100:
             raise torch.OutOfMemoryError("test")
-        return whole(model, pack)
+        return whole(pack, *given)
 
-    monkeypatch.setattr(scoring, "score_pack", small_memory)
+    monkeypatch.setattr(TreePack, "target_logits", small_memory)
     tree_lm.pack_tokens = 400
-    requests = requests_of("loglikelihood", SCORING["choices of several tokens"] + SCORING["a shared passage"])
     ours, theirs = (
         tree_lm.loglikelihood(requests, disable_tqdm=True),
         plain_lm.loglikelihood(requests, disable_tqdm=True),

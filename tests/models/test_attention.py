@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness_ext.models import attention
 from harness_ext.models.attention import IMPLEMENTATION, additive_mask, block_attention, use_blocks
-from harness_ext.models.forward import TokenPair, tree_packs
+from harness_ext.models.forward import TokenPair, carried_logits, tree_packs
 
 LAYER = torch.nn.Module()
 
@@ -164,3 +164,14 @@ def test_flex_attention_sees_the_same() -> None:
     with torch.compiler.set_stance("force_eager"):
         found = pack.target_logprobs(tiny("flex_attention"))
     torch.testing.assert_close(found, pack.target_logprobs(tiny("sdpa")), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_flex_attention_sees_what_a_pack_carries_on() -> None:
+    shared = list(range(3, 40))
+    packs = list(tree_packs([TokenPair([*shared, 40 + n], [2]) for n in range(6)], max_tokens=40, carry=True))
+    assert packs[-1].carried == len(shared)
+    with torch.compiler.set_stance("force_eager"):
+        found = [logits for _, logits in carried_logits(tiny("flex_attention"), packs)]
+    for mine, (_, logits) in zip(found, carried_logits(tiny("sdpa"), packs), strict=True):
+        torch.testing.assert_close(mine, logits, atol=1e-5, rtol=0)

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from harness_ext.models import attention
 from harness_ext.models.attention import use_blocks
-from harness_ext.models.forward import PaddedPack, TokenPair, TreePack, padded_packs, tree_packs, why_no_trees
+from harness_ext.models.forward import (
+    PaddedPack,
+    TokenPair,
+    TreePack,
+    carried_logits,
+    padded_packs,
+    tree_packs,
+    why_no_trees,
+)
 
 VOCABULARY = 97
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -176,6 +184,24 @@ def test_trees_are_exact_or_refused(architecture: tuple[Any, str | None]) -> Non
         assert_same(model, list(tree_packs(pairs, max_tokens=70)), pairs)  # several packs
 
 
+@pytest.mark.parametrize("max_tokens", [20, 40, 70])
+def test_packs_that_carry_on_are_exact(architecture: tuple[Any, str | None], max_tokens: int) -> None:
+    model, reason = architecture
+    if reason is not None:
+        pytest.skip("takes no trees")
+    pairs = [*sst2_like(), *squad_like()]
+    packs = list(tree_packs(pairs, max_tokens=max_tokens, carry=True))
+    assert sum(pack.carried > 0 for pack in packs) >= 2
+    found: dict[int, Tensor] = {}
+    for pack, logits in carried_logits(model, packs):
+        found |= zip(pack.sequences, pack.chosen(logits).split(pack.counts), strict=True)
+    with torch.no_grad():
+        expected = one_by_one(model, pairs)
+    assert sorted(found) == list(range(len(pairs)))
+    for number, logprobs in enumerate(expected):
+        torch.testing.assert_close(found[number], logprobs, atol=1e-4, rtol=0)
+
+
 def test_padded_packs_are_exact_everywhere(architecture: tuple[Any, str | None]) -> None:
     model, _ = architecture
     if model.config.is_encoder_decoder:
@@ -234,6 +260,20 @@ def test_a_proven_model_is_still_held_to_the_sequences_at_hand(name: str) -> Non
     assert why_no_trees(model, squad_like(), proven=True) is None
     ignore(model, name, lambda _: None)
     assert "other log-probabilities" in str(why_no_trees(model, squad_like(), proven=True))
+
+
+def test_a_model_whose_cache_is_wrong_is_found_out() -> None:
+    model = build("Llama", **LLAMA)
+    assert why_no_trees(model, squad_like()) is None
+    forward = model.forward
+
+    def forgetful(**given: Any) -> Any:
+        for layer in getattr(given.get("past_key_values"), "layers", ()):
+            layer.keys = layer.keys.roll(1, dims=2)
+        return forward(**given)
+
+    model.forward = forgetful
+    assert "other log-probabilities" in str(why_no_trees(model, squad_like()))
 
 
 def test_a_model_without_logits_to_keep() -> None:
