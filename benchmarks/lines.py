@@ -50,7 +50,8 @@ def document(model: str, lines: Sequence[Line]) -> str:
     return f"""# Benchmarks
 
 {model}, float32, {torch.get_num_threads()} threads of {_processor()}; Python {platform.python_version()}, {versions}.
-Both sides of a line ran one after the other on the same documents, each in a process of its own.
+Both sides of a line ran one after the other on the same documents, each in a process of its own. Where `hf` counts with
+the best of several batch sizes, `hf-tree` counts with the best of as many runs.
 Made by `make bench`. Machines are noisy: read the ratios.
 
 | what | against | that one | trees | ratio | minimum / aim | the same? |

@@ -33,6 +33,7 @@ SUPPORT_TOLERANCE = 1e-3  # nats; float32 packs differ from plain passes by abou
 LOW_PRECISION_TOLERANCE = 0.1  # nats, on average over tokens
 PROBE_TOKENS, PROBE_LENGTH, MAX_PROBES = 256, 40, 32
 PREDICTED, COMPARED = 8, 4  # tokens of each probe; probes that a plain pass repeats
+LAYOUT_LENGTH = 16  # of the two probes that show whether positions and mask matter at all; they part within it
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
 RECURRENT = (
     "mamba",
@@ -319,7 +320,8 @@ def _neighbours(sequences: Sequence[TokenPair]) -> list[TokenPair]:
 
 def _layout_ignored(model: Any, probes: Sequence[TokenPair]) -> str | None:
     """Say whether a model answers the very same to other position ids or to a plain causal mask."""
-    (pack,) = tree_packs(probes[:2], max_tokens=10**9)
+    beginnings = [[*context, *continuation][:LAYOUT_LENGTH] for context, continuation in probes[:2]]
+    (pack,) = tree_packs([TokenPair(tokens[:-1], tokens[-1:]) for tokens in beginnings], max_tokens=10**9)
     pack = pack.to(model.device)
     size = len(pack.ends)
     logits = pack.target_logits(model)

@@ -45,14 +45,14 @@ class Leaf:
 
 @dataclass(frozen=True)
 class TreeBatch:
-    """One pack: T tokens in depth-first order, of which the first C are carried on from the pack before.
+    """One pack in depth-first order: C tokens that are carried on from the pack before, and T more.
 
     Attributes:
-        tokens: (T,) token ids.
-        positions: (T,) depth of each token, the position id it would have in its own sequence.
-        ends: (T,) end of each token's subtree; token j attends to i exactly when i <= j < ends[i].
+        tokens: (C + T,) token ids.
+        positions: (C + T,) depth of each token, the position id it would have in its own sequence.
+        ends: (C + T,) end of each token's subtree; token j attends to i exactly when i <= j < ends[i].
         leaves: one for each sequence in the pack.
-        carried: C, fewer than T; these tokens are also the first C of the last leaf's path in the pack before.
+        carried: C; these tokens are also the first C of the last leaf's path in the pack before.
     """
 
     tokens: list[int]
@@ -62,7 +62,7 @@ class TreeBatch:
     carried: int = 0
 
     def __len__(self) -> int:
-        """Tokens that this pack computes: T - C."""
+        """T, the tokens that this pack computes."""
         return len(self.tokens) - self.carried
 
 
