@@ -50,8 +50,10 @@ def score_continuations(
         try:
             packs = tree_packs([pairs[n] for n in waiting], max_tokens=max_tokens, carry=True)
             for pack, logits in carried_logits(model, packs):
-                scores = score_rows(pack, logits)
-                del logits  # before the next pass
+                try:
+                    scores = score_rows(pack, logits)
+                finally:
+                    del logits  # before the next pass
                 for place, score in zip(pack.sequences, scores, strict=True):
                     done.add(waiting[place])
                     yield waiting[place], score

@@ -215,13 +215,15 @@ def carried_logits(model: Any, packs: Iterable[TreePack]) -> Iterator[tuple[Tree
         if keeps and cache is None:
             cache = Cache(layer_class_to_replicate=DynamicLayer)
         here = pack.to(model.device)
-        yield here, here.target_logits(model, cache)
+        logits = here.target_logits(model, cache)
         if cache is not None and keeps:
-            path = here.last_path[:keeps]
             for layer in cache.layers:
+                path = here.last_path[:keeps].to(layer.keys.device)
                 layer.keys, layer.values = layer.keys.index_select(2, path), layer.values.index_select(2, path)
         else:
             cache = None
+        yield here, logits
+        del logits  # before the next pass
 
 
 def padded_packs(sequences: Sequence[TokenPair], *, max_tokens: int, pad_token_id: int) -> Iterator[PaddedPack]:
@@ -308,7 +310,7 @@ def _made_up(model: Any, longest: int) -> list[TokenPair]:
         rows.append(rows[0][:kept] if rows else [])
         rows[-1] += [(37 * index + 11 * number + 1) % vocabulary for index in range(kept, length)]
         tokens += length - kept
-    predicted = [(row, max(1, len(row) - PREDICTED)) for row in rows if len(row) > 1]
+    predicted = [(row, max(1, len(row) // 2, len(row) - PREDICTED)) for row in rows if len(row) > 1]
     return [TokenPair(row[:start], row[start:]) for row, start in predicted]
 
 
@@ -335,8 +337,11 @@ def _layout_ignored(model: Any, probes: Sequence[TokenPair]) -> str | None:
 def _disagreement(model: Any, probes: Sequence[TokenPair], neighbours: Sequence[TokenPair]) -> str | None:
     """Hold trees over all sequences against a plain pass of the neighbours and some probes, here and there in them."""
     sequences = [*probes, *neighbours]
+    (whole,) = tree_packs(sequences, max_tokens=10**9)
+    # two packs, so that the second carries on; two neighbours alone would no longer share a mask
+    max_tokens = 2 * whole.input_ids.numel() // 3 if probes else 10**9
     tree_of: dict[int, Tensor] = {}
-    for pack, logits in carried_logits(model, tree_packs(sequences, max_tokens=PROBE_TOKENS, carry=True)):
+    for pack, logits in carried_logits(model, tree_packs(sequences, max_tokens=max_tokens, carry=True)):
         tree_of |= zip(pack.sequences, torch.split(pack.chosen(logits), list(pack.counts)), strict=True)
     in_order = [number for number in tree_of if number < len(probes)]
     some_probes = {*in_order[:: max(1, len(in_order) // COMPARED)], *in_order[-1:]}

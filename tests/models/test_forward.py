@@ -262,9 +262,12 @@ def test_a_proven_model_is_still_held_to_the_sequences_at_hand(name: str) -> Non
     assert "other log-probabilities" in str(why_no_trees(model, squad_like(), proven=True))
 
 
-def test_a_model_whose_cache_is_wrong_is_found_out() -> None:
+@pytest.mark.parametrize("length", [10, 16, 30, None])
+def test_a_model_whose_cache_is_wrong_is_found_out(length: int | None) -> None:
     model = build("Llama", **LLAMA)
-    assert why_no_trees(model, squad_like()) is None
+    draw = random.Random(4)
+    pairs = squad_like() if length is None else [TokenPair(tokens(draw, length - 1), [8]) for _ in range(9)]
+    assert why_no_trees(model, pairs) is None
     forward = model.forward
 
     def forgetful(**given: Any) -> Any:
@@ -273,7 +276,7 @@ def test_a_model_whose_cache_is_wrong_is_found_out() -> None:
         return forward(**given)
 
     model.forward = forgetful
-    assert "other log-probabilities" in str(why_no_trees(model, squad_like()))
+    assert "other log-probabilities" in str(why_no_trees(model, pairs))
 
 
 def test_a_model_without_logits_to_keep() -> None:
