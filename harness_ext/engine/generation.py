@@ -123,7 +123,7 @@ class TreeDecoder:
             if waiting and len(self._rows) <= peak // 2:
                 self._compact(waiting[0].carried)
                 while waiting and (not self._rows or self._slots + len(waiting[0]) <= self._cache_tokens):
-                    if not self._rows:  # all of them finished with their first token
+                    if not self._rows:  # also when all of the last pack finished with their first token
                         self._compact(waiting[0].carried)
                     yield from self._finish(self._prefill(waiting.popleft()))
                 peak = len(self._rows)

@@ -105,7 +105,7 @@ def test_examples_longer_than_a_pack_are_computed_once(
 def test_generation_carries_on_from_pack_to_pack(
     tree_lm: TreeLM, plain_lm: HFLM, cache_tokens: int, max_gen_toks: int
 ) -> None:
-    """Also when rows leave between the packs, and the cache is compacted."""
+    """The texts of `hf`. This model's rows end together; for others see test_generation.py."""
     tree_lm.cache_tokens, tree_lm.pack_tokens = cache_tokens, 60
     settings = {"until": ["e"], "max_gen_toks": max_gen_toks}
     prompts = [FEW_SHOT[:700] + prompt for prompt in PROMPTS]
