@@ -9,6 +9,7 @@ from typing import Any
 
 from harness_ext.analysis.results import Run, TaskResult
 from harness_ext.errors import ComparisonError, suggest
+from harness_ext.protocol.token_settings import ADAPTERS_OWN, DEFAULT, TOKEN_SETTINGS, is_token_setting
 
 DOCUMENTS, PROMPTS = "documents", "prompts"  # told by the samples, see `pairing`
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of functions that lm-eval could not print the source of
@@ -28,8 +29,9 @@ _CONFIG_FIELDS = (  # of a task's config: what a fingerprint covers, where one i
     "repeats",
 )
 _SETTINGS = ("dtype", "chat_template", "system_instruction", "fewshot_as_multiturn")
+_CHAT_ARGUMENTS = {"chat_template_args", "enable_thinking"}  # the token settings that shape the prompt's text
 _SAME_PROMPT = {"dtype", "version", "generation_kwargs", "process_results", "filters", "filter_list", DOCUMENTS}
-ALLOWABLE = ("version", "num_fewshot", "fingerprint", *_SETTINGS, *_CONFIG_FIELDS, DOCUMENTS, PROMPTS)
+ALLOWABLE = ("version", "num_fewshot", "fingerprint", *_SETTINGS, *TOKEN_SETTINGS, *_CONFIG_FIELDS, DOCUMENTS, PROMPTS)
 
 
 def check_protocol(baseline: Run, run: Run, task: str, allow: Collection[str] = ()) -> tuple[str, ...]:
@@ -66,7 +68,8 @@ def check_allowed(allow: Sequence[str], runs: Sequence[Run]) -> None:
     Raises:
         ComparisonError: naming the closest field.
     """
-    fields = {field for run in runs for result in run.tasks.values() for field in result.fingerprint_fields}
+    results = [result for run in runs for result in run.tasks.values()]
+    fields = {field for result in results for field in (*result.fingerprint_fields, *(result.token_settings or {}))}
     known = sorted({*ALLOWABLE, *fields})
     for field in allow:
         if field not in known:
@@ -84,6 +87,7 @@ def differences(first: TaskResult, second: TaskResult) -> dict[str, tuple[Any, A
     for name in _SETTINGS:
         if name in first.settings and name in second.settings and first.settings[name] != second.settings[name]:
             found[name] = first.settings[name], second.settings[name]
+    found |= _token_differences(first, second)
     for name, values in _protocol(first, second).items():
         if not (name == "fewshot" and "num_fewshot" in found):
             found.setdefault(name, values)
@@ -92,7 +96,34 @@ def differences(first: TaskResult, second: TaskResult) -> dict[str, tuple[Any, A
 
 def keeps_prompts(allowed: Collection[str]) -> bool:
     """Whether prompts must still agree when these fields differ."""
-    return set(allowed) <= _SAME_PROMPT
+    others = set(allowed) - _SAME_PROMPT
+    return all(is_token_setting(field) and field not in _CHAT_ARGUMENTS for field in others)
+
+
+def _token_differences(first: TaskResult, second: TaskResult) -> dict[str, tuple[Any, Any]]:
+    """Token settings that differ: as both runs resolved them, else as their model arguments say."""
+    a, b = first.resolved_token_settings, second.resolved_token_settings
+    if a is None or b is None:
+        a, b = first.token_settings, second.token_settings
+    if a is None or b is None:  # one was evaluated as an object in Python: nothing is known
+        return {}
+    fields = sorted(filter(is_token_setting, {*a, *b}))
+    values = {field: (a.get(field, DEFAULT), b.get(field, DEFAULT)) for field in fields}
+    return {field: pair for field, pair in values.items() if pair[0] != pair[1] and ADAPTERS_OWN not in pair}
+
+
+def tokenizer_note(run: Run) -> str | None:
+    """What to say beside a run whose adapter was evaluated with the tokenizer in its own folder; None for others.
+
+    Such a tokenizer only adds tokens or a chat template, so it is not refused. A chat template that was applied and
+    differs from the baseline's is still refused, as `chat_template`.
+    """
+    for result in run.tasks.values():
+        settings = result.resolved_token_settings or {}
+        if settings.get("tokenizer") == ADAPTERS_OWN:
+            reason = f" ({settings['reason']})" if settings.get("reason") else ""
+            return f"{run.name}: evaluated with the tokenizer in the adapter's own folder{reason}."
+    return None
 
 
 def _protocol(first: TaskResult, second: TaskResult) -> dict[str, tuple[Any, Any]]:

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from harness_ext.analysis.comparability import check_allowed
+from harness_ext.analysis.comparability import check_allowed, tokenizer_note
 from harness_ext.analysis.comparison import Comparison
 from harness_ext.analysis.findings import costs_of, is_other_task, notes_for, warnings_for
 from harness_ext.analysis.paired import minimum_detectable_difference, needed_n, retention, verdict
@@ -78,12 +78,13 @@ def compare_runs(
         warnings += [said for trial in trials for said in trial.said]
     rows = _sorted(decide(_with_retention(rows, entrants, margin), margin), sort or "name")
     everyone = [*warnings_for(chosen, others, rows), *warnings, *_missing_tasks(chosen, others, named, bool(tasks))]
+    tokenizers = [note for run in (chosen, *others) if (note := tokenizer_note(run))]
     return Comparison(
         baseline=chosen.name,
         margin=margin,
         rows=rows,
         warnings=list(dict.fromkeys(everyone)),
-        notes=notes_for(rows, margin, has_adapter=any(run.adapter for run in others)),
+        notes=[*notes_for(rows, margin, has_adapter=any(run.adapter for run in others)), *tokenizers],
         costs=costs_of(entrants, rows),
         sort=sort,
     )

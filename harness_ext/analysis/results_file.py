@@ -2,7 +2,8 @@
 
 Files of stock lm-eval and ours are read alike; ours add a key `harness_ext`, all of it optional:
 `variant` (base or the adapter's name), `base`, `adapter`, `card` (the adapter's card), `fingerprints`
-{task: sha256}, `fingerprint_fields` {task: {field: hash or value}} and `sample_data`.
+{task: sha256}, `fingerprint_fields` {task: {field: hash or value}}, `token_settings` {setting: value} and
+`sample_data`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, TypeGuard
 
 from harness_ext.analysis.runs import MetricValue, Run, TaskResult
 from harness_ext.errors import ResultsError
+from harness_ext.protocol.token_settings import parse_model_args, token_settings
 
 DATE = re.compile(r"_(\d{4}-\d\d-\d\dT[\d.-]+)$")
 _BASE_KEYS = ("pretrained", "model", "path", "engine")  # the order lm-eval names a run by
@@ -71,20 +73,6 @@ def _entries(payload: Mapping[str, Any]) -> list[str]:
     return [name for name in results if name in configs or (name in groups and _parse_metrics(results[name], {}))]
 
 
-def parse_model_args(model_args: Any) -> dict[str, Any]:
-    """Model arguments as a dict, from the dict or the `key=value,key=value` string that lm-eval logs.
-
-    >>> parse_model_args("pretrained=org/model,peft=adapters/sst2")
-    {'pretrained': 'org/model', 'peft': 'adapters/sst2'}
-    """
-    if isinstance(model_args, Mapping):
-        return dict(model_args)
-    if not isinstance(model_args, str):
-        return {}
-    pairs = (part.partition("=") for part in model_args.split(",") if "=" in part)
-    return {key.strip(): value.strip() for key, _, value in pairs}
-
-
 def _first(arguments: Mapping[str, Any], keys: Iterable[str]) -> str | None:
     return next((str(arguments[key]) for key in keys if arguments.get(key)), None)
 
@@ -114,8 +102,20 @@ def _parse_task(task: str, file: Path, payload: Mapping[str, Any]) -> TaskResult
         fingerprint_fields=_mapping(_mapping(ours, "fingerprint_fields"), task),
         sample_data=ours.get("sample_data"),
         settings=_settings(payload),
+        token_settings=_asked_token_settings(payload),
+        resolved_token_settings=_resolved_token_settings(payload),
         is_group=is_group,
     )
+
+
+def _asked_token_settings(payload: Mapping[str, Any]) -> dict[str, str] | None:
+    arguments = _mapping(payload, "config").get("model_args")
+    return token_settings(arguments) if arguments else None
+
+
+def _resolved_token_settings(payload: Mapping[str, Any]) -> dict[str, str] | None:
+    found = ours_in(payload).get("token_settings")
+    return {name: str(value) for name, value in found.items()} if isinstance(found, Mapping) else None
 
 
 def _settings(payload: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,6 +44,8 @@ class TaskResult:
     fingerprint_fields: Mapping[str, Any] = field(default_factory=dict, repr=False)
     sample_data: bool | None = None  # what the results file says about the bundled sample
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)  # dtype, chat_template … where logged
+    token_settings: Mapping[str, str] | None = None  # as the model arguments say; None when none were logged
+    resolved_token_settings: Mapping[str, str] | None = None  # as the run logged them; None in stock and older results
     is_group: bool = False  # an aggregate over other tasks: shown, never tested
 
     @property

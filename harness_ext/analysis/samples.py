@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness_ext.errors import ResultsError
+from harness_ext.protocol.ties import has_tie
 
 _SAMPLE_PREFIX = "sample-"  # ids of the small data set bundled with this package
 _UNKNOWN = -1  # of a flag that a sample does not carry
@@ -42,6 +43,7 @@ class SampleScores:
     parsed: Flags  # the task's `parsed_rate`
     cut: Flags  # generation ended at the token limit
     abstained: Flags  # the task's `abstain_f1`
+    tied: Flags  # the best two choices have the same log-probability
 
     def __len__(self) -> int:
         """Number of documents that carry the metric."""
@@ -52,6 +54,12 @@ class SampleScores:
         """One score for each document, (n,)."""
         assert self.values.shape[1] == 1, "an aggregation's numbers are no scores"
         return self.values[:, 0]
+
+    @property
+    def tied_share(self) -> float:
+        """Share of the documents whose best choices tie, among those with choices; 0 where there are none."""
+        known = self.tied[self.tied != _UNKNOWN]
+        return float(known.mean()) if len(known) else 0.0
 
     def keys(self) -> Hashes:
         """What identifies a document in any run, its hash and its occurrence in one number."""
@@ -165,7 +173,7 @@ class _Columns:
     def __init__(self) -> None:
         self._values, self._ids = array("d"), array("q")
         self._doc, self._prompt, self._target, self._passage = (array("Q") for _ in range(4))
-        self._parsed, self._cut, self._abstained = (array("b") for _ in range(3))
+        self._parsed, self._cut, self._abstained, self._tied = (array("b") for _ in range(4))
 
     def add(self, sample: Mapping[str, Any], values: Sequence[float], place: str, number: int) -> None:
         """Append one logged sample; `place` names its line in errors, `number` is its document when it says none."""
@@ -183,6 +191,7 @@ class _Columns:
         self._cut.append(_flag(sample["finish_reason"] == "length" if "finish_reason" in sample else None))
         decision = sample.get("abstain_f1")
         self._abstained.append(_flag(decision[0] if isinstance(decision, list) and decision else None))
+        self._tied.append(_flag(has_tie(sample)))
 
     def finished(self) -> SampleScores:
         """The columns by doc_id: data-parallel runs log rank by rank."""
@@ -199,6 +208,7 @@ class _Columns:
             parsed=_array(self._parsed, np.int8)[order],
             cut=_array(self._cut, np.int8)[order],
             abstained=_array(self._abstained, np.int8)[order],
+            tied=_array(self._tied, np.int8)[order],
         )
 
 

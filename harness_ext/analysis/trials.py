@@ -21,6 +21,7 @@ from harness_ext.analysis.samples import SampleScores
 from harness_ext.analysis.seeds import Contender, two_level_difference
 from harness_ext.analysis.statistics import Clusters, Floats
 from harness_ext.errors import ResultsError
+from harness_ext.protocol.ties import MOST_TIED
 
 _ROUNDING = 0.05  # points by which a logged metric may miss what its samples give
 
@@ -118,7 +119,8 @@ def try_run(first: Entry, run: Run, settings: Settings) -> Trial:
     if first.samples is None or second.samples is None or (first.reading is None) != (second.reading is None):
         return _untested(first, second, differing)
     joined = _join(first, second, first.samples, second.samples, differing, settings)
-    said = _joined_warnings(first.result.task, (first.run.name, run.name), joined)
+    said = [*_tie_warnings(first), *_tie_warnings(second)]
+    said += _joined_warnings(first.result.task, (first.run.name, run.name), joined)
     if first.reading is not None:
         return Trial(_aggregate_row(first, second, first.reading, joined, differing, settings), said)
     before, after = _fractions(first, joined)
@@ -257,6 +259,17 @@ def _fractions(first: Entry, joined: Joined) -> tuple[Floats, Floats]:
 def _score(entry: Entry, fractions: Floats, joined: Joined, factor: float) -> Score:
     found = statistics.describe_mean(fractions, joined.clusters)
     return Score(factor * found.value, found.interval.scaled(factor), found.method, parsed_points(entry.result))
+
+
+def _tie_warnings(entry: Entry) -> list[str]:
+    """Say when most choices tie: the first choice then wins, and the score is how often that happens to be right."""
+    share = 0.0 if entry.samples is None else entry.samples.tied_share
+    if share <= MOST_TIED:
+        return []
+    return [
+        f"{entry.result.task}, {entry.run.name}: the best choices have the same score in {100 * share:.0f} % of the "
+        "documents, so the first of them wins; check the tokenizer with `harness-ext check TASK --model MODEL`"
+    ]
 
 
 def _joined_warnings(task: str, names: tuple[str, str], joined: Joined) -> list[str]:

@@ -396,6 +396,141 @@ def test_a_base_in_several_folders_is_one_baseline(write_run, tmp_path):
     assert [(row.task, row.run) for row in comparison.rows] == [("a", "mine"), ("b", "mine")]
 
 
+# -- settings that change token ids ------------------------------------------------------------------------------
+
+
+BASE, LORA = "pretrained=org/tiny", "pretrained=org/tiny,peft=adapters/sst2"
+
+
+def asked(arguments: str | dict) -> dict:
+    return {"model_args": arguments}
+
+
+@pytest.mark.parametrize(
+    ("setting", "shown"),
+    [
+        ("add_bos_token=False", r"add_bos_token \(default, False\)"),
+        ("max_length=6", r"max_length \(default, 6\)"),
+        ("tokenizer=org/other", r"tokenizer \(default, org/other\)"),
+        ("revision=abc", r"revision \(default, abc\)"),
+        ("think_end_token=</think>", r"think_end_token \(default, </think>\)"),
+        ("enable_thinking=True", "enable_thinking"),
+        ("load_in_4bit=True", "load_in_4bit"),
+        ("load_in_8bit=True", "load_in_8bit"),
+        ("gptqmodel=True", "gptqmodel"),
+        ("autogptq=True", "autogptq"),
+        ("gguf_file=m.gguf", "gguf_file"),
+        ("bnb_4bit_quant_type=nf4", "bnb_4bit_quant_type"),
+        ("truncation=True", "truncation"),
+        ("prefix_token_id=0", "prefix_token_id"),
+        ("softmax_dtype=float32", "softmax_dtype"),
+    ],
+)
+def test_runs_with_other_token_settings_are_refused_or_marked(write_pair, setting, shown):
+    samples = labelled(coin(0.5, 40, 1))
+    other = asked(f"{LORA},{setting}")
+    runs = load_runs(write_pair("demo", samples, samples, sst2=other))
+    field = setting.partition("=")[0]
+    with pytest.raises(ComparisonError, match=rf"tiny and sst2 differ in {shown}.* --allow {field}$"):
+        compare_runs(runs)
+    assert compare_runs(runs, allow=[field]).rows[0].allowed == (field,)
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        "revision=main,truncation=False,max_length=None,tokenizer=org/tiny",
+        {"load_in_4bit": False, "add_bos_token": None, "chat_template_args": {}, "merge": True},
+    ],
+)
+def test_defaults_that_are_written_out_do_not_differ(write_pair, same):
+    samples = labelled(coin(0.5, 40, 1))
+    other = f"{LORA},{same}" if isinstance(same, str) else {"pretrained": "org/tiny", "peft": "adapters/sst2", **same}
+    compare_runs(load_runs(write_pair("demo", samples, samples, sst2=asked(other))))
+
+
+def test_prompts_may_differ_with_the_arguments_of_the_chat_template_only(write_pair):
+    samples = labelled(coin(0.5, 40, 1))
+    for setting, prompts_checked in (("enable_thinking=True", False), ("max_length=6", True)):
+        other = asked(f"{LORA},{setting}")
+        runs = load_runs(write_pair("demo", samples, changed(samples, prompt_hash="x"), sst2=other))
+        allow = [setting.partition("=")[0]]
+        if prompts_checked:
+            with pytest.raises(ComparisonError, match="saw different prompts"):
+                compare_runs(runs, allow=allow)
+        else:
+            assert compare_runs(runs, allow=allow).rows[0].allowed == tuple(allow)
+
+
+def ours(arguments: str, **settings: str) -> dict:
+    return {"model_args": arguments, "ours": {"token_settings": settings}}
+
+
+def test_resolved_settings_decide_where_both_runs_have_them(write_pair):
+    """Ours beside ours: what was used. Ours beside stock or older results: what was asked, which both have."""
+    samples = labelled(coin(0.5, 40, 1))
+    differing = {"base": ours(BASE), "sst2": ours(LORA, tokenizer="sha256:1f")}
+    with pytest.raises(ComparisonError, match=r"differ in tokenizer \(default, sha256:1f\)"):
+        compare_runs(load_runs(write_pair("demo", samples, samples, **differing)))
+    compare_runs(load_runs(write_pair("demo", samples, samples, base=asked(BASE), sst2=differing["sst2"])))
+    stock = asked(f"{BASE},add_bos_token=True")
+    with pytest.raises(ComparisonError, match="differ in add_bos_token"):
+        compare_runs(load_runs(write_pair("demo", samples, samples, base=stock, sst2=ours(LORA))))
+
+
+def test_nothing_is_known_of_a_model_that_was_passed_as_an_object(write_pair):
+    samples = labelled(coin(0.5, 40, 1))
+    unknown = {"config": {"model": "hf", "model_args": ""}, "ours": {"variant": "tiny"}}
+    compare_runs(load_runs(write_pair("demo", samples, samples, base=unknown, sst2=asked(f"{LORA},max_length=9"))))
+
+
+def test_an_adapters_own_tokenizer_is_a_note(write_pair):
+    samples = labelled(coin(0.5, 40, 1))
+    reason = "its tokenizer adds <|user|>"
+    sides = {"base": ours(BASE), "sst2": ours(LORA, tokenizer="adapter", reason=reason)}
+    comparison = compare_runs(load_runs(write_pair("demo", samples, samples, **sides)))
+    assert comparison.rows[0].allowed == ()
+    (note,) = [note for note in comparison.notes if "tokenizer" in note]
+    assert note.startswith("sst2: ")
+    assert reason in note
+    sides["sst2"]["ours"]["token_settings"]["max_length"] = "9"
+    with pytest.raises(ComparisonError, match=r"differ in max_length"):
+        compare_runs(load_runs(write_pair("demo", samples, samples, **sides)))
+
+
+def test_an_adapters_own_chat_template_is_still_refused_as_such(write_pair):
+    samples = labelled(coin(0.5, 40, 1))
+    sides = {"base": ours(BASE), "sst2": ours(LORA, tokenizer="adapter")}
+    sides["base"]["chat_template_sha"], sides["sst2"]["chat_template_sha"] = "a", "b"
+    with pytest.raises(ComparisonError, match="differ in chat_template"):
+        compare_runs(load_runs(write_pair("demo", samples, samples, **sides)))
+
+
+# -- choices that tie --------------------------------------------------------------------------------------------
+
+
+def chosen(scores: list[tuple[float, float]]) -> list[dict]:
+    """A forced choice between two labels, with the log-probabilities of both; the first wins a tie."""
+    rows = []
+    for i, (first, second) in enumerate(scores):
+        row = sample(i, {"idx": i}, {"acc": float((second > first) == i % 2)}, target=i % 2)
+        row["arguments"] = {f"gen_args_{n}": {"arg_0": "Q", "arg_1": word} for n, word in enumerate((" a", " b"))}
+        row["resps"] = [[[str(first), "False"]], [[str(second), "False"]]]
+        rows.append(row)
+    return rows
+
+
+def test_choices_that_tie_in_most_documents_are_warned_about(write_pair):
+    tied = chosen([(-1.5, -1.5)] * 30 + [(-1.0, -2.0)] * 10)
+    clear = chosen([(-1.5, -1.5)] * 10 + [(-2.0, -1.0)] * 30)
+    comparison = compare_runs(load_runs(write_pair("demo", tied, clear)))
+    (warning,) = [warning for warning in comparison.warnings if "same score" in warning]
+    assert warning.startswith("demo, tiny: ")
+    assert "75 %" in warning
+    comparison = compare_runs(load_runs(write_pair("demo", clear, tied)))
+    assert [w.partition(":")[0] for w in comparison.warnings if "same score" in w] == ["demo, sst2"]
+
+
 # -- metrics that are no means -----------------------------------------------------------------------------------
 
 

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from harness_ext.errors import ModelError
 from harness_ext.protocol.checks.documents import Sampled
 from harness_ext.protocol.checks.findings import Level
 from harness_ext.protocol.checks.source import TaskSource
 from harness_ext.protocol.checks.templates import gold_answers
+from harness_ext.protocol.token_settings import check_appends_nothing
 
 Encode = Callable[[str], Sequence[int]]  # text to token ids, without special tokens
 DEFAULT_MAX_GEN_TOKS = 256  # of lm-eval's HFLM
@@ -27,7 +28,7 @@ def encoder(place: str) -> Encode:
         place: a folder with a tokenizer, or a Hub id.
 
     Raises:
-        ModelError: there is no tokenizer.
+        ModelError: there is no tokenizer, or it appends a token to every text.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
@@ -35,12 +36,22 @@ def encoder(place: str) -> Encode:
         raise ModelError(
             f"{place} has no tokenizer that loads; name a model, or a folder with tokenizer.json"
         ) from error
+    if not _is_encoder_decoder(place):
+        check_appends_nothing(tokenizer, place)
 
     def encode(text: str) -> Sequence[int]:
         ids: Sequence[int] = tokenizer.encode(text, add_special_tokens=False)
         return ids
 
     return encode
+
+
+def _is_encoder_decoder(place: str) -> bool:
+    """Whether a model reads a finished input; a tokenizer without a model is taken to belong to one that does not."""
+    try:
+        return bool(AutoConfig.from_pretrained(place).is_encoder_decoder)
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def stops_of(arguments: Mapping[str, Any]) -> list[str]:
