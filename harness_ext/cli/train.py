@@ -30,9 +30,11 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--resume", action="store_true", help="go on from the last checkpoint of an interrupted run")
     made.add_argument("--overwrite", action="store_true", help="replace the adapter or the checkpoints that are there")
-    add_include_path(made)
     for field in dataclasses.fields(Recipe):
         if field.name == "task":
+            continue
+        if field.name == "include_path":
+            add_include_path(made)
             continue
         names = [flag(field.name)] + (["--rank"] if field.name == "lora_rank" else [])
         default = "" if field.default in (dataclasses.MISSING, None) else f" (default: {_as_yaml(field.default)})"
@@ -57,10 +59,10 @@ def run(options: argparse.Namespace) -> int:
     values = read_recipe(options.recipe) if options.recipe else {}
     for field in dataclasses.fields(Recipe):
         given = getattr(options, field.name)
-        if given is not None:
+        if given not in (None, []):  # repeatable flags start as an empty list
             values[field.name] = from_text(field.name, given) if isinstance(given, str) else given
     recipe = recipe_from(values, source=options.recipe or "train")
-    how = {"resume": options.resume, "overwrite": options.overwrite, "include_path": tuple(options.include_path)}
+    how = {"resume": options.resume, "overwrite": options.overwrite}
     if options.seeds is None:
         made = [train_adapter(recipe, **how)]
         _say_trained(made[0])
@@ -74,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     if made[0].card.sample_data:
         print("Trained on the bundled sample: for trying things out, its scores are no benchmark.")
     folders, results = " ".join(str(trained.folder) for trained in made), Path(recipe.output.rstrip("/")).name
-    included = "".join(f" --include_path {folder}" for folder in options.include_path)
+    included = "".join(f" --include_path {folder}" for folder in recipe.include_paths)
     print(f"next: harness-ext eval --model_args pretrained={recipe.model} --adapters {folders} "
           f"--tasks {recipe.task}{included} --output_path results/{results} --log_samples")  # fmt: skip
     return 0

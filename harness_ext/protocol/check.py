@@ -24,6 +24,7 @@ from harness_ext.protocol.checks.answers import Encode
 from harness_ext.protocol.checks.dry_score import silent
 from harness_ext.protocol.checks.findings import Place, Report
 from harness_ext.protocol.checks.source import TaskSource, read_source
+from harness_ext.protocol.own_tasks import own_task_folders
 
 YAML_ENDINGS = (".yaml", ".yml")
 
@@ -41,6 +42,7 @@ def check_tasks(
     Raises:
         TaskError: there is nothing under one of the names.
     """
+    include_path = [*own_task_folders(names), *include_path]
     with silent(), _templates_compiled_once():
         files = _files_of(names, include_path)
         sources = [read_source(file) for file in files]
@@ -229,10 +231,12 @@ def check_loaded(source: TaskSource, task: Any, encode: Encode | None) -> str | 
     sampled = _check_documents(source, task)
     if sampled is None:
         return None
-    trainable = leaks.check_overlap(source, task, task.features) or "no training split"
+    prompted = not documents.scores_whole_texts(task)
+    trainable = (leaks.check_overlap(source, task, task.features) if prompted else None) or "nothing to train on"
     templates.check_white_space(source, task, sampled)
     templates.check_targets(source, task, sampled)
-    leaks.check_fewshot(source, task, sampled)
+    if prompted:
+        leaks.check_fewshot(source, task, sampled)
     answers.check_stops(source, task, sampled)
     if encode is not None:
         answers.check_lengths(source, task, sampled, encode)

@@ -13,6 +13,9 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from harness_ext.training.recipe import Recipe
+from harness_ext.training.schedule import few_steps_advice
+
 logger = logging.getLogger(__name__)
 
 
@@ -47,6 +50,21 @@ class StopOnInterrupt(TrainerCallback):
             control.should_save = control.should_training_stop = True
         if control.should_save or state.global_step >= state.max_steps:
             control.should_log = True
+
+
+class FewSteps(TrainerCallback):
+    """Says when a training has few optimiser steps, and what to change; not again when it is resumed."""
+
+    def __init__(self, recipe: Recipe, examples: int) -> None:
+        self._recipe = recipe
+        self._examples = examples
+
+    def on_train_begin(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """One warning line, on the first process."""
+        total, processes = state.max_steps, args.world_size
+        advice = few_steps_advice(total, self._recipe, examples=self._examples, processes=processes)
+        if advice and state.global_step == 0 and state.is_world_process_zero:
+            logger.warning("%s", advice)
 
 
 class TrainingBar(TrainerCallback):

@@ -45,7 +45,7 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{hub_bas
 Base and adapter under the protocol the adapter was trained with:
 
 ```
-harness-ext eval --model_args pretrained={base} --adapters adapters/{name} --tasks {task} \
+harness-ext eval --model_args pretrained={base} --adapters adapters/{name} --tasks {task}{included} \
     --output_path results/{name} --log_samples
 harness-ext compare results/{name}
 ```
@@ -66,6 +66,7 @@ def model_card(card: AdapterCard, name: str) -> str:
         hub_base=hub_name(card.base),
         quoted_base=json.dumps(hub_name(card.base)),  # a name like 1e3 stays text
         task=card.task,
+        included="".join(f" --include_path {folder}" for folder in card.recipe.get("include_path") or ()),
         examples=f"{card.examples:,}",
         tokens=f"{card.tokens:,}",
         parameters=f"{card.trainable_parameters:,}",

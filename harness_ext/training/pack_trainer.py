@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from harness_ext.errors import TrainingError
 from harness_ext.training.batches import GroupedBatches
+from harness_ext.training.schedule import make_schedule
 
 
 class PackTrainer(Trainer):
@@ -23,6 +26,8 @@ class PackTrainer(Trainer):
 
     The loss is the cross-entropy of the label tokens, divided by their number over all devices and accumulation steps.
     """
+
+    lr_scheduler: Any
 
     def __init__(self, *args: Any, batches: GroupedBatches, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -47,6 +52,18 @@ class PackTrainer(Trainer):
         loader = DataLoader(self.train_dataset, batch_sampler=self._batches, collate_fn=self.data_collator)
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """The schedule whose first step has a rate; see `make_schedule`."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = make_schedule(
+                self.args.lr_scheduler_type,
+                self.optimizer if optimizer is None else optimizer,
+                total=num_training_steps,
+                ratio=self.args.warmup_steps,
+                options=self.args.lr_scheduler_kwargs,
+            )
+        return self.lr_scheduler
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """The batches of a step and their label tokens over all devices, which are counted."""

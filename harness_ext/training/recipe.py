@@ -34,6 +34,7 @@ class Recipe:
     model: str = _about("base model: Hub id, local folder, or packaged model")
     output: str = _about("adapter folder to write, e.g. adapters/sst2")
     revision: str | None = _about("revision of a base from the Hub", None)
+    include_path: str | list[str] | None = _about("folder, or list of folders, with more tasks", None)  # noqa: RUF009
     # LoRA
     lora_rank: int = _about("rank r of the update matrices", 8)
     lora_alpha: float = _about("updates are scaled by alpha / r", 16.0)
@@ -143,10 +144,16 @@ class Recipe:
         """The task's name, also when it is given as the path of its YAML file."""
         return Path(self.task).stem if self.task.endswith((".yaml", ".yml")) else self.task
 
+    @property
+    def include_paths(self) -> tuple[str, ...]:
+        """The folders with more tasks."""
+        return (self.include_path,) if isinstance(self.include_path, str) else tuple(self.include_path or ())
+
     def for_card(self) -> dict[str, Any]:
-        """The recipe without the places of this machine."""
+        """The recipe without the places of this machine; of folders with more tasks, their names are kept."""
         values = {name: value for name, value in asdict(self).items() if name not in PLACES}
-        return {**values, "task": self.task_name}
+        folders = [Path(folder).expanduser().resolve().name for folder in self.include_paths]
+        return {**values, "task": self.task_name, "include_path": folders or None}
 
 
 def flag(name: str) -> str:

@@ -38,7 +38,6 @@ def train_seeds(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    include_path: tuple[str, ...] = (),
     train: Callable[..., TrainedAdapter] = train_adapter,
 ) -> Iterator[TrainedAdapter]:
     """Train one adapter for each seed; yields each as soon as it is written.
@@ -48,7 +47,6 @@ def train_seeds(
         count: how many seeds.
         resume: seeds that are done are left as they are, the interrupted one goes on, the others start.
         overwrite: replace adapters that are there.
-        include_path: folders with more tasks.
         train: what trains one.
 
     Raises:
@@ -63,7 +61,7 @@ def train_seeds(
             yield done
             continue
         goes_on = resume and last_checkpoint(_workspace(each)) is not None
-        yield train(each, resume=goes_on, overwrite=overwrite, include_path=include_path)
+        yield train(each, resume=goes_on, overwrite=overwrite)
 
 
 def _workspace(recipe: Recipe) -> Path:

@@ -9,6 +9,7 @@ import dataclasses
 import importlib.metadata
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from accelerate import PartialState
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -37,9 +39,11 @@ from harness_ext.models.sources import resolve_model, weights_sha256
 from harness_ext.models.torch_setup import choose_device, choose_dtype
 from harness_ext.protocol import datasets
 from harness_ext.protocol.fingerprint import Fingerprint, fingerprint
+from harness_ext.protocol.own_tasks import own_task_folders
 from harness_ext.protocol.render import load_task, training_docs
+from harness_ext.protocol.token_settings import check_appends_nothing
 from harness_ext.training.batches import Collator, ExampleSet, GroupedBatches, build_examples, group_by_prefix
-from harness_ext.training.callbacks import StopOnInterrupt, TrainingBar
+from harness_ext.training.callbacks import FewSteps, StopOnInterrupt, TrainingBar
 from harness_ext.training.model_card import model_card
 from harness_ext.training.pack_trainer import PackTrainer
 from harness_ext.training.recipe import Recipe
@@ -70,16 +74,13 @@ class TrainedAdapter:
     card: AdapterCard
 
 
-def train_adapter(
-    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, include_path: tuple[str, ...] = ()
-) -> TrainedAdapter:
+def train_adapter(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> TrainedAdapter:
     """Train a LoRA adapter on a task and write it to `recipe.output`.
 
     Args:
         recipe: everything that decides the result.
         resume: go on from the last checkpoint of an interrupted run.
         overwrite: replace an adapter that is there.
-        include_path: folders with more tasks.
 
     Returns:
         The folder, written in one piece at the end, and its card.
@@ -92,7 +93,7 @@ def train_adapter(
     with processes.main_process_first():
         workspace = claim_workspace(output, recipe.output, resume=resume, overwrite=overwrite)
     base = resolve_model(recipe.model)
-    task = load_task(recipe.task, include_path=include_path)
+    task = load_task(recipe.task, include_path=[*own_task_folders([recipe.task]), *recipe.include_paths])
     docs = training_docs(task)
     set_seed(recipe.seed)
     model, tokenizer = _load_base(base, recipe)
@@ -104,11 +105,19 @@ def train_adapter(
     )  # fmt: skip
     peft_model = _add_lora(model, recipe)
     use_fast_paths(peft_model)
+    start = _starting_point(peft_model)
     with kept_only_with_checkpoint(workspace):
         if processes.is_main_process:
             prepare(workspace, peft_model, recipe, examples, resume=resume)
         trainer, interrupt = _make_trainer(peft_model, tokenizer, examples, recipe, workspace, learning_rate)
         _fit(trainer, interrupt, recipe, workspace, resume=resume)
+    if _changes_nothing(peft_model, start, _save_dtype(recipe)):
+        shutil.rmtree(workspace, ignore_errors=True)
+        steps = trainer.state.global_step
+        raise TrainingError(
+            f"training of {recipe.output} changed nothing: the adapter is as it began after {steps} optimiser "
+            f"step{'' if steps == 1 else 's'}, so it is not written; raise --learning-rate ({learning_rate:g})"
+        )
     sample = datasets.is_sample(task.config.custom_dataset, task.config.dataset_kwargs, task.config.metadata)
     card = _card(recipe, base, fingerprint(task, recipe.prompt, lm), examples, trainer, sample)
     if processes.is_main_process:
@@ -128,6 +137,7 @@ def _load_base(base: str, recipe: Recipe) -> tuple[Any, Any]:
     ) if quantised else None  # fmt: skip
     try:
         tokenizer = AutoTokenizer.from_pretrained(base, revision=recipe.revision)
+        check_appends_nothing(tokenizer, recipe.model)
         model = AutoModelForCausalLM.from_pretrained(
             base, revision=recipe.revision, dtype=dtype, quantization_config=quantization_config
         )
@@ -157,6 +167,26 @@ def _add_lora(model: Any, recipe: Recipe) -> PeftModel:
         raise RecipeError(f"peft refuses this recipe: {_first_line(error):.200}; change it") from error
 
 
+def _starting_point(model: PeftModel) -> dict[str, Tensor]:
+    """Copies of the trainable weights, except the A matrices.
+
+    A tells nothing: weight decay shrinks it even while B, which it is multiplied by, stays zero.
+    """
+    return {
+        name: parameter.detach().to("cpu", copy=True)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not any(first in name for first in ("lora_A", "lora_embedding_A"))
+    }
+
+
+def _changes_nothing(model: PeftModel, start: Mapping[str, Tensor], dtype: torch.dtype | None) -> bool:
+    """Whether training left every weight where it began, at the precision it is saved with."""
+    parameters = dict(model.named_parameters())
+    return all(
+        torch.equal(parameters[name].detach().cpu().to(dtype), before.to(dtype)) for name, before in start.items()
+    )
+
+
 def _make_trainer(
     model: PeftModel,
     tokenizer: Any,
@@ -181,7 +211,11 @@ def _make_trainer(
             train_dataset=examples.training,
             eval_dataset=examples.validation or None,
             data_collator=Collator(trees, recipe.max_tokens, padding),
-            callbacks=[interrupt, TrainingBar(f"train {recipe.task_name}")],
+            callbacks=[
+                interrupt,
+                FewSteps(recipe, len(examples.training)),
+                TrainingBar(f"train {recipe.task_name}"),
+            ],
             batches=GroupedBatches(groups, batch_size=recipe.batch_size, seed=recipe.seed),
         )
     except (ValueError, RuntimeError, ImportError) as error:

@@ -26,7 +26,9 @@ from harness_ext.training.recipe import Recipe, flag
 STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that Trainer writes
 RECIPE_FILE = "recipe.json"  # what the run was begun with
 INITIAL_FOLDER = "initial"  # the adapter before training, where its start changes the base
-FREE_TO_CHANGE = ("prefix_trees", "max_tokens", "save_dtype", "gradient_checkpointing", "save_steps", "logging_steps")
+FREE_TO_CHANGE = (
+    "include_path", "prefix_trees", "max_tokens", "save_dtype", "gradient_checkpointing", "save_steps", "logging_steps",
+)  # fmt: skip
 BYTES_PER_PARAMETER = 28  # trainable: two checkpoints of weights and Adam's moments, and the adapter, in float32
 SPARE_BYTES = 20e6
 

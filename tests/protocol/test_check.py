@@ -15,9 +15,11 @@ from harness_ext.analysis import results
 from harness_ext.errors import TaskError
 from harness_ext.protocol.check import check_tasks
 from harness_ext.protocol.checks import dry_score
+from harness_ext.protocol.checks.answers import encoder
 from harness_ext.protocol.checks.findings import CATALOGUE, Finding, Report
 from harness_ext.protocol.datasets import DATA_VARIABLE
 from harness_ext.protocol.locations import tasks_path
+from harness_ext.protocol.scaffold import new_task
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 WORDS = ("apple", "bridge", "candle", "dragon", "engine", "forest", "garden", "harbor", "island", "jungle")
@@ -534,6 +536,87 @@ def test_several_answers_and_a_metric_that_becomes_binary(tmp_path: Path) -> Non
     yaml = GENERATE.replace(HOOK, "").replace("doc_to_target: answer", "doc_to_target: \"{{[answer, 'x']}}\"")
     yaml = yaml.replace(METRIC, "  - metric: chrf\n    aggregation: mean\n    higher_is_better: true\n")
     assert found(check_tasks([str(write(tmp_path, yaml))]), id="C37")
+
+
+ROLLING = """\
+task: made
+custom_dataset: !function harness_ext.hooks.load_documents
+dataset_kwargs:
+  dataset: made
+  data_dir: data
+training_split: train
+validation_split: validation
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list:
+  - metric: word_perplexity
+  - metric: byte_perplexity
+  - metric: bits_per_byte
+metadata:
+  version: 1.0
+"""
+
+
+@pytest.mark.parametrize("prompt", ['doc_to_text: ""\n', 'doc_to_text: "{{text}}"\n', "doc_to_text: page\n"], ids=repr)
+def test_a_rolling_task_has_no_prompt(prompt: str, tmp_path: Path, tiny_model_folder: Path) -> None:
+    """As wikitext's YAML over local text: lm-eval scores doc_to_target and never asks for a prompt."""
+    folder = write(tmp_path, ROLLING.replace('doc_to_text: ""\n', prompt))
+    (report,) = check_tasks([str(folder)], encode=encoder(str(tiny_model_folder)))
+    assert [finding for finding in report.findings if finding.level != "note"] == []
+    assert [finding.id for finding in report.findings] == ["C36"]  # nothing to train on: no prompt, no answer
+    assert report.verified is not None
+    assert "20 documents of validation" in report.verified
+    assert "nothing to train on" in report.verified
+
+
+def test_the_text_of_a_rolling_task_is_checked(tmp_path: Path) -> None:
+    documents = [*rows(100, 20), {"text": "", "label": 0, "answer": "x"}]
+    (finding,) = found(check_tasks([str(write(tmp_path, ROLLING, validation=documents))]), id="C19")
+    assert "doc_to_target renders to nothing" in str(finding)
+    (finding,) = found(check_tasks([str(write(tmp_path, ROLLING.replace("{{text}}", "{{page}}")))]), id="C17")
+    assert finding.level == "error"
+    (finding,) = found(check_tasks([str(write(tmp_path, ROLLING.replace('doc_to_text: ""\n', "")))]), id="C18")
+    assert "write an empty one" in str(finding)  # lm-eval fails without
+
+
+SENTENCES = """\
+task: made
+custom_dataset: !function harness_ext.hooks.load_documents
+dataset_kwargs:
+  dataset: made
+  data_dir: data
+validation_split: validation
+output_type: multiple_choice
+doc_to_text: ""
+doc_to_target: 0
+doc_to_choice: "{{[text, answer]}}"
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+metadata:
+  version: 1.0
+"""
+
+
+def test_choices_may_be_scored_without_a_prompt(tmp_path: Path) -> None:
+    """As BLiMP's: which of two sentences is the likelier one."""
+    (report,) = check_tasks([str(write(tmp_path, SENTENCES))])
+    assert not report.broken
+    generating = GENERATE.replace(QUESTION, 'doc_to_text: ""\n')
+    (finding,) = found(check_tasks([str(write(tmp_path, generating))]), id="C19")
+    assert "doc_to_text" in str(finding)  # an answer to nothing
+
+
+def test_a_task_just_made_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = "".join(json.dumps({"text": f"the {WORDS[n % 10]} no {n}", "label": n % 2}) + "\n" for n in range(60))
+    (tmp_path / "rows.jsonl").write_text(lines)
+    new_task("my_words", "choice", "rows.jsonl", labels={"0": "bad", "1": "good"})
+    (report,) = check_tasks(["my_words"])
+    assert (report.name, report.broken) == ("my_words", False)
+    assert check_tasks(["tasks/my_words"]) == [report]
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "sst2_choise", "nowhere.yaml"])

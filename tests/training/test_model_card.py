@@ -43,6 +43,12 @@ def test_front_matter(base: str) -> None:
     assert body.startswith("\n# sst2")
 
 
+def test_a_task_of_ones_own_is_evaluated_with_its_folder() -> None:
+    text = model_card(replace(CARD, task="tickets", recipe={"include_path": ["tickets", "more"]}), "mine")
+    assert "--tasks tickets --include_path tickets --include_path more" in text
+    assert "--include_path" not in model_card(CARD, "sst2")
+
+
 def test_what_is_not_known_is_said() -> None:
     text = model_card(replace(CARD, base_sha256=None, validation_loss=None, sample_data=True), "x")
     assert "not known" in text

@@ -54,6 +54,7 @@ def test_a_missing_key_is_named(name: str) -> None:
         ("target_modules", [], "text or a list of names"),
         ("target_modules", None, "text or a list of names"),
         ("modules_to_save", "lm_head", "a list of names or unset"),
+        ("include_path", 3, "text or a list of names or unset"),
         ("revision", 12, "text or unset"),
         ("task", 3, "text"),
     ],
@@ -80,6 +81,9 @@ def test_wrong_types(name: str, value: Any, allowed: str) -> None:
         ("fewshot_as_multiturn", False, False),
         ("target_modules", "all-linear", "all-linear"),
         ("target_modules", ["q_proj"], ["q_proj"]),
+        ("include_path", "tasks/mine", "tasks/mine"),
+        ("include_path", ["tasks/mine", "more"], ["tasks/mine", "more"]),
+        ("include_path", None, None),
         ("modules_to_save", ["lm_head"], ["lm_head"]),
         ("dtype", "bfloat16", "bfloat16"),
         ("init_lora_weights", "pissa_niter_16", "pissa_niter_16"),
@@ -142,8 +146,12 @@ def test_text_fields_stay_text() -> None:
 
 
 def test_the_card_names_no_place() -> None:
-    shown = recipe(task="/home/me/tasks/mine.yaml", model="/data/models/base", output="/scratch/x").for_card()
+    shown = recipe(
+        task="/home/me/tasks/mine.yaml", model="/data/models/base", output="/scratch/x",
+        include_path=["/home/me/tasks", "~/more/tickets/"],
+    ).for_card()  # fmt: skip
     assert shown["task"] == "mine"
+    assert shown["include_path"] == ["tasks", "tickets"]
     assert not any("/" in str(value) for value in shown.values())
     assert shown["lora_rank"] == 8
 
@@ -172,3 +180,34 @@ def test_broken_recipe_files(tmp_path: Path, text: str | None, said: str) -> Non
         read_recipe(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_folders_of_more_tasks_as_the_command_has_them(tmp_path: Path) -> None:
+    assert recipe().include_paths == ()
+    assert recipe(include_path="tasks/mine").include_paths == ("tasks/mine",)
+    assert recipe(include_path=["a", "b"]).include_paths == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], "tasks/recipe"),
+        (["--include_path", "tasks/a"], ["tasks/a"]),  # a flag wins over the file
+        (["--include_path", "tasks/a", "--include-path", "tasks/b"], ["tasks/a", "tasks/b"]),
+    ],
+)
+def test_the_flag_is_the_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], expected: Any
+) -> None:
+    from harness_ext import cli
+
+    seen: list[Recipe] = []
+
+    def remember(each: Recipe, **_: Any) -> None:
+        seen.append(each)
+        raise RecipeError("seen")
+
+    monkeypatch.setattr("harness_ext.training.trainer.train_adapter", remember)
+    (tmp_path / "mine.yaml").write_text("model: m\noutput: x\ninclude_path: tasks/recipe\n")
+    assert cli.main(["train", "sst2_choice", "--recipe", str(tmp_path / "mine.yaml"), *flags]) == 2
+    assert [each.include_path for each in seen] == [expected]

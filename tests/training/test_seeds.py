@@ -26,7 +26,7 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[tuple[str, int, bool]] = []
 
-    def __call__(self, each: Recipe, *, resume: bool, overwrite: bool, include_path: tuple[str, ...]) -> TrainedAdapter:
+    def __call__(self, each: Recipe, *, resume: bool, overwrite: bool) -> TrainedAdapter:
         self.calls.append((Path(each.output).name, each.seed, resume))
         made = {field.name: None for field in dataclasses.fields(AdapterCard)}
         made |= {"recipe": {**each.for_card(), "learning_rate": 0.001}, "seed": each.seed}

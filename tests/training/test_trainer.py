@@ -29,8 +29,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from harness_ext.errors import HarnessExtError, ModelError, RecipeError, TaskError, TrainingError
-from harness_ext.models.adapters import AdapterSwitch, read_card
+from harness_ext.models.adapters import read_card
+from harness_ext.models.attach import BaseProof, attach
 from harness_ext.models.sources import weights_sha256
+from harness_ext.protocol.scaffold import new_task
 from harness_ext.training import workspace as workspaces
 from harness_ext.training.callbacks import StopOnInterrupt
 from harness_ext.training.pack_trainer import PackTrainer
@@ -158,10 +160,9 @@ def test_the_adapter_is_what_was_trained(recipe_for: RecipeMaker, tiny_model_fol
             found = PeftModel.from_pretrained(base, str(made.folder)).eval()(input_ids=prompt).logits
         torch.testing.assert_close(found, kept["logits"], atol=1e-5, rtol=0, msg=str(extra))
         assert (found - before).abs().max() > 1e-3
-        switch = AdapterSwitch(transformers.AutoModelForCausalLM.from_pretrained(tiny_model_folder))
-        switch.attach(made.folder, base=str(tiny_model_folder))
-        switch.activate(made.folder)
-        switch.activate(None)  # bit-identical to before, or an error
+        proof = BaseProof.of(transformers.AutoModelForCausalLM.from_pretrained(tiny_model_folder), prompt.tolist())
+        attach(proof.model, made.folder, base=str(tiny_model_folder))
+        proof.check(str(made.folder))  # bit-identical to before, or an error
 
 
 @pytest.mark.parametrize("task", ["sst2_generate", "squad_v2_generate"])
@@ -188,11 +189,22 @@ def test_a_built_in_task_with_local_data(recipe_for: RecipeMaker, tmp_path: Path
             | {"dataset_kwargs": {"data_files": files}}
         )
     )
-    for recipe in (recipe_for(task=str(task), max_steps=3), recipe_for(task="my_boolq", max_steps=3)):
-        made = train_adapter(recipe, overwrite=True, include_path=(str(tmp_path),))
+    for named in ({"task": str(task)}, {"task": "my_boolq", "include_path": str(tmp_path)}):
+        made = train_adapter(recipe_for(max_steps=3, **named), overwrite=True)
         assert made.card.task == "my_boolq"
+        assert made.card.recipe["include_path"] == ([tmp_path.name] if "include_path" in named else None)
         assert not made.card.sample_data
         assert str(tmp_path) not in "".join(file.read_text() for file in made.folder.glob("*.[jm][sd]*"))
+
+
+def test_a_task_just_made_is_found_by_its_name(
+    recipe_for: RecipeMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": f"stone {n} is {'warm' if n % 2 else 'cold'}", "label": n % 2} for n in range(80)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    new_task("my_stones", "choice", "rows.jsonl", labels={"0": "cold", "1": "warm"})
+    assert train_adapter(recipe_for(task="my_stones", max_steps=1)).card.task == "my_stones"
 
 
 # -- the same numbers on every path ----------------------------------------------------------------------------------
@@ -549,6 +561,90 @@ def test_too_little_memory(recipe_for: RecipeMaker, monkeypatch: pytest.MonkeyPa
 def test_a_loss_that_is_no_number(recipe_for: RecipeMaker) -> None:
     recipe = recipe_for(learning_rate=1e30, max_grad_norm=0, warmup_ratio=0.0, max_steps=6)
     with pytest.raises(TrainingError, match=r"loss became (nan|inf) after step \d; lower --learning-rate"):
+        train_adapter(recipe)
+    assert nothing_left(recipe)
+
+
+# -- few steps, and none that counts -----------------------------------------------------------------------------------
+
+
+def test_a_single_step_trains(recipe_for: RecipeMaker, logged: pytest.LogCaptureFixture) -> None:
+    """Eight examples in one batch: warm-up once took the only step there is."""
+    made = train_adapter(recipe_for(limit=8, validation_size=0))
+    assert len(losses(logged)) == 1
+    assert max(float(tensor.abs().max()) for name, tensor in weights(made).items() if "lora_B" in name) > 1e-3
+
+
+def advice_in(logged: pytest.LogCaptureFixture) -> list[str]:
+    said = [record.getMessage() for record in logged.records if record.name.startswith("harness_ext")]
+    return [message for message in said if "few to learn from" in message]
+
+
+def test_few_steps_are_said_and_the_advice_helps(recipe_for: RecipeMaker, logged: pytest.LogCaptureFixture) -> None:
+    recipe = recipe_for(limit=24, validation_size=0)
+    train_adapter(recipe)
+    (advice,) = advice_in(logged)
+    assert advice.startswith("3 optimiser steps are few")
+    for name, read in (("epochs", float), ("batch_size", int)):
+        match = re.search(rf"--{name.replace('_', '-')} (\d+)", advice)
+        assert match
+        logged.clear()
+        train_adapter(with_values(recipe, **{name: read(match[1])}), overwrite=True)
+        assert len(losses(logged)) >= 20
+        assert advice_in(logged) == []
+
+
+def test_few_steps_are_said_once_and_not_again_on_resuming(
+    recipe_for: RecipeMaker, logged: pytest.LogCaptureFixture
+) -> None:
+    recipe = recipe_for(max_steps=4)
+    interrupted(recipe, 2)
+    (advice,) = advice_in(logged)
+    assert "--max-steps 20" in advice
+    logged.clear()
+    train_adapter(recipe, resume=True)
+    assert advice_in(logged) == []
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "orthogonal"},
+        {"weight_decay": 0.5, "learning_rate": 1e-46},
+        {"learning_rate": 1e-20, "save_dtype": "float16"},  # what was learnt is too small for the saved weights
+    ],
+    ids=str,
+)
+def test_an_adapter_that_changes_nothing_is_not_written(recipe_for: RecipeMaker, extra: dict[str, Any]) -> None:
+    recipe = recipe_for(**{"learning_rate": 1e-50, "max_steps": 2, **extra})
+    with pytest.raises(TrainingError, match=r"changed nothing.*--learning-rate") as caught:
+        train_adapter(recipe)
+    assert "\n" not in str(caught.value)
+    assert nothing_left(recipe)
+
+
+def test_an_adapter_that_is_there_survives_one_that_changes_nothing(recipe_for: RecipeMaker) -> None:
+    kept = weights(train_adapter(recipe_for(max_steps=2)))
+    recipe = recipe_for(max_steps=2, learning_rate=1e-50)
+    with pytest.raises(TrainingError, match="changed nothing"):
+        train_adapter(recipe, overwrite=True)
+    assert_same_weights(kept, load_file(Path(recipe.output) / "adapter_model.safetensors"))
+
+
+def test_a_tokenizer_that_ends_every_text_is_refused(
+    recipe_for: RecipeMaker, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_model_folder, tmp_path / "base")
+    values = json.loads((base / "tokenizer.json").read_text())
+    values["post_processor"]["single"].append({"SpecialToken": {"id": "</s>", "type_id": 0}})
+    values["post_processor"]["special_tokens"]["</s>"] = {"id": "</s>", "ids": [1], "tokens": ["</s>"]}
+    (base / "tokenizer.json").write_text(json.dumps(values))
+    recipe = recipe_for(model=str(base))
+    with pytest.raises(ModelError, match="appends </s> to every text"):
         train_adapter(recipe)
     assert nothing_left(recipe)
 

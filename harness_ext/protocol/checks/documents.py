@@ -141,6 +141,11 @@ def first_line(error: BaseException) -> str:
 # -- splits ------------------------------------------------------------------------------------------------------
 
 
+def scores_whole_texts(task: ConfigurableTask) -> bool:
+    """Whether a task scores its documents' texts (perplexity): there is no prompt, and no answer to train on."""
+    return bool(task.OUTPUT_TYPE == "loglikelihood_rolling")
+
+
 def check_splits(source: TaskSource, task: ConfigurableTask) -> bool:
     """Note splits that are missing or empty; whether there is something to evaluate."""
     config, known = task.config, getattr(task, "dataset", None)
@@ -166,6 +171,9 @@ def check_splits(source: TaskSource, task: ConfigurableTask) -> bool:
         right = False
     if not task.has_training_docs():
         source.add("C36", "note", "has no training_split: it can be evaluated, not trained on", "task")
+    elif scores_whole_texts(task):
+        source.add("C36", "note", "scores whole texts, which have no answer: it can be evaluated, not trained on",
+                   "output_type")  # fmt: skip
     return right
 
 

@@ -124,10 +124,13 @@ def _requests(task: ConfigurableTask, doc: Doc, number: int) -> list[Instance]:
 
 def _asked_of_all(requests: Sequence[Sequence[Instance]]) -> set[str]:
     """Contexts that are no document's own: those of calibration, or of no context at all."""
-    if len(requests) < 2:
+    own = {group[0].args[0] for group in requests}
+    if own == {""}:  # no prompt, by design
+        return set()
+    if len(own) < 2:
         return {""}
     contexts = [{request.args[0] for request in group if request.request_type == "loglikelihood"} for group in requests]
-    return {"", *set.intersection(*contexts)} if len({group[0].args[0] for group in requests}) > 1 else {""}
+    return {"", *set.intersection(*contexts)}
 
 
 def _respond(task: ConfigurableTask, request: Instance, doc: Doc, answer: str) -> Any:

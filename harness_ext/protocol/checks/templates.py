@@ -13,7 +13,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.utils import env
 
 from harness_ext.errors import suggest
-from harness_ext.protocol.checks.documents import Sampled, first_line
+from harness_ext.protocol.checks.documents import Sampled, first_line, scores_whole_texts
 from harness_ext.protocol.checks.source import TaskSource
 
 TEMPLATES = ("description", "doc_to_text", "doc_to_target", "doc_to_choice", "gen_prefix")
@@ -28,18 +28,34 @@ def check_templates(source: TaskSource, task: ConfigurableTask, columns: Sequenc
     for field in TEMPLATES:
         template = getattr(task.config, field)
         if isinstance(template, str) and template not in columns:
-            _check_template(source, field, template, columns, sampled)
+            _check_template(source, task, field, template, columns, sampled)
     if any(finding.id == "C04" for finding in source.findings):
         return False  # what is missing may be what was mistyped
     for field in ("doc_to_text", "doc_to_target"):
         if getattr(task.config, field) is None and type(task) is ConfigurableTask:
-            source.add("C18", "error", f"has no {field}; name a column or write a template", field)
+            remedy = "write an empty one, since lm-eval asks for it" if _goes_unread(task, field) else (
+                "name a column or write a template"
+            )  # fmt: skip
+            source.add("C18", "error", f"has no {field}; {remedy}", field)
     if any(finding.level == "error" for finding in source.findings[before:]):
         return False
     return _check_rendering(source, task, sampled)
 
 
-def _check_template(source: TaskSource, field: str, text: str, columns: Sequence[str], sampled: Sampled) -> None:
+def _goes_unread(task: ConfigurableTask, field: str) -> bool:
+    """Whether a template makes nothing that a model reads: a prompt where whole texts are scored."""
+    return field == "doc_to_text" and scores_whole_texts(task)
+
+
+def _is_left_empty(task: ConfigurableTask, field: str) -> bool:
+    """Whether there is no prompt by design: it goes unread, or choices are scored on their own, as in BLiMP."""
+    empty = field == "doc_to_text" and task.config.doc_to_text == "" and task.OUTPUT_TYPE != "generate_until"
+    return _goes_unread(task, field) or empty
+
+
+def _check_template(
+    source: TaskSource, task: ConfigurableTask, field: str, text: str, columns: Sequence[str], sampled: Sampled
+) -> None:
     try:
         tree = env.parse(text)
     except jinja2.TemplateSyntaxError as error:
@@ -49,6 +65,8 @@ def _check_template(source: TaskSource, field: str, text: str, columns: Sequence
     for name in sorted(names - set(columns)):
         hint = suggest(name, columns) or f"; the data has {', '.join(columns)}"
         source.add("C17", "error", f"{field} names {name!r}, which is no column{hint}", field)
+    if _is_left_empty(task, field):
+        return
     for name in sorted(set(SINGLE_BRACES.findall(text)) & set(columns)):
         source.add("C19", "error", f"{field} has {{{name}}} in single braces, which stays as it is; write "
                    f"{{{{{name}}}}}", field)  # fmt: skip
@@ -89,7 +107,7 @@ def _check_rendering(source: TaskSource, task: ConfigurableTask, sampled: Sample
                 break
             if rendered is None or (isinstance(rendered, str) and not rendered.strip()) or rendered == []:
                 empty.append(number)
-        if empty:
+        if empty and not _is_left_empty(task, field):
             source.add("C19", "error", f"{field} renders to nothing for {len(empty)} of {len(sampled.docs)} documents "
                        f"(first: {empty[0]}); fill the column or drop them", field)  # fmt: skip
             right = False
