@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from harness_ext.engine.decoding import StopRule, TokenChoice
 from harness_ext.models.attention import additive_mask, visible_ancestors
 from harness_ext.models.prefix_tree import TreeBatch, build_packs
-
-Sampler = Callable[[Tensor], Tensor]  # logits (B, V) -> token ids (B,)
 
 
 class Generated(NamedTuple):
@@ -31,29 +30,6 @@ class Generated(NamedTuple):
 
     tokens: list[int]  # with the end token or stop string that ended it
     finish_reason: Literal["stop", "length"]
-
-
-@dataclass(frozen=True)
-class StopRule:
-    """When a row is finished."""
-
-    end_ids: frozenset[int]
-    stop_strings: tuple[str, ...]
-    max_new_tokens: int
-    decode: Callable[[list[int]], str]
-
-    def reason(self, tokens: list[int]) -> Literal["stop", "length"] | None:
-        """Why a row ends after these tokens, or None when it goes on."""
-        if tokens[-1] in self.end_ids or self._has_stop_string(tokens):
-            return "stop"
-        return "length" if len(tokens) >= self.max_new_tokens else None
-
-    def _has_stop_string(self, tokens: list[int]) -> bool:
-        # A stop string of n characters that the newest token completed begins within the last 4n tokens: a character
-        # takes at most four (bytes of UTF-8).
-        longest = max(map(len, self.stop_strings), default=0)
-        tail = self.decode(tokens[-4 * longest :]) if longest else ""
-        return any(stop in tail for stop in self.stop_strings)
 
 
 @dataclass
@@ -95,11 +71,21 @@ class RoomyLayer(DynamicLayer):
 class TreeDecoder:
     """Decodes prompts from prefix trees, with one KV cache for all unfinished rows."""
 
-    def __init__(self, model: Any, *, sampler: Sampler, rule: StopRule, cache_tokens: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        choice: TokenChoice,
+        rule: StopRule,
+        cache_tokens: int,
+        progress: Callable[[int], object] = int,
+    ) -> None:
         self._model = model
-        self._sampler = sampler
+        self._choose = choice
         self._rule = rule
         self._cache_tokens = cache_tokens
+        self._progress = progress  # told of tokens as they are computed
+        self._prompts: Sequence[Sequence[int]] = ()
         self._cache = Cache(layer_class_to_replicate=RoomyLayer)
         self._rows: list[_Row] = []
         self._visible = torch.zeros(0, 0, dtype=torch.bool, device=model.device)  # (B, S): which slots a row sees
@@ -116,6 +102,7 @@ class TreeDecoder:
         Yields:
             The number of a prompt and what was generated for it.
         """
+        self._prompts = prompts
         last_tokens = [len(prompt) - 1 for prompt in prompts]
         waiting = deque(build_packs(prompts, max_tokens=prefill_tokens, first_needed=last_tokens))
         peak = 0
@@ -147,6 +134,7 @@ class TreeDecoder:
         new = slice(tree.carried, None)
         logits = self._forward([tree.tokens[new]], [tree.positions[new]], mask, keep=rows)[row_of]
         self._visible = torch.cat([_widened(self._visible, len(tree)), mask[leaves]])
+        self._progress(sum(len(self._prompts[leaf.sequence]) for leaf in tree.leaves))
         self._rows += [
             _Row(leaf.sequence, tree.positions[new][end] + 1)
             for leaf, end in zip(tree.leaves, leaves.tolist(), strict=True)
@@ -181,13 +169,18 @@ class TreeDecoder:
     def _finish(self, logits: Tensor) -> Iterator[tuple[int, Generated]]:
         """Append each new token to its row; rows that end with it leave. The logits are those of the last rows."""
         first = len(self._rows) - len(logits)
-        for row, token in zip(self._rows[first:], self._sampler(logits).tolist(), strict=True):
+        rows = self._rows[first:]
+        ids = ([*self._prompts[row.prompt], *row.tokens] for row in rows)
+        tokens = self._choose(logits, [row.prompt for row in rows], ids)
+        for row, token in zip(rows, tokens.tolist(), strict=True):
             row.tokens.append(token)
+        self._progress(len(rows))
         kept = list(range(first))
         for number, row in enumerate(self._rows[first:], start=first):
             if (reason := self._rule.reason(row.tokens)) is None:
                 kept.append(number)
             else:
+                self._progress(self._rule.max_new_tokens - len(row.tokens))
                 yield row.prompt, Generated(row.tokens, reason)
         if len(kept) < len(self._rows):
             self._rows = [self._rows[number] for number in kept]

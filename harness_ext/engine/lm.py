@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import (
-    handle_stop_sequences,
-    has_bos_prefix,
-    normalize_gen_kwargs,
-    postprocess_generated_text,
-)
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
-from transformers import (
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
-from harness_ext.engine.generation import Generated, Sampler, StopRule, TreeDecoder
+from harness_ext.engine.decoding import (
+    Preparation,
+    StopRule,
+    TokenChoice,
+    depends_on_the_row,
+    prepare,
+    why_not_in_a_tree,
+)
+from harness_ext.engine.generation import Generated, TreeDecoder
 from harness_ext.engine.scoring import NanLogits, ScoredContinuation, score_continuations
 from harness_ext.errors import ModelError
-from harness_ext.models.adapters import AdapterSwitch
+from harness_ext.models.attach import AttachedAdapter, attach
 from harness_ext.models.fast_paths import use_fast_paths
 from harness_ext.models.forward import LOW_PRECISION_TOLERANCE, SUPPORT_TOLERANCE, TokenPair, why_no_trees
 
@@ -38,8 +35,7 @@ logger = logging.getLogger(__name__)
 
 PACK_TOKENS = 1024
 CACHE_TOKENS = 8192
-WARPERS = {"temperature", "top_k", "top_p", "min_p"}
-GENERATION_KEYS = WARPERS | {"do_sample", "until", "max_gen_toks"}
+REPLAY_TOKENS = 2048  # of the longest answer, with its prompt, that a plain pass repeats
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 
@@ -52,12 +48,20 @@ class GenerationRecord(NamedTuple):
     output_tokens: int
 
 
+class RequestKey(NamedTuple):
+    """Identifies a request of a task; its repeats share it."""
+
+    task: str
+    doc_id: int
+    idx: int
+
+
 @register_model("hf-tree")
 class TreeLM(HFLM):
-    """Drop-in for `hf`: takes its arguments, gives its answers.
+    """Drop-in for `hf`: takes its arguments, gives its answers at batch size 1.
 
-    A model that cannot take prefix trees, and generation settings beyond greedy and plain sampling, go the way of `hf`;
-    this is said once. The first requests of each kind are checked against a plain forward pass.
+    What a prefix tree cannot honour (a model, an adapter, a generation setting) takes `hf`'s own path, and one warning
+    says so. The first requests of each kind are checked against a plain forward pass.
 
     Args:
         pack_tokens: tokens of one forward pass.
@@ -80,36 +84,49 @@ class TreeLM(HFLM):
         use_fast_paths(self.model)
         self.pack_tokens = int(pack_tokens)
         self.cache_tokens = int(cache_tokens)
-        self.generation_records: dict[str, GenerationRecord] = {}
+        self.generation_records: dict[RequestKey, list[GenerationRecord]] = {}  # one for each repeat
         self._reasons: dict[str, str | None] = {}  # why the model as it stands takes no trees
         self._longest_checked = 0  # tokens: a longer sequence may be longer than a sliding window
+        self._warnings: set[str] = set()
 
     def _create_model(self, *args: Any, peft: str | None = None, **kwargs: Any) -> None:
-        """Load the base as `hf` does, and put the adapter on it without resizing the base's embedding."""
+        """Load the base as `hf` does, and put the adapter on it as `harness-ext eval` does."""
         super()._create_model(*args, **kwargs)
         self._model.requires_grad_(False)
         if peft is not None:
-            switch = AdapterSwitch(self._model, merge=self.merge)
-            switch.attach(peft, base=str(args[0] if args else kwargs["pretrained"]))
-            switch.activate(peft)
-            self._model = switch.model
+            attached: AttachedAdapter = attach(
+                self._model,
+                peft,
+                base=str(args[0] if args else kwargs["pretrained"]),
+                tokenizer=self.tokenizer,
+                merge=self.merge,
+            )
+            self._model = attached.model
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warnings:
+            self._warnings.add(message)
+            logger.warning("%s", message)
 
     # -- scoring -------------------------------------------------------------------------------------------------
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
+        if self.backend != "causal" or not requests or self._asks_for_other_numbers():
+            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
         pairs = [self._cut(request) for request in requests]
-        if not pairs or not self._takes_trees(pairs):
+        if not self._takes_trees(pairs):
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
         scores: list[ScoredContinuation | None] = [None] * len(pairs)
-        bar = tqdm(total=len(pairs), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests")
+        lengths = [len(pair.context) + len(pair.continuation) for pair in pairs]
+        bar = self._progress_bar(sum(lengths), disable_tqdm, "Running loglikelihood requests")
         try:
             for number, score in score_continuations(self.model, pairs, max_tokens=self.pack_tokens):
                 scores[number] = score
                 if (text := requests[number][0]) is not None:
                     self.cache_hook.add_partial("loglikelihood", text, score)
-                bar.update()
+                bar.update(lengths[number])
         except NanLogits as error:
             text = requests[error.sequence][0]
             raise ModelError(
@@ -118,9 +135,30 @@ class TreeLM(HFLM):
         bar.close()
         return [score for score in scores if score is not None]
 
+    def _progress_bar(self, tokens: int, disabled: bool, description: str) -> Any:
+        return tqdm(
+            total=tokens,
+            disable=disabled or self.rank != 0,
+            desc=description,
+            unit="tok",
+            unit_scale=True,
+            mininterval=1,
+        )
+
+    def _asks_for_other_numbers(self) -> bool:
+        """Whether the passes are to be computed in another precision than the model's, which is left to `hf`."""
+        softmax = self.softmax_dtype not in (None, torch.float32)
+        for name in ["mixed_precision_dtype"] * bool(self.mixed_precision_dtype) + ["softmax_dtype"] * softmax:
+            self._warn_once(f"prefix trees are disabled: {name}={getattr(self, name)} is applied by `hf`'s own path")
+        return softmax or self.mixed_precision_dtype is not None
+
     def _cut(self, request: Request) -> TokenPair:
         """Context and continuation, the context shortened on the left as `hf` does."""
         text, context, continuation = request
+        if not context:
+            raise ModelError(
+                f"the prompt before {(text or ('', ''))[1]!r:.60} has no tokens; give it some text or a prefix_token_id"
+            )
         if not continuation:
             raise ModelError(f"the continuation {(text or ('', ''))[1]!r} has no tokens; give every choice some text")
         if len(continuation) > self.max_length:
@@ -128,135 +166,180 @@ class TreeLM(HFLM):
                 f"a continuation of {len(continuation)} tokens is longer than the model ({self.max_length})"
             )
         whole = [*context, *continuation][-(self.max_length + 1) :]
+        self._check_ids(whole)
         return TokenPair(whole[: len(whole) - len(continuation)], continuation)
 
-    def _takes_trees(self, pairs: Sequence[TokenPair]) -> bool:
-        """Whether the model, with the adapter it has now, takes trees; found out on the first requests."""
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        """Raise ModelError for a token that the model has no embedding for."""
+        if (highest := max(ids)) >= (rows := self.model.get_input_embeddings().weight.shape[0]):
+            token = self.tokenizer.convert_ids_to_tokens(highest)
+            raise ModelError(
+                f"the tokenizer gives {token!r} the id {highest}, and the model has {rows} embeddings; leave out "
+                "tokenizer=, an adapter that brings tokens brings its tokenizer, too"
+            )
+
+    def _takes_trees(self, pairs: Sequence[TokenPair], *, new_tokens: int = 0) -> bool:
+        """Whether the model, with the adapter it has now, takes trees; decided on the first requests.
+
+        Args:
+            pairs: prompts and continuations to come.
+            new_tokens: how many more tokens may follow each of them.
+        """
         key = str(self.peft)
-        longest = max((len(pair.context) + len(pair.continuation) for pair in pairs), default=0)
+        longest = max(len(pair.context) + len(pair.continuation) for pair in pairs) + new_tokens
         if key not in self._reasons or (self._reasons[key] is None and longest > self._longest_checked):
             self._longest_checked = max(self._longest_checked, longest)
             proven = None in self._reasons.values()  # with another adapter, or with shorter sequences
-            self._reasons[key] = why_no_trees(self.model, pairs, proven=proven)
-            if self._reasons[key] is not None:
-                logger.warning("%s goes without prefix trees: %s", self.pretrained, self._reasons[key])
+            self._reasons[key] = why_no_trees(self.model, pairs, longest=longest, proven=proven)
+        if self._reasons[key] is not None:
+            self._warn_once(f"prefix trees are disabled for {self._label}: {self._reasons[key]}")
         return self._reasons[key] is None
+
+    @property
+    def _label(self) -> str:
+        return f"{self.pretrained}" + (f" with {self.peft}" if self.peft else "")
 
     # -- generation ----------------------------------------------------------------------------------------------
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generate for each request until a stop string, an end token or the token limit."""
+        if self.backend != "causal" or self._asks_for_other_numbers():
+            return super().generate_until(requests, disable_tqdm)
         groups: dict[str, list[int]] = defaultdict(list)
         for number, request in enumerate(requests):
             groups[json.dumps(request.args[1], sort_keys=True, default=str)].append(number)
         answers: list[str] = [""] * len(requests)
         for numbers in groups.values():
-            chosen = [requests[number] for number in numbers]
-            for number, answer in zip(numbers, self._generate_alike(chosen, disable_tqdm), strict=True):
+            group = [requests[number] for number in numbers]
+            for number, answer in zip(numbers, self._generate_alike(group, disable_tqdm), strict=True):
                 answers[number] = answer
         return answers
 
     def _generate_alike(self, requests: list[Instance], disable_tqdm: bool) -> list[str]:
         """Generate for requests that share their generation settings."""
-        settings = requests[0].args[1]
-        kwargs = normalize_gen_kwargs(settings, self.max_gen_toks)
-        if unknown := kwargs.keys() - GENERATION_KEYS:
-            logger.warning("generation with %s goes without prefix trees", ", ".join(sorted(unknown)))
-            return self._generate_plainly(requests, disable_tqdm)
-        stops = handle_stop_sequences(
-            kwargs["until"], eos=self.tok_decode(self.eot_token_id, skip_special_tokens=False)
-        )
-        limit = kwargs["max_gen_toks"]
-        prompts = self._prompt_ids([request.args[0] for request in requests], self.max_length - limit)
+        settings = normalize_gen_kwargs(requests[0].args[1], self.max_gen_toks)
+        prompts = self._prompt_ids([request.args[0] for request in requests], settings["max_gen_toks"])
+        prepared = self._prepare(prompts, settings)
+        if prepared is None:
+            return super().generate_until(requests, disable_tqdm)
+        stops = self._stop_strings(settings)
+        rule = StopRule.of(prepared[0], self.tokenizer)
         pairs = [TokenPair(ids[:-1], ids[-1:]) for ids in prompts if len(ids) > 1]
-        if not pairs or not self._takes_trees(pairs) or self._reasons.get(f"generation {self.peft}") is not None:
-            return self._generate_plainly(requests, disable_tqdm)
-        rule = StopRule(self._end_ids(), tuple(stop for stop in stops if stop), limit, self._decode_text)
-        decoder = TreeDecoder(self.model, sampler=_sampler(kwargs), rule=rule, cache_tokens=self.cache_tokens)
-        answers = [""] * len(requests)
-        bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running generate_until requests")
-        for number, generated in decoder.run(prompts, prefill_tokens=self.pack_tokens):
-            if not kwargs.get("do_sample") and not self._confirmed(prompts[number], generated):
-                bar.close()
-                return self._generate_plainly(requests, disable_tqdm)
-            answers[number] = self._answer(generated, stops)
-            self._keep_record(requests[number], len(prompts[number]), generated)
-            self.cache_hook.add_partial("generate_until", requests[number].args, answers[number])
-            bar.update()
+        if not pairs or rule.max_new_tokens < 1 or not self._takes_trees(pairs, new_tokens=rule.max_new_tokens):
+            return super().generate_until(requests, disable_tqdm)
+        choice = TokenChoice([each.processors for each in prepared], bool(prepared[0].config.do_sample))
+        generated = self._decode_all(prompts, choice, rule, disable_tqdm)
+        if not choice.do_sample and not self._confirm(requests, prompts, generated, choice):
+            return super().generate_until(requests, disable_tqdm)
+        return [
+            self._finish(request, len(prompt), answer, stops)
+            for request, prompt, answer in zip(requests, prompts, generated, strict=True)
+        ]
+
+    def _stop_strings(self, settings: Any) -> list[str]:
+        eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
+        return list(handle_stop_sequences(list(settings["until"]), eos=eos))
+
+    def _prepare(self, prompts: Sequence[Sequence[int]], settings: Any) -> list[Preparation] | None:
+        """What `generate` prepares for these settings: one preparation for all prompts, or one for each.
+
+        Returns:
+            None when `hf` has to generate by itself.
+        """
+        stops = self._stop_strings(settings)
+        others = {name: value for name, value in settings.items() if name not in ("until", "max_gen_toks")}
+        if "max_length" in others or f"generation {self.peft}" in self._reasons:
+            return None
+
+        def generate(length: int) -> Callable[..., Any]:
+            limit = length + settings["max_gen_toks"]
+            return lambda context, **how: self._model_generate(
+                context, max_length=limit, stop=stops, **{**others, **how}
+            )
+
+        def prepared(prompt: Sequence[int]) -> Preparation:
+            return prepare(generate(len(prompt)), prompt, device=self.device)
+
+        try:
+            first = prepared(prompts[0])
+            if reason := why_not_in_a_tree(first):
+                self._warn_once(f"prefix trees are disabled for generation with {reason}")
+                return None
+            return [first, *map(prepared, prompts[1:])] if depends_on_the_row(first) else [first]
+        except (ValueError, TypeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ModelError(
+                f"transformers cannot generate with these settings ({reason:.200}); check --gen_kwargs, the task's "
+                "generation_kwargs and the model's generation_config.json"
+            ) from error
+
+    @torch.no_grad()
+    def _decode_all(
+        self, prompts: list[list[int]], choice: TokenChoice, rule: StopRule, disable_tqdm: bool
+    ) -> list[Generated]:
+        """Generate for all prompts, in their order."""
+        tokens = sum(map(len, prompts)) + len(prompts) * rule.max_new_tokens
+        bar = self._progress_bar(tokens, disable_tqdm, "Running generate_until requests")
+        decoder = TreeDecoder(self.model, choice=choice, rule=rule, cache_tokens=self.cache_tokens, progress=bar.update)
+        generated = dict(decoder.run(prompts, prefill_tokens=self.pack_tokens))
         bar.close()
-        return answers
+        return [generated[number] for number in range(len(prompts))]
 
-    def _generate_plainly(self, requests: list[Instance], disable_tqdm: bool) -> list[str]:
-        return super().generate_until(requests, disable_tqdm)
+    def _confirm(
+        self, requests: Sequence[Instance], prompts: list[list[int]], generated: list[Generated], choice: TokenChoice
+    ) -> bool:
+        """Whether plain passes choose the same tokens for the longest and a random greedy answer of each task."""
+        by_task: dict[str, list[int]] = defaultdict(list)
+        for number, request in enumerate(requests):
+            if len(prompts[number]) + len(generated[number].tokens) <= REPLAY_TOKENS:
+                by_task[str(request.task_name)].append(number)
+        for numbers in by_task.values():
+            longest = max(numbers, key=lambda number: len(prompts[number]) + len(generated[number].tokens))
+            for number in {longest, random.Random(len(numbers)).choice(numbers)}:
+                gap = self._replay_gap(number, prompts[number], generated[number].tokens, choice)
+                if gap > (SUPPORT_TOLERANCE if self.model.dtype == torch.float32 else LOW_PRECISION_TOLERANCE):
+                    key, reason = f"generation {self.peft}", f"a plain pass answers differently by {gap:.2g} nats"
+                    self._reasons[key] = reason
+                    self._warn_once(f"prefix trees are disabled for generation by {self._label}: {reason}")
+                    return False
+        return True
 
-    def _confirmed(self, prompt: list[int], generated: Generated) -> bool:
-        """Whether a plain pass over the first greedy answer of this model (and adapter) chooses the same tokens."""
-        key = f"generation {self.peft}"
-        if key not in self._reasons:
-            ids = torch.tensor([prompt + generated.tokens], device=self.device)
-            with torch.no_grad():
-                logits = self.model(ids[:, :-1]).logits[0, len(prompt) - 1 :].float()  # (tokens, V)
-            chosen = logits.gather(1, ids[0, len(prompt) :, None])[:, 0]
-            gap = float((logits.amax(dim=-1) - chosen).max())
-            tolerance = SUPPORT_TOLERANCE if self.model.dtype == torch.float32 else LOW_PRECISION_TOLERANCE
-            self._reasons[key] = None if gap <= tolerance else f"its cached answers differ ({gap:.2g} nats)"
-            if self._reasons[key] is not None:
-                logger.warning("%s generates without prefix trees: %s", self.pretrained, self._reasons[key])
-        return self._reasons[key] is None
+    @torch.no_grad()
+    def _replay_gap(self, prompt: int, ids: list[int], tokens: list[int], choice: TokenChoice) -> float:
+        """How far the scores of generated tokens lie below the best ones in a plain pass over prompt and answer."""
+        whole = torch.tensor([ids + tokens], device=self.device)
+        logits = self.model(whole[:, :-1]).logits[0, len(ids) - 1 :]  # (tokens, V)
+        places = range(len(tokens))
+        scores = choice.scores(logits, [prompt] * len(tokens), ([*ids, *tokens[:place]] for place in places))
+        taken = scores.gather(1, whole[0, len(ids) :, None])[:, 0]
+        return float((scores.amax(dim=-1) - taken).nan_to_num(nan=torch.inf).max())
 
-    def _prompt_ids(self, contexts: list[str], longest: int) -> list[list[int]]:
-        """Encode prompts as `hf` does for generation, shortened on the left."""
-        if longest <= 0:
+    def _prompt_ids(self, contexts: list[str], max_gen_toks: int) -> list[list[int]]:
+        """Encode prompts as `hf` does for generation, each by itself, shortened on the left."""
+        if (longest := self.max_length - max_gen_toks) <= 0:
             raise ModelError(f"max_gen_toks leaves no room for a prompt in {self.max_length} tokens; lower it")
-        special: dict[str, bool] = {}
-        if has_bos_prefix(contexts[0], getattr(self.tokenizer, "bos_token", None)):
-            special = {"add_special_tokens": False}
-        elif self.add_bos_token is not None:
-            special = {"add_special_tokens": self.add_bos_token}
-        ids: list[list[int]] = self.tokenizer(contexts, **special)["input_ids"]
-        return [each[-longest:] for each in ids]
+        prompts = []
+        for context in contexts:
+            ids = self.tok_batch_encode([context], left_truncate_len=longest, truncation=bool(self.truncation))[0]
+            prompts.append([int(token) for token in ids[0].tolist()])
+            if not prompts[-1]:
+                raise ModelError(f"the prompt {context!r:.60} has no tokens; give it some text")
+            self._check_ids(prompts[-1])
+        return prompts
 
-    def _end_ids(self) -> frozenset[int]:
-        configured = self.model.generation_config.eos_token_id
-        listed = configured if isinstance(configured, list) else [configured]
-        return frozenset(token for token in [*listed, self.tokenizer.eos_token_id] if token is not None)
-
-    def _decode_text(self, tokens: list[int]) -> str:
-        text: str = self.tok_decode(tokens)
-        return text
-
-    def _answer(self, generated: Generated, stops: list[str]) -> str:
-        think = self.think_end_token
-        text = self._decode_text(generated.tokens)
+    def _finish(self, request: Instance, input_tokens: int, generated: Generated, stops: list[str]) -> str:
+        """Turn tokens into the answer as `hf` does, and keep the record."""
+        tokens, think = list(generated.tokens), self.think_end_token
+        if isinstance(think, int) and think in tokens:
+            tokens = tokens[len(tokens) - tokens[::-1].index(think) :]
+        text = self.tok_decode(tokens)
         answer: str = postprocess_generated_text(
-            text, stop=stops, think_end_token=think if isinstance(think, str) else None
+            text.lstrip() if isinstance(think, int) else text,
+            stop=stops,
+            think_end_token=think if isinstance(think, str) else None,
         )
-        return answer
-
-    def _keep_record(self, request: Instance, input_tokens: int, generated: Generated) -> None:
         record = GenerationRecord(generated.finish_reason, input_tokens, len(generated.tokens))
-        self.generation_records[record_key(*request.args)] = record
-
-
-def record_key(context: str, settings: Any) -> str:
-    """Identify a generation request by its arguments."""
-    return json.dumps([context, settings], sort_keys=True, default=str)
-
-
-def _sampler(kwargs: dict[str, Any]) -> Sampler:
-    """Greedy choice, or sampling by transformers' own warpers."""
-    if not kwargs.get("do_sample"):
-        return lambda logits: logits.argmax(dim=-1)
-    makers = {
-        "temperature": TemperatureLogitsWarper,
-        "top_k": TopKLogitsWarper,
-        "top_p": TopPLogitsWarper,
-        "min_p": MinPLogitsWarper,
-    }
-    warpers = LogitsProcessorList([make(kwargs[name]) for name, make in makers.items() if kwargs.get(name) is not None])
-
-    def sample(logits: torch.Tensor) -> torch.Tensor:
-        probabilities = warpers(None, logits.float()).softmax(dim=-1)
-        return torch.multinomial(probabilities, 1)[:, 0]
-
-    return sample
+        key = RequestKey(str(request.task_name), int(request.doc_id or 0), request.idx)
+        self.generation_records.setdefault(key, []).append(record)
+        self.cache_hook.add_partial("generate_until", request.args, answer)
+        return answer

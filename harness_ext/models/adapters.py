@@ -1,4 +1,4 @@
-"""LoRA adapters on disk and on a model: the card, what fits what, attaching and switching.
+"""Adapters on disk: the folder, its card, and the base it belongs to.
 
 ```
 adapters/sst2/
@@ -11,30 +11,36 @@ adapters/sst2/
 
 from __future__ import annotations
 
-import contextlib
+import glob
 import json
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from harness_ext.errors import AdapterError
-from harness_ext.models.lora_product import fuse_lora
-from harness_ext.models.merging import MergedAdapter
-from harness_ext.models.sources import DEFAULT_OUTPUT, FETCHABLE, weights_sha256
+from harness_ext.models.sources import FETCHABLE, packaged_model_folder, weights_sha256
 
 logger = logging.getLogger(__name__)
 
 CARD_FILE = "card.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
+PICKLE_FILE = "adapter_model.bin"
+HUB_ADAPTER = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
+ADAPTER_FILES = (  # of a repository on the Hub: the adapter and its tokenizer, never a pickle
+    WEIGHTS_FILE, CONFIG_FILE, CARD_FILE, "README.md", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
+    "vocab*", "merges.txt", "chat_template*", "spiece.model",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,17 +80,61 @@ def read_card(adapter: str | Path) -> AdapterCard | None:
         ) from error
 
 
+def expand_adapters(names: Iterable[str | Path]) -> list[str]:
+    """Replace glob patterns by the adapter folders they match, in alphabetical order.
+
+    Raises:
+        AdapterError: a pattern matches no adapter.
+    """
+    expanded: list[str] = []
+    for name in map(str, names):
+        if not glob.has_magic(name) or Path(name).expanduser().is_dir():
+            expanded.append(name.rstrip("/") or name)
+            continue
+        matches = sorted(glob.glob(str(Path(name).expanduser())))  # noqa: PTH207 (absolute patterns, too)
+        folders = [match for match in matches if (Path(match) / CONFIG_FILE).is_file()]
+        if not folders:
+            raise AdapterError(f"no adapter folder matches {name!r}; check the pattern (an adapter has {CONFIG_FILE})")
+        expanded += folders
+    return expanded
+
+
+def adapter_folder(adapter: str | Path) -> Path:
+    """The local folder of an adapter: a folder as it is, or a Hub id (`org/name@revision`), downloaded once.
+
+    Raises:
+        AdapterError: there is no such folder, and the Hub has no such adapter or cannot be reached.
+    """
+    folder = Path(adapter).expanduser()
+    hub_id = HUB_ADAPTER.fullmatch(str(adapter))
+    if folder.is_dir() or hub_id is None or folder.parent.is_dir():
+        return folder
+    try:
+        revision = hub_id["revision"]
+        return Path(snapshot_download(hub_id["repo"], revision=revision, allow_patterns=[*ADAPTER_FILES]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError, ValueError) as error:
+        raise AdapterError(
+            f"there is no adapter folder {adapter}, and the Hub gives no adapter of this name "
+            f"({type(error).__name__}: {_reason(error):.120}); check the name and the network"
+        ) from error
+
+
 def check_adapter(adapter: str | Path) -> PeftConfig:
     """Read an adapter's configuration and make sure its weights are there and whole.
 
     Raises:
-        AdapterError: no such folder, no adapter in it, or a truncated weights file.
+        AdapterError: no such folder, no adapter in it, or weights that are truncated or no safetensors.
     """
     folder = Path(adapter).expanduser()
     if not folder.is_dir():
         raise AdapterError(f"no adapter folder {folder}; train one with `harness-ext train TASK --output {folder}`")
     if not (folder / CONFIG_FILE).is_file():
         raise AdapterError(f"{folder} holds no {CONFIG_FILE}; name the folder that `harness-ext train` or peft wrote")
+    if not (folder / WEIGHTS_FILE).exists() and (folder / PICKLE_FILE).exists():
+        raise AdapterError(
+            f"{folder} holds {PICKLE_FILE}, a pickle, which may run code when it is read; if you trust it, convert it "
+            f"to safetensors: {_conversion_command(folder)}"
+        )
     try:
         with safe_open(folder / WEIGHTS_FILE, framework="pt") as weights:
             if not weights.keys():
@@ -94,23 +144,30 @@ def check_adapter(adapter: str | Path) -> PeftConfig:
         raise AdapterError(f"{folder} is damaged ({_reason(error)}); copy it again or train it again") from error
 
 
+def _conversion_command(folder: Path) -> str:
+    return (
+        'python -c "import torch, safetensors.torch as s; '
+        f"s.save_file(torch.load('{folder / PICKLE_FILE}', weights_only=True), '{folder / WEIGHTS_FILE}')\""
+    )
+
+
 def find_base(adapter: str | Path) -> str:
     """The base model an adapter belongs to, as something that can be loaded here.
 
     Raises:
-        AdapterError: it was trained on a local folder that is not at hand.
+        AdapterError: it names no base, or a folder that is not on this machine.
     """
     config = check_adapter(adapter)
     card = read_card(adapter)
     base = card.base if card else config.base_model_name_or_path
+    remedy = f"name its base: --model_args pretrained=BASE (and peft={adapter} or --adapters {adapter})"
     if not base:
-        raise AdapterError(f"{adapter} does not say which base it belongs to; give it as --model_args pretrained=BASE")
-    fetched = Path(DEFAULT_OUTPUT) / base
-    if base in FETCHABLE or fetched.is_dir():
-        return str(fetched) if fetched.is_dir() else base
-    if "/" in base or Path(base).is_dir():
+        raise AdapterError(f"{adapter} does not say which base it belongs to; {remedy}")
+    if (packaged := packaged_model_folder(base)) is not None:
+        return str(packaged)
+    if base in FETCHABLE or Path(base).is_dir() or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base, re.ASCII):
         return str(base)
-    raise AdapterError(f"{adapter} was trained on the local folder {base!r}; give it as --model_args pretrained=FOLDER")
+    raise AdapterError(f"{adapter} was trained on {base!r}, a folder that is not on this machine; {remedy}")
 
 
 def check_base_weights(adapter: str | Path, base: str) -> None:
@@ -126,151 +183,8 @@ def check_base_weights(adapter: str | Path, base: str) -> None:
         )  # fmt: skip
 
 
-class AdapterSwitch:
-    """One base model with any number of adapters, exactly one or none of them active.
-
-    Switching goes by `set_adapter` and the adapters' own enable flag, both bit-exact: the base's weights stay as they
-    are. Each switch is checked on a probe: the base must answer as before, an adapter otherwise than the base.
-
-    Args:
-        model: the base, on its device.
-        merge: add the active adapter into the base's weights, which are copied back at the next switch.
-    """
-
-    def __init__(self, model: Any, *, merge: bool = False) -> None:
-        self._base = model
-        self._merge = merge
-        self._merged: MergedAdapter | None = None
-        self._peft: PeftModel | None = None
-        self._names: dict[str, str] = {}
-        self._active: str | None = None
-        self._base_answer = self._probe()
-
-    @property
-    def model(self) -> Any:
-        """The model to run: the bare base until an adapter is attached, then its PEFT wrapper."""
-        if self._peft is None or (self._active is None and self._puts_tokens_first):
-            return self._base
-        return self._peft
-
-    @property
-    def _puts_tokens_first(self) -> bool:
-        """Whether the adapters are learned prompts, which leave the base's layers alone."""
-        return self._peft is not None and bool(self._peft.active_peft_config.is_prompt_learning)
-
-    def attach(self, adapter: str | Path, *, base: str) -> None:
-        """Load an adapter beside those already there, not active yet; one that fails leaves nothing behind.
-
-        Args:
-            adapter: its folder.
-            base: name of the base, for messages and to check its weights.
-
-        Raises:
-            AdapterError: it does not fit the base.
-        """
-        folder = str(Path(adapter).expanduser())
-        config = check_adapter(folder)
-        check_base_weights(folder, base)
-        config.inference_mode = True
-        name = f"adapter{len(self._names)}"
-        before = self._peft
-        self._unmerge()  # an adapter may take its start from the base's weights
-        try:
-            if self._peft is None:
-                wrapper = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
-                self._peft = wrapper(self._base, config, adapter_name=name)
-            loaded = self._peft.load_adapter(folder, adapter_name=name)
-            # peft puts learned prompts in place by itself and then finds them unexpected
-            if not config.is_prompt_learning and (loaded.missing_keys or loaded.unexpected_keys):
-                raise ValueError(_difference(loaded.missing_keys, loaded.unexpected_keys))
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            self._detach(name, before)
-            raise AdapterError(_misfit(folder, base, _reason(error))) from error
-        self._peft.eval()
-        fuse_lora(self._peft)
-        self._names[str(adapter)] = name
-
-    def _detach(self, name: str, before: PeftModel | None) -> None:
-        """Undo a failed `attach`."""
-        if before is not None:
-            with contextlib.suppress(ValueError):  # it did not come as far as being added
-                before.delete_adapter(name)
-        elif self._peft is not None and not self._puts_tokens_first:
-            self._peft.unload()
-        self._peft = before
-
-    def activate(self, adapter: str | Path | None) -> None:
-        """Make one attached adapter active, or none of them for the plain base.
-
-        Raises:
-            AdapterError: the adapter answers exactly as the base does, or the base no longer answers as before.
-        """
-        if adapter is not None and str(adapter) not in self._names:
-            raise AdapterError(f"{adapter} is not attached; attach it before activating it")
-        if self._peft is None:
-            return
-        self._unmerge()
-        self._active = None if adapter is None else self._names[str(adapter)]
-        if self._active is None and not self._puts_tokens_first:
-            self._peft.base_model.disable_adapter_layers()
-        elif self._active is not None:
-            if not self._puts_tokens_first:
-                self._peft.base_model.enable_adapter_layers()
-            self._peft.set_adapter(self._active, inference_mode=True)
-            self._merge_active(self._peft)
-        unchanged = torch.equal(self._probe(), self._base_answer)
-        if adapter is not None and unchanged:
-            raise AdapterError(
-                f"{adapter} changes nothing: the model answers exactly as its base; was it saved untrained?"
-            )
-        if adapter is None and not unchanged:
-            raise AdapterError(
-                "the base answers otherwise than before its adapters were loaded; evaluate it on its own"
-            )
-
-    def _unmerge(self) -> None:
-        if self._merged is not None:
-            self._merged.undo()
-            self._merged = None
-
-    def _merge_active(self, model: PeftModel) -> None:
-        if not self._merge or self._puts_tokens_first:
-            return
-        try:
-            self._merged = MergedAdapter.of(model)
-        except (ValueError, NotImplementedError, AttributeError) as error:
-            raise AdapterError(f"the adapter cannot be merged ({_reason(error)}); leave out merge=true") from error
-
-    @torch.no_grad()
-    def _probe(self) -> Tensor:
-        """Logits (V,) after a few arbitrary tokens."""
-        vocabulary = self._base.get_input_embeddings().weight.shape[0]
-        tokens = torch.arange(1, 9, device=self._base.device)[None] * 37 % vocabulary
-        decoder = {"decoder_input_ids": tokens} if self._base.config.is_encoder_decoder else {}
-        logits: Tensor = self.model(input_ids=tokens, **decoder).logits[0, -1]
-        return logits.nan_to_num()  # NaN equals nothing, not even itself
-
-
-def _misfit(folder: str, base: str, reason: str) -> str:
-    card = read_card(folder)
-    trained = f"it was trained on {card.base}" if card else "it belongs to another base"
-    return f"{folder} does not fit {base}: {trained} ({reason:.160}); name its own base"
-
-
 def _reason(error: Exception) -> str:
-    """The telling line of an error; torch lists the weights that do not fit below a headline."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0]
-
-
-def _difference(missing: list[str], unexpected: list[str]) -> str:
-    """Say which weights an adapter lacks for a base, and which it has too many."""
-    parts = [
-        f"{len(keys)} weights {what}, {keys[0].removeprefix('base_model.model.')} first"
-        for what, keys in (("are missing", missing), ("have no layer in the base", unexpected))
-        if keys
-    ]
-    return " and ".join(parts)
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def save_adapter(

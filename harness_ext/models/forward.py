@@ -35,6 +35,7 @@ PROBE_TOKENS, PROBE_LENGTH, MAX_PROBES = 256, 40, 32
 PREDICTED, COMPARED = 8, 4  # tokens of each probe; probes that a plain pass repeats
 LAYOUT_LENGTH = 16  # of the two probes that show whether positions and mask matter at all; they part within it
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
+ADAPTERS_OF_A_ROW = {"ADAPTION_PROMPT", "POLY", "XLORA"}
 RECURRENT = (
     "mamba",
     "rwkv",
@@ -240,7 +241,9 @@ def padded_packs(sequences: Sequence[TokenPair], *, max_tokens: int, pad_token_i
 
 
 @torch.no_grad()
-def why_no_trees(model: Any, sequences: Sequence[TokenPair], *, proven: bool = False) -> str | None:
+def why_no_trees(
+    model: Any, sequences: Sequence[TokenPair], *, longest: int | None = None, proven: bool = False
+) -> str | None:
     """Say why a model cannot take prefix trees, or None when it can.
 
     Known exclusions come first. Then the model has to prove itself on small trees of its own tokens and of a few of the
@@ -248,10 +251,12 @@ def why_no_trees(model: Any, sequences: Sequence[TokenPair], *, proven: bool = F
 
     Args:
         model: a transformers language model, PEFT-wrapped or not, on its device.
-        sequences: all that will be run: the longest one decides about sliding windows.
+        sequences: all that will be run.
+        longest: tokens of the longest sequence there will be, new ones included: it decides about sliding windows.
+            That of `sequences` when left out.
         proven: this model took trees before, of other sequences or with another adapter; made-up ones are left out.
     """
-    longest = max(len(context) + len(continuation) for context, continuation in sequences)
+    longest = longest or max(len(context) + len(continuation) for context, continuation in sequences)
     if reason := _known_exclusion(model, longest):
         return reason
     was_training = model.training
@@ -290,8 +295,18 @@ def _known_exclusion(model: Any, longest: int) -> str | None:
     for name, size in windows.items():
         if size is not None and size < longest:
             return f"its {name} ({size} tokens) is shorter than a sequence ({longest})"
-    if any(getattr(adapter, "is_prompt_learning", False) for adapter in getattr(model, "peft_config", {}).values()):
-        return "its adapter puts learned tokens before the prompt"
+    return _excluded_adapter(model)
+
+
+def _excluded_adapter(model: Any) -> str | None:
+    """What is known of adapters beforehand."""
+    for adapter in (getattr(model, "peft_config", None) or {}).values():
+        if getattr(adapter, "is_prompt_learning", False):
+            return "its adapter puts learned tokens before the prompt"
+        if getattr(adapter, "alora_invocation_tokens", None):
+            return "its adapter begins to work at invocation tokens (aLoRA)"
+        if str(getattr(adapter.peft_type, "value", adapter.peft_type)) in ADAPTERS_OF_A_ROW:
+            return f"its adapter ({adapter.peft_type.value}) looks at the whole row"
     return None
 
 

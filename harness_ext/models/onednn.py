@@ -108,6 +108,18 @@ def use_onednn(model: Any) -> None:
         vars(layer).update(packs=packs, _packed=None)
 
 
+def share_layouts(model: nn.Module, copied: nn.Module) -> None:
+    """Let a copy that shares a model's weights use its layouts; a layer whose weight is another lays out its own.
+
+    Args:
+        model: the original.
+        copied: its modules in the same order.
+    """
+    for layer, twin in zip(model.modules(), copied.modules(), strict=True):
+        if isinstance(layer, OneDnnLinear) and isinstance(twin, OneDnnLinear):
+            twin._packed = layer._packed
+
+
 def forget_layouts(model: nn.Module) -> None:
     """Have weights laid out anew, after they were changed in a way that PyTorch does not count (through `.data`)."""
     for layer in model.modules():

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
 
-from harness_ext.engine.generation import StopRule, TreeDecoder
+from harness_ext.engine.decoding import StopRule, TokenChoice
+from harness_ext.engine.generation import TreeDecoder
 from harness_ext.models import attention
 from harness_ext.models.attention import use_blocks
 
@@ -53,8 +54,11 @@ def test_rows_leave_and_packs_carry_on(model: Any, case: int, monkeypatch: pytes
     ends = frozenset(draw.sample(range(VOCABULARY), draw.choice([2, 5, 10])))
     rule = StopRule(ends, (), draw.randrange(2, 8), lambda _: "")
     cache_tokens, prefill_tokens = draw.choice([5, 30, 80, 500]), draw.choice([5, 20, 50])
-    decoder = TreeDecoder(model, sampler=lambda logits: logits.argmax(-1), rule=rule, cache_tokens=cache_tokens)
+    choice = TokenChoice([LogitsProcessorList()], do_sample=False)
+    told: list[int] = []
+    decoder = TreeDecoder(model, choice=choice, rule=rule, cache_tokens=cache_tokens, progress=told.append)
     found = dict(decoder.run(prompts, prefill_tokens=prefill_tokens))
+    assert sum(told) == sum(len(prompt) + rule.max_new_tokens for prompt in prompts)  # progress ends at its total
     assert [found[number].tokens for number in range(len(prompts))] == [
         one_at_a_time(model, prompt, rule) for prompt in prompts
     ]

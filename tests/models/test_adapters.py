@@ -1,10 +1,13 @@
-"""Adapters on disk and on a model: what is refused, what is kept, what must not leak."""
+"""Adapters on disk: what is refused, what is kept, how they are named."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,23 +15,20 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from peft.tuners.lora import LoraLayer
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from harness_ext.errors import AdapterError
 from harness_ext.folders import replacing_folder
 from harness_ext.models.adapters import (
     AdapterCard,
-    AdapterSwitch,
+    adapter_folder,
     check_adapter,
+    expand_adapters,
     find_base,
     read_card,
     save_adapter,
 )
-
-PROMPT = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 
 
 def tiny(layers: int = 2, width: int = 32, vocabulary: int = 61) -> Any:
@@ -67,12 +67,6 @@ def make_adapter(
     folder.mkdir()
     save_adapter(wrapped, folder, card=card(), readme="# card\n", dtype=dtype)
     return folder
-
-
-@torch.no_grad()
-def answer(model: Any) -> Tensor:
-    logits: Tensor = model(input_ids=PROMPT).logits
-    return logits
 
 
 # -- on disk ---------------------------------------------------------------------------------------------------------
@@ -164,7 +158,7 @@ def test_a_damaged_card(tmp_path: Path, text: str) -> None:
 def test_the_base_of_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = make_adapter(tmp_path / "adapter")
-    with pytest.raises(AdapterError, match="local folder 'tiny'"):
+    with pytest.raises(AdapterError, match=r"'tiny', a folder that is not on this machine.*pretrained="):
         find_base(folder)
     (tmp_path / "models" / "tiny").mkdir(parents=True)
     assert find_base(folder) == "models/tiny"
@@ -177,6 +171,64 @@ def test_the_base_of_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         else:
             with pytest.raises(AdapterError, match="does not say which base"):
                 find_base(folder)
+
+
+@pytest.mark.parametrize(
+    "base", ["/home/me/axolotl/models/llama-7b", "../Qwen2.5-0.5B", "~/llama", "C:\\models\\llama"]
+)
+def test_a_base_on_another_machine_is_named_with_the_remedy(tmp_path: Path, base: str) -> None:
+    folder = make_adapter(tmp_path / "adapter")
+    (folder / "card.json").unlink()
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
+    with pytest.raises(AdapterError, match=r"not on this machine.*pretrained=") as caught:
+        find_base(folder)
+    assert base in str(caught.value).replace("\\\\", "\\")
+
+
+def test_pickled_weights_are_refused_with_the_command_that_converts_them(tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "adapter")
+    weights = load_file(folder / "adapter_model.safetensors")
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save(weights, folder / "adapter_model.bin")
+    with pytest.raises(AdapterError, match=r"adapter_model\.bin.*safetensors: python -c") as caught:
+        check_adapter(folder)
+    command = shlex.split(str(caught.value).split("safetensors: ")[1])
+    subprocess.run([sys.executable, *command[1:]], check=True)
+    check_adapter(folder)
+    assert load_file(folder / "adapter_model.safetensors").keys() == weights.keys()
+
+
+def test_patterns_are_expanded_to_adapter_folders(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        make_adapter(tmp_path / name)
+    (tmp_path / "recipe").mkdir()  # no adapter
+    (tmp_path / "a.yaml").write_text("")
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    assert expand_adapters([f"{tmp_path}/*", "org/name@main", b + "/"]) == [a, b, "org/name@main", b]
+    with pytest.raises(AdapterError, match="no adapter folder matches"):
+        expand_adapters([f"{tmp_path}/nothing*"])
+
+
+def test_an_adapter_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layout of the Hub's cache, as `snapshot_download` fills it; without a network it answers from there."""
+    commit = "0123456789" * 4
+    repo = tmp_path / "cache" / "models--org--name"
+    (repo / "snapshots").mkdir(parents=True)
+    make_adapter(repo / "snapshots" / commit)
+    for revision in ("main", "v1"):
+        (repo / "refs").mkdir(exist_ok=True)
+        (repo / "refs" / revision).write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in ("org/name", "org/name@v1", f"org/name@{commit}"):
+        check_adapter(adapter_folder(name))
+    with pytest.raises(AdapterError, match=r"no adapter folder org/name@v2, and the Hub gives no adapter") as caught:
+        adapter_folder("org/name@v2")
+    assert "\n" not in str(caught.value)
+    (tmp_path / "adapters").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert adapter_folder("adapters/mistyped") == Path("adapters/mistyped")  # a folder, not a Hub id
 
 
 class TestReplacingFolder:
@@ -222,174 +274,3 @@ class TestReplacingFolder:
             self.write_and_fail(target, None)
         assert (target / "file").read_text() == "old"
         assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
-
-
-# -- on a model ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("merge", [False, True])
-def test_adapters_of_different_shape_share_a_base_and_leak_nothing(tmp_path: Path, merge: bool) -> None:
-    folders = [
-        make_adapter(tmp_path / "small", r=2, target_modules=["q_proj"], seed=1),
-        make_adapter(tmp_path / "large", r=8, target_modules="all-linear", lora_alpha=32, seed=2),
-        make_adapter(tmp_path / "other", r=3, target_modules=["v_proj", "down_proj"], seed=3),
-        make_adapter(tmp_path / "head", target_modules=["k_proj"], modules_to_save=["lm_head"], seed=4),
-        make_adapter(tmp_path / "dora", target_modules=["q_proj", "o_proj"], use_dora=True, seed=5),
-    ]
-    alone = {}
-    for folder in folders:  # Oracle: each one alone on a base of its own
-        switch = AdapterSwitch(tiny())
-        switch.attach(folder, base="tiny")
-        switch.activate(folder)
-        alone[folder] = answer(switch.model)
-    model = tiny()
-    base = answer(model)
-    rows = model.get_input_embeddings().weight.shape[0]
-    switch = AdapterSwitch(model, merge=merge)
-    for folder in folders:
-        switch.attach(folder, base="tiny")
-    for chosen in (None, *folders, None, *reversed(folders), folders[0], None):
-        switch.activate(chosen)
-        expected = base if chosen is None else alone[chosen]
-        rounding = 1e-5 if merge and chosen is not None else 0.0  # the base comes back bit by bit
-        torch.testing.assert_close(answer(switch.model), expected, atol=rounding, rtol=0, msg=str(chosen))
-    assert len({tensor.sum().item() for tensor in alone.values()}) == len(folders)
-    assert model.get_input_embeddings().weight.shape[0] == rows
-    assert not any(p.requires_grad for n, p in switch.model.named_parameters() if "lora" in n)
-
-
-def test_merging_leaves_one_product_a_layer(tmp_path: Path) -> None:
-    folder = make_adapter(tmp_path / "adapter")
-    switch = AdapterSwitch(tiny(), merge=True)
-    switch.attach(folder, base="tiny")
-    switch.activate(folder)
-    layers = [layer for layer in switch.model.modules() if isinstance(layer, LoraLayer)]
-    assert layers
-    assert all(layer.merged for layer in layers)
-    switch.activate(None)
-    assert not any(layer.merged for layer in layers)
-
-
-def test_weights_that_are_not_finite_are_not_merged(tmp_path: Path) -> None:
-    folder = make_adapter(tmp_path / "adapter")
-    weights = load_file(folder / "adapter_model.safetensors")
-    save_file(
-        {name: tensor.fill_(float("inf")) for name, tensor in weights.items()}, folder / "adapter_model.safetensors"
-    )
-    switch = AdapterSwitch(tiny(), merge=True)
-    switch.attach(folder, base="tiny")
-    with pytest.raises(AdapterError, match="leave out merge=true"):
-        switch.activate(folder)
-
-
-def test_attaching_while_another_is_active_changes_nothing(tmp_path: Path) -> None:
-    one, other = make_adapter(tmp_path / "one", seed=1), make_adapter(tmp_path / "other", seed=2)
-    switch = AdapterSwitch(tiny())
-    switch.attach(one, base="tiny")
-    switch.activate(one)
-    before = answer(switch.model)
-    switch.attach(other, base="tiny")
-    assert torch.equal(answer(switch.model), before)
-
-
-def test_an_untrained_adapter_is_refused(tmp_path: Path) -> None:
-    folder = make_adapter(tmp_path / "adapter", trained=False)
-    switch = AdapterSwitch(tiny())
-    switch.attach(folder, base="tiny")
-    with pytest.raises(AdapterError, match="changes nothing"):
-        switch.activate(folder)
-
-
-def rename_layers(folder: Path) -> None:
-    path = folder / "adapter_model.safetensors"
-    save_file({name.replace("layers.1", "layers.7"): t for name, t in load_file(path).items()}, path)
-
-
-@pytest.mark.parametrize("beside", [False, True], ids=["first", "beside another"])
-@pytest.mark.parametrize(
-    ("trained_on", "lora", "said"),
-    [
-        ({"width": 64}, {}, "size mismatch"),
-        ({"layers": 1}, {"target_modules": ["q_proj"]}, "weights are missing"),  # the second layer's
-        ({"layers": 3}, {}, "have no layer in the base"),
-        ({"layers": 3}, {"layers_to_transform": [2], "target_modules": ["q_proj"]}, "not found"),
-        ({}, {"target_modules": ["q_proj"], "renamed": True}, "have no layer in the base"),
-        ({"vocabulary": 99}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "size mismatch"),
-    ],
-)
-def test_an_adapter_of_another_base(
-    tmp_path: Path, trained_on: dict[str, int], lora: dict[str, Any], said: str, beside: bool
-) -> None:
-    renamed = lora.pop("renamed", False) if (lora := dict(lora)) else False
-    folder = make_adapter(tmp_path / "adapter", tiny(**trained_on), **lora)
-    if renamed:
-        rename_layers(folder)
-    fitting = make_adapter(tmp_path / "fitting", r=2, seed=5)
-    model = tiny()
-    base = answer(model)
-    switch = AdapterSwitch(model)
-    if beside:
-        switch.attach(fitting, base="tiny")
-    with pytest.raises(AdapterError) as caught:
-        switch.attach(folder, base="tiny")
-    message = str(caught.value)
-    assert "\n" not in message
-    assert f"{folder} does not fit tiny" in message
-    assert said in message or (said == "not found" and "target_modules" in message), message
-    # nothing of it is left: the base answers as before, and an adapter that fits still works
-    switch.activate(None)
-    assert torch.equal(answer(switch.model), base)
-    if not beside:
-        switch.attach(fitting, base="tiny")
-    switch.activate(fitting)
-    alone = AdapterSwitch(tiny())
-    alone.attach(fitting, base="tiny")
-    alone.activate(fitting)
-    assert torch.equal(answer(switch.model), answer(alone.model))
-
-
-def test_an_adapter_that_was_not_attached(tmp_path: Path) -> None:
-    switch = AdapterSwitch(tiny())
-    with pytest.raises(AdapterError, match="is not attached"):
-        switch.activate(tmp_path / "adapter")
-
-
-def test_a_base_that_was_changed_behind_our_back_is_noticed(tmp_path: Path) -> None:
-    folder = make_adapter(tmp_path / "adapter")
-    model = tiny()
-    switch = AdapterSwitch(model)
-    switch.attach(folder, base="tiny")
-    with torch.no_grad():
-        model.get_input_embeddings().weight.mul_(1.1)
-    with pytest.raises(AdapterError, match="base answers otherwise"):
-        switch.activate(None)
-
-
-def test_other_weights_of_the_base_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    model = tiny()
-    model.save_pretrained(tmp_path / "base")
-    folder = make_adapter(tmp_path / "adapter")
-    values = json.loads((folder / "card.json").read_text())
-    (folder / "card.json").write_text(json.dumps({**values, "base_sha256": "0" * 64}))
-    AdapterSwitch(model).attach(folder, base=str(tmp_path / "base"))
-    assert "was trained on other weights of tiny" in caplog.text
-
-
-def test_learned_prompts_can_be_switched_off_too(tmp_path: Path) -> None:
-    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-    get_peft_model(tiny(), config).save_pretrained(str(tmp_path / "prompt"))
-    model = tiny()
-    base = answer(model)
-    switch = AdapterSwitch(model)
-    switch.attach(tmp_path / "prompt", base="tiny")
-    switch.activate(None)
-    assert torch.equal(answer(switch.model), base)
-    switch.activate(tmp_path / "prompt")
-    assert not torch.equal(answer(switch.model)[0, -1], base[0, -1])
-
-
-def test_encoder_decoders_can_be_probed() -> None:
-    torch.manual_seed(0)
-    config = transformers.T5Config(vocab_size=61, d_model=16, d_ff=32, d_kv=4, num_layers=1, num_heads=4)
-    switch = AdapterSwitch(transformers.T5ForConditionalGeneration(config).eval())
-    switch.activate(None)

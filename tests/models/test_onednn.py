@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness_ext.models import onednn
-from harness_ext.models.merging import MergedAdapter
+from harness_ext.models.attach import structural_copy
 from harness_ext.models.onednn import OneDnnLinear, use_onednn
 from harness_ext.models.torch_setup import has_bfloat16
 
@@ -132,20 +132,27 @@ def test_a_model_with_lora_gives_the_same_loss_and_gradients() -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_merging_and_undoing_are_seen() -> None:
+def test_a_copy_uses_the_layouts_of_weights_it_shares_and_sees_merging() -> None:
     model = tiny_llama()
     use_onednn(model.requires_grad_(False))
     ids = torch.arange(20)[None]
     with torch.no_grad():
         before = model(ids).logits
-        wrapped = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
+        copied = structural_copy(model)
+        assert torch.equal(copied(ids).logits, before)
+        layers = [
+            (one, other)
+            for one, other in zip(model.modules(), copied.modules(), strict=True)
+            if isinstance(one, OneDnnLinear)
+        ]
+        assert layers
+        assert all(one._packed is other._packed for one, other in layers)
+        wrapped = get_peft_model(copied, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
         beside = wrapped(input_ids=ids).logits
-        merged = MergedAdapter.of(wrapped)
-        torch.testing.assert_close(wrapped(input_ids=ids).logits, beside, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(before, beside, atol=1e-3)
-        merged.undo()
-        with wrapped.disable_adapter():
-            assert torch.equal(wrapped(input_ids=ids).logits, before)
+        wrapped.merge_adapter(safe_merge=True)
+        torch.testing.assert_close(wrapped(input_ids=ids).logits, beside, rtol=1e-4, atol=1e-5)
+        assert torch.equal(model(ids).logits, before)
 
 
 def test_the_head_is_not_held_twice_and_neither_is_what_exceeds_the_room(monkeypatch: pytest.MonkeyPatch) -> None:

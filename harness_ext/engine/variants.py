@@ -1,0 +1,215 @@
+"""What is evaluated: a base and its adapters, by name, and how each of them becomes the model that answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lm_eval.api.model import LM
+from lm_eval.api.task import Task
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import configure_pad_token
+from transformers import AutoTokenizer
+
+from harness_ext.engine.lm import TreeLM
+from harness_ext.errors import AdapterError, ModelError
+from harness_ext.models.adapters import adapter_folder, check_adapter, expand_adapters
+from harness_ext.models.attach import BaseProof, attach, works_on_some_tokens_only
+from harness_ext.protocol.render import PromptSettings, render
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PROBED_TASKS, PROBED_DOCS = 2, 2
+PROBE_TOKENS = 64  # the last ones of a prompt
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One thing to evaluate: the base, or the base with an adapter."""
+
+    name: str
+    adapter: str | None = None  # as it was named: a folder or a Hub id
+    folder: Path | None = None  # where it lies on this machine
+
+
+def base_and_adapters(adapters: Sequence[str | Path], *, only: str | None = None) -> list[Variant]:
+    """Name what is to be evaluated: the base first, then each adapter by the name of its folder.
+
+    Args:
+        adapters: folders, glob patterns or Hub ids.
+        only: an adapter that is evaluated without its base beforehand.
+
+    Raises:
+        AdapterError: one of them is missing, damaged or named twice.
+    """
+    named = [*([only] if only else []), *expand_adapters(adapters)]
+    if twice := next((name for name in named if named.count(name) > 1), None):
+        raise AdapterError(f"{twice} is named twice; name each adapter once")
+    folders = [adapter_folder(name) for name in named]
+    for folder in folders:
+        check_adapter(folder)
+    short = [_short_name(name, folder) for name, folder in zip(named, folders, strict=True)]
+    variants = [] if only else [Variant("base")]
+    for name, label, folder in zip(named, short, folders, strict=True):
+        unique = short.count(label) == 1 and label != "base"
+        variants.append(Variant(label if unique else str(Path(name)), name, folder))
+    return variants
+
+
+def _short_name(name: str, folder: Path) -> str:
+    """The folder's name, or for a Hub id, whose folder is named by its commit, the name of the repository."""
+    is_local = Path(name).expanduser().is_dir()
+    return folder.resolve().name if is_local else name.split("@")[0].rsplit("/", 1)[-1]
+
+
+class PeftHost:
+    """A loaded base that becomes each variant in turn, inside this process.
+
+    Args:
+        lm: lm-eval's model with the base in it.
+        base: name of the base, for messages.
+        prompts: a few prompts of the tasks: base and adapters are compared on them.
+        tokenizer_is_given: the user named the tokenizer, so that no adapter brings its own.
+        uses_chat_template: prompts go through the tokenizer's chat template.
+    """
+
+    def __init__(
+        self,
+        lm: HFLM,
+        base: str,
+        *,
+        prompts: Sequence[str] = (),
+        tokenizer_is_given: bool = False,
+        uses_chat_template: bool = False,
+    ) -> None:
+        self._lm = lm
+        self._base = base
+        self._model = lm.model
+        self._tokenizer_is_given = tokenizer_is_given
+        self._uses_chat_template = uses_chat_template
+        self._proof = BaseProof.of(lm.model, _encoded(lm, prompts))
+
+    @contextmanager
+    def active(self, variant: Variant) -> Iterator[Mapping[str, str]]:
+        """Let the model answer as this variant; afterwards the base is proved to be what it was.
+
+        Yields:
+            What a reader of the results should know of the tokenizer: empty when it is the base's.
+
+        Raises:
+            AdapterError: the adapter does not fit, changes nothing, or left something behind in the base.
+        """
+        lm, tokenizer = self._lm, self._lm.tokenizer
+        if isinstance(lm, TreeLM):
+            lm.generation_records.clear()
+        if variant.folder is None:
+            yield {}
+            return
+        try:
+            notes = self._choose_tokenizer(variant)
+            self._put_on(variant, comparable=not notes)
+            self._proof.check(variant.name)
+            yield notes
+        finally:
+            lm._model, lm.peft, lm.tokenizer = self._model, None, tokenizer
+            lm.vocab_size = tokenizer.vocab_size
+        self._proof.check(variant.name)
+
+    def _put_on(self, variant: Variant, *, comparable: bool) -> None:
+        lm = self._lm
+        assert variant.folder is not None
+        attached = attach(
+            self._model,
+            variant.folder,
+            base=self._base,
+            tokenizer=lm.tokenizer,
+            merge=isinstance(lm, TreeLM) and lm.merge,
+            probes=self._proof.probes,
+        )
+        if attached.untrained_tokens:
+            listed = ", ".join(map(repr, attached.untrained_tokens[:5]))
+            logger.warning("%s has no trained embedding for %s of its tokenizer", variant.name, listed)
+        if comparable and self._proof.is_answered_alike(attached.model):
+            if not works_on_some_tokens_only(attached.config):
+                raise AdapterError(
+                    f"{variant.adapter} changes nothing: to {len(self._proof.probes)} prompts of the tasks the model "
+                    "answers exactly as its base; was it saved untrained?"
+                )
+            logger.warning(
+                "%s answers %d prompts of the tasks exactly as its base: the tokens it works on do not occur in them",
+                variant.name,
+                len(self._proof.probes),
+            )
+        lm._model, lm.peft = attached.model, variant.adapter
+
+    def _choose_tokenizer(self, variant: Variant) -> dict[str, str]:
+        """Use the adapter's own tokenizer when the prompts need it; says why."""
+        lm = self._lm
+        assert variant.folder is not None
+        if self._tokenizer_is_given or not _has_tokenizer(variant.folder):
+            return {}
+        own = _load_tokenizer(variant.folder)
+        added = sorted(own.get_vocab().keys() - lm.tokenizer.get_vocab().keys())
+        reasons = [f"added tokens {', '.join(added[:5])}"] if added else []
+        if self._uses_chat_template and own.chat_template != lm.tokenizer.chat_template:
+            reasons.append("another chat template")
+        if not reasons:
+            return {}
+        lm._create_tokenizer(self._base, str(variant.folder), add_bos_token=lm.add_bos_token)
+        lm.tokenizer = configure_pad_token(lm.tokenizer, model_config=lm.config)
+        lm.vocab_size = lm.tokenizer.vocab_size
+        reason = " and ".join(reasons)
+        logger.warning("%s is evaluated with the tokenizer in its own folder: %s", variant.name, reason)
+        return {"tokenizer": "adapter", "reason": reason}
+
+
+def with_embedded_tokens(lm: LM, evaluate: Callable[[], T]) -> T:
+    """Call a function; PyTorch's error for a token id beyond the embedding becomes one that says what to do."""
+    try:
+        return evaluate()
+    except IndexError as error:
+        if "index out of range in self" not in str(error) or not isinstance(lm, HFLM):
+            raise
+        rows = lm.model.get_input_embeddings().weight.shape[0]
+        raise ModelError(
+            f"the tokenizer ({len(lm.tokenizer)} tokens) gives ids that the model ({rows} embeddings) does not have; "
+            "leave out tokenizer=, an adapter that brings tokens brings its tokenizer, too"
+        ) from error
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer_config.json").is_file()
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise AdapterError(
+            f"the tokenizer in {folder} cannot be read ({reason:.160}); copy it again, delete it, or name one with "
+            "--model_args tokenizer=TOKENIZER"
+        ) from error
+
+
+def _encoded(lm: HFLM, prompts: Sequence[str]) -> list[list[int]]:
+    """Token ids of the ends of prompts, those without tokens left out."""
+    rows = lm.model.get_input_embeddings().weight.shape[0]
+    encoded = [lm.tok_encode(prompt)[-PROBE_TOKENS:] for prompt in prompts if prompt]
+    return [ids for ids in encoded if ids and max(ids) < rows]
+
+
+def probe_prompts(tasks: Sequence[Task], settings: PromptSettings, lm: HFLM) -> list[str]:
+    """Prompts of the first documents of the first tasks, as they will be asked."""
+    prompts = []
+    for task in tasks[:PROBED_TASKS]:
+        rendered = render(task, list(islice(task.eval_docs, PROBED_DOCS)), settings, lm)
+        prompts += [each.context or each.continuation for each in rendered]
+    return prompts
