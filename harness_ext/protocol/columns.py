@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pyarrow
 
 from harness_ext.errors import DatasetError, suggest
-from harness_ext.protocol.local_files import RowFile
+from harness_ext.protocol.local_files import Rows
 
 Kind = Literal["choice", "generate"]
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -42,17 +42,22 @@ class Columns:
         return self.roles.get(role)
 
 
-def find_columns(rows: RowFile, kind: Kind, chosen: Mapping[str, str | None]) -> Columns:
+def find_columns(rows: Rows, kind: Kind, chosen: Mapping[str, str | None]) -> Columns:
     """Find the columns of a task kind.
 
     Args:
-        rows: the file.
+        rows: of a file, or of a split.
         kind: choice needs text and label, generate question and answer, and takes a context.
         chosen: role to column, as said on the command line; None where nothing was said.
 
     Raises:
         DatasetError: a named column is not there, or none can be told for a role.
     """
+    if len(rows.columns) < 2:
+        raise DatasetError(
+            f"{rows.name} has a single column, {rows.columns[0]!r}; in a CSV, part its columns with one of , ; tab | "
+            "and put quotes around texts that contain it"
+        )
     roles = {role: _named(rows, role, name) for role, name in chosen.items() if name is not None}
     sample = next(rows.batches()).slice(0, 1000).to_pydict()
     for role in (*ROLES[kind][::-1], *(("context",) if kind == "generate" else ()), "id"):
@@ -61,17 +66,17 @@ def find_columns(rows: RowFile, kind: Kind, chosen: Mapping[str, str | None]) ->
     for role in ROLES[kind]:
         if role not in roles:
             raise DatasetError(
-                f"{rows.file}: which column holds the {role} cannot be told ({', '.join(rows.columns)}); "
+                f"{rows.name}: which column holds the {role} cannot be told ({', '.join(rows.columns)}); "
                 f"name it with --{role}-column"
             )
     order = {role: at for at, role in enumerate((*ROLES[kind], "context", "id"))}
     return Columns(dict(sorted(roles.items(), key=lambda item: order.get(item[0], len(order)))))
 
 
-def _named(rows: RowFile, role: str, name: str) -> str:
+def _named(rows: Rows, role: str, name: str) -> str:
     if name not in rows.columns:
         hint = suggest(name, rows.columns) or f"; it has {', '.join(rows.columns)}"
-        raise DatasetError(f"--{role}-column {name!r}: {rows.file} has no such column{hint}")
+        raise DatasetError(f"--{role}-column {name!r}: {rows.name} has no such column{hint}")
     return name
 
 
@@ -132,15 +137,26 @@ def plain(value: Any) -> str | None:
 
 
 def answers_of(value: Any) -> list[str]:
-    """Gold answers in a cell: a text, a list of texts, or SQuAD's `{"text": [...]}`."""
+    """Gold answers in a cell: a text, a list of texts, SQuAD's `{"text": [...]}`, TriviaQA's `{"value", "aliases"}`.
+
+    >>> answers_of("Paris"), answers_of({"text": [], "answer_start": []}), answers_of({"value": "a", "aliases": ["b"]})
+    (['Paris'], [], ['a', 'b'])
+    """
     if isinstance(value, Mapping):
-        value = value.get("text")
+        value = value["text"] if "text" in value else [value.get("value"), *(value.get("aliases") or ())]
     if not isinstance(value, list):
         value = [value]
     return [text for text in (plain(each) for each in value) if text is not None]
 
 
-def is_text(rows: RowFile, name: str) -> bool:
+def is_text(rows: Rows, name: str) -> bool:
     """Whether a column holds texts, so that a template may strip them."""
     kind = rows.schema.field(name).type
     return bool(pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind))
+
+
+def is_squad_shaped(rows: Rows, columns: Columns) -> bool:
+    """Whether rows are those of SQuAD: a passage, a question, and answers with their places in the passage."""
+    kind = rows.schema.field(columns["answer"]).type
+    named = {kind.field(at).name for at in range(kind.num_fields)} if pyarrow.types.is_struct(kind) else set()
+    return columns.get("context") is not None and {"text", "answer_start"} <= named

@@ -14,8 +14,11 @@ The first of these that is set wins:
 1. `data_files` or `data_dir` in the task's `dataset_kwargs` (or in `--metadata`); a relative path is looked for beside
    the YAML, then in the working folder, so that a task's folder can be moved;
 2. the environment variable `HARNESS_EXT_DATA`: a folder holding `sst2/train.parquet`, ... (parquet, jsonl, json,
-   csv), or the word `sample` for the small sample that comes with this package;
+   csv, tsv), or the word `sample` for the small sample that comes with this package;
 3. the Hugging Face Hub, at a pinned revision.
+
+`dataset` may also be the id of any Hub data set, `org/name[:config][@revision]`: it is loaded from the Hub, or from
+`org/name/` in the folder of `HARNESS_EXT_DATA` where that is there.
 
 The sample is never used unasked: a number on it is no benchmark.
 """
@@ -26,6 +29,7 @@ import contextlib
 import http.client
 import logging
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +41,8 @@ import datasets
 import huggingface_hub
 
 from harness_ext.errors import DatasetError, suggest
+from harness_ext.protocol.absent_splits import DocumentSplits
+from harness_ext.protocol.document_shape import DocumentShape
 from harness_ext.protocol.local_files import existing_folder, files_in, load_files
 
 logger = logging.getLogger(__name__)
@@ -49,11 +55,18 @@ HUB_TIMEOUT_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A dataset on the Hub, pinned to a commit."""
+    """A dataset on the Hub, pinned to a commit where one is known."""
 
     path: str
-    revision: str
+    revision: str | None
     config: str | None = None  # of a dataset that holds several
+
+    def __str__(self) -> str:
+        config = f":{self.config}" if self.config else ""
+        return f"{self.path}{config}" + (f"@{self.revision}" if self.revision else "")
+
+
+HUB_ID = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.+-]+))?(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 
 
 # GLUE's sets share a repository; so do those of SuperGLUE.
@@ -70,6 +83,19 @@ CATALOGUE: Mapping[str, HubDataset] = {
     "squad_v2": HubDataset("rajpurkar/squad_v2", "3ffb306f725f7d2ce8394bc1873b24868140c412"),
     "trivia_qa": HubDataset("mandarjoshi/trivia_qa", "0f7faf33a3908546c6fd5b73a660e0f8ff173c2f", "rc.nocontext"),
 }
+
+
+def hub_dataset(dataset: str) -> HubDataset | None:
+    """The Hub data set of a name: one of the catalogue, or an id.
+
+    >>> hub_dataset("acme/topics:short@v2")
+    HubDataset(path='acme/topics', revision='v2', config='short')
+    >>> hub_dataset("tickets")
+    """
+    if dataset in CATALOGUE:
+        return CATALOGUE[dataset]
+    match = HUB_ID.fullmatch(dataset)
+    return HubDataset(**match.groupdict()) if match else None
 
 
 @dataclass(frozen=True)
@@ -107,17 +133,21 @@ def resolve_source(
         return Source("files", ", ".join(data_files.values()))
     if data_dir:
         return Source("folder", str(existing_folder(_beside(data_dir, beside), "dataset_kwargs: data_dir")))
+    hub = hub_dataset(dataset)
     if root := os.environ.get(DATA_VARIABLE):
-        if root == SAMPLE:
-            return Source("sample", str(_sample_folder(dataset)))
-        return Source("folder", str(existing_folder(Path(root).expanduser() / dataset, DATA_VARIABLE)))
-    if dataset not in CATALOGUE:
+        if dataset in CATALOGUE or hub is None:
+            if root == SAMPLE:
+                return Source("sample", str(_sample_folder(dataset)))
+            return Source("folder", str(existing_folder(Path(root).expanduser() / dataset, DATA_VARIABLE)))
+        if (copy := Path(root).expanduser() / hub.path).is_dir():
+            return Source("folder", str(copy))
+    if hub is None:
         raise DatasetError(
             f"document set {dataset!r} is not in the catalogue ({', '.join(CATALOGUE)}); name its files with "
             f"dataset_kwargs: data_files, or set {DATA_VARIABLE} to a folder that holds {dataset}/"
             f"{suggest(dataset, CATALOGUE)}"
         )
-    return Source("hub", f"{CATALOGUE[dataset].path}@{CATALOGUE[dataset].revision}")
+    return Source("hub", str(hub))
 
 
 def is_available(dataset: str) -> bool:
@@ -153,40 +183,52 @@ def load_documents(
     label: str = "label",
     data_files: Mapping[str, str] | None = None,
     data_dir: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    label_values: Sequence[Any] | None = None,
+    answers: str | None = None,
+    required: Sequence[str] | None = None,
     config_source: str | None = None,
     **_unused: Any,
 ) -> datasets.DatasetDict:
     """Load a document set for an lm-eval task (its `custom_dataset`).
 
     Args:
-        dataset: name in the catalogue, or of a folder under `HARNESS_EXT_DATA`.
+        dataset: name in the catalogue, of a folder under `HARNESS_EXT_DATA`, or `org/name[:config][@revision]`.
         choices: for classification, the label words in label order; added to every document as the column `choices`.
-        label: the column that holds the index into `choices`.
+        label: the column that holds the index into `choices`, or one of `label_values`.
         data_files: split name to file; wins over everything else.
-        data_dir: a folder holding `{split}.parquet` (or .jsonl, .json, .csv).
+        data_dir: a folder holding `{split}.parquet` (or .jsonl, .json, .csv, .tsv).
+        columns: name in the task to name in the data, of columns to rename; the arguments below use the new names.
+        label_values: labels as the data write them, in the order of `choices`; the index becomes the column `label`.
+        answers: the column of gold answers, in any of the usual shapes; becomes the column `answers`, a list of texts.
+        required: columns; rows without a value in one of them are left out.
         config_source: the task's YAML file, which lm-eval passes along; relative paths start from its folder.
         _unused: lm-eval passes the task's metadata and the model arguments along.
 
+    Returns:
+        The splits; one that is not there raises a DatasetError when its documents are read, not before.
+
     Raises:
-        DatasetError: nothing there, unreadable, empty, or a label outside the choices.
+        DatasetError: nothing there, unreadable, empty, or a label that is missing or outside the choices.
     """
+    shape = DocumentShape(columns, answers, label, label_values, required, choices)
     source = resolve_source(dataset, data_files=data_files, data_dir=data_dir, beside=config_source)
-    if source.kind == "hub":
-        documents = _load_from_hub(CATALOGUE[dataset], dataset)
-    elif source.kind == "files":
-        documents = load_files({split: _beside(file, config_source) for split, file in (data_files or {}).items()})
+    hub = hub_dataset(dataset)
+    if source.kind == "hub" and hub is not None:
+        loaded: Mapping[str, datasets.Dataset] = load_from_hub(hub, dataset)
+        names = dict.fromkeys(loaded, source.location)
     else:
-        documents = load_files(files_in(Path(source.location)))
-    for split, rows in documents.items():
+        files = {split: _beside(file, config_source) for split, file in (data_files or {}).items()}
+        files = files or files_in(Path(source.location))
+        loaded = load_files(files, label=(columns or {}).get(label, label))
+        names = {split: str(file) for split, file in files.items()}
+    for split, rows in loaded.items():
         if not len(rows):
-            raise DatasetError(f"{source.location}: split {split!r} has no documents; put at least one there")
-    if choices:
-        documents = datasets.DatasetDict(
-            {
-                split: _with_choices(rows, choices, label, f"{source.location} ({split})")
-                for split, rows in documents.items()
-            }
-        )
+            raise DatasetError(f"{names[split]}: split {split!r} has no documents; put at least one there")
+    documents = DocumentSplits(
+        {split: shape.applied_to(rows, f"{names[split]} ({split})") for split, rows in loaded.items()}
+    )
+    documents.location = source.location
     return documents
 
 
@@ -211,38 +253,34 @@ def _sample_folder(dataset: str) -> Path:
     return folder
 
 
-def _with_choices(rows: datasets.Dataset, choices: Sequence[str], label: str, where: str) -> datasets.Dataset:
-    if label not in rows.column_names:
-        raise DatasetError(
-            f"{where} has no column {label!r} (it has {', '.join(rows.column_names)}); "
-            "name the label column with dataset_kwargs: label"
-        )
-    if "choices" in rows.column_names:
-        raise DatasetError(f"{where} has a column 'choices' already; drop it, or leave choices out of dataset_kwargs")
-    for number, value in enumerate(rows[label][:]):  # read at once, not row by row
-        # The Hub's test split of SST-2 hides its labels behind -1.
-        if not (isinstance(value, int) and -1 <= value < len(choices)):
-            raise DatasetError(
-                f"{where}: document {number} has {label} {value!r}, outside the {len(choices)} choices "
-                f"{list(choices)}; correct the label or the choices"
-            )
-    return rows.add_column("choices", [list(choices)] * len(rows))
+def load_from_hub(hub: HubDataset, name: str) -> datasets.DatasetDict:
+    """Load a data set; when the Hub does not answer, its copy in the local cache, if there is one.
 
-
-def _load_from_hub(hub: HubDataset, dataset: str) -> datasets.DatasetDict:
-    """Load a pinned dataset; when the Hub does not answer, its copy in the local cache, if there is one."""
+    Raises:
+        DatasetError: it is neither on the Hub nor in the cache, or cannot be read.
+    """
     with hub_or_cache() as reached:
         try:
             return datasets.load_dataset(hub.path, name=hub.config, revision=hub.revision)
-        except (OSError, ValueError) as error:  # ConnectionError and the Hub's own errors are OSErrors
+        # ConnectionError and the Hub's own errors are OSErrors; RuntimeError: a data set that is a script
+        except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
             problem = "cannot be loaded from" if reached else "cannot be reached on"
+            reason = f" ({' '.join(str(error).split()).rstrip('.'):.200})" if reached else ""
             raise DatasetError(
-                f"{hub.path} {problem} the Hub and is not in the local cache; either "
-                f"(1) connect, or point HF_ENDPOINT at a mirror, "
-                f"(2) set {DATA_VARIABLE} to a folder that holds {dataset}/, "
-                "(3) name files under dataset_kwargs: data_files, "
-                f"or (4) set {DATA_VARIABLE}={SAMPLE} for the bundled sample"
+                f"{hub} {problem} the Hub and is not in the local cache{reason}; either {_other_places(name, hub)}"
             ) from error
+
+
+def _other_places(name: str, hub: HubDataset) -> str:
+    ways = [
+        "connect, or point HF_ENDPOINT at a mirror",
+        f"set {DATA_VARIABLE} to a folder that holds {name if name in CATALOGUE else hub.path}/",
+        "name files under dataset_kwargs: data_files",
+    ]
+    if name in CATALOGUE:
+        ways.append(f"set {DATA_VARIABLE}={SAMPLE} for the bundled sample")
+    numbered = [f"({number}) {way}" for number, way in enumerate(ways, start=1)]
+    return f"{', '.join(numbered[:-1])}, or {numbered[-1]}"
 
 
 @contextlib.contextmanager

@@ -1,29 +1,34 @@
-"""Documents in local files: whole splits for a task, and streams of rows for `new-task`."""
+"""Documents in local files: whole splits for a task, and streams of rows for `new-task`. One reader serves both.
+
+Text stays as it is written. A CSV cell is always text, whatever it looks like (`NA`, `null`, `00501`, `1e5`, a date),
+and an empty cell is an empty text. JSON values keep the type that JSON gives them: a string with a date is a string.
+The one exception is the label column of a CSV: a task's labels are numbers, so it is read as numbers when each of its
+cells is one.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
+import itertools
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import datasets
 import pyarrow
-import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet
 
 from harness_ext.errors import DatasetError
+from harness_ext.protocol.text_rows import BATCH_ROWS, batched, csv_rows, delimiter_of, json_rows, json_schema
 
-READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
-STREAMED = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet")
-DELIMITERS = ",;\t|"
-SNIFFED_BYTES = 64 * 1024
-BLOCK_BYTES = 4 * 1024 * 1024  # what a stream holds at a time, times a few
-BATCH_ROWS = 8192
+CSV_ENDINGS = (".csv", ".tsv", ".txt")
+JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+ENDINGS = (*CSV_ENDINGS, *JSON_ENDINGS, ".parquet")
+SPLIT_ENDINGS = tuple(ending for ending in ENDINGS if ending != ".txt")  # a folder's README.txt is no split
+WHOLE_NUMBER = re.compile(r"\s*(0|-?[1-9]\d{0,17})\s*", re.ASCII)
 
 
 # -- splits of a task --------------------------------------------------------------------------------------------
@@ -46,43 +51,74 @@ def files_in(folder: Path) -> dict[str, Path]:
     Raises:
         DatasetError: there is none.
     """
-    files = {file.stem: file for file in sorted(folder.iterdir()) if file.suffix in READERS}
+    files = {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in SPLIT_ENDINGS}
     if not files:
         raise DatasetError(
-            f"{folder} holds none of train/validation/test with {', '.join(READERS)}; add one file a split"
+            f"{folder} holds none of train/validation/test with {', '.join(SPLIT_ENDINGS)}; add one file a split"
         )
     return files
 
 
-def load_files(files: Mapping[str, Path]) -> datasets.DatasetDict:
+def load_files(files: Mapping[str, Path], *, label: str | None = None) -> dict[str, datasets.Dataset]:
     """Load one file for each split.
+
+    Args:
+        files: split name to file.
+        label: the label column; of a CSV, it is read as numbers when every cell that is not empty holds one.
 
     Raises:
         DatasetError: one is missing, empty, unreadable or of an unknown kind.
     """
-    return datasets.DatasetDict({split: _load_file(split, file) for split, file in files.items()})
+    return {split: _load_file(split, file, label) for split, file in files.items()}
 
 
-def _load_file(split: str, file: Path) -> datasets.Dataset:
-    reader = READERS.get(file.suffix)
-    if reader is None:
-        raise DatasetError(f"{file}: cannot read {file.suffix!r} files; use one of {', '.join(READERS)}")
+def _load_file(split: str, file: Path, label: str | None) -> datasets.Dataset:
+    _check_ending(file)
     _check_file(file, f"check the path under {split!r}", f"it must hold the documents of split {split!r}")
+    if file.suffix.lower() == ".parquet":
+        return _load_parquet(split, file)
+    rows = open_rows(file)
+    table = pyarrow.Table.from_batches(rows.batches(), rows.schema).combine_chunks()
+    if rows.delimiter is not None and label in rows.columns:
+        table = _with_numbers(table, rows.columns.index(label))
+    return datasets.Dataset(table, split=datasets.NamedSplit(split))
+
+
+def _load_parquet(split: str, file: Path) -> datasets.Dataset:
+    """A parquet file says its own types; `datasets` maps it into memory instead of holding it."""
     try:
         with _silently():
-            return datasets.load_dataset(reader, data_files={split: str(file)}, split=split)
+            return datasets.load_dataset("parquet", data_files={split: str(file)}, split=split)
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
         reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0].rstrip(".!")
         if "corresponds to no data" in reason:
-            raise DatasetError(f"{file} holds no documents; put at least one of split {split!r} there") from error
-        raise DatasetError(f"{file} cannot be read as {reader}: {reason}; write it again or fix that line") from error
+            raise DatasetError(_no_documents(file)) from error
+        raise DatasetError(f"{file} cannot be read as parquet: {reason}; write it again") from error
+
+
+def _with_numbers(table: pyarrow.Table, column: int) -> pyarrow.Table:
+    """Read a text column as whole numbers, empty cells as missing, unless that would change what a cell says."""
+    cells = table.column(column).to_pylist()
+    if not any(map(str.strip, cells)) or not all(WHOLE_NUMBER.fullmatch(cell) or not cell.strip() for cell in cells):
+        return table
+    numbers = pyarrow.array([int(cell) if cell.strip() else None for cell in cells], pyarrow.int64())
+    return table.set_column(column, table.column_names[column], numbers)
 
 
 def _check_file(file: Path, when_missing: str, when_empty: str) -> None:
     if not file.is_file():
-        raise DatasetError(f"{file} does not exist; {when_missing}")
+        raise DatasetError(f"{file} {'is a folder' if file.is_dir() else 'does not exist'}; {when_missing}")
     if not file.stat().st_size:
         raise DatasetError(f"{file} is empty; {when_empty}")
+
+
+def _check_ending(file: Path) -> None:
+    if file.suffix.lower() not in ENDINGS:
+        raise DatasetError(f"{file}: cannot read {file.suffix!r} files; use one of {', '.join(ENDINGS)}")
+
+
+def _no_documents(file: Path) -> str:
+    return f"{file} holds no documents: it has no rows; put at least one there"
 
 
 @contextlib.contextmanager
@@ -103,6 +139,25 @@ def _silently() -> Iterator[None]:
 # -- streams of rows ---------------------------------------------------------------------------------------------
 
 
+class Rows(Protocol):
+    """Rows that are read batch by batch: of a file, or of a split of a Hub data set."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def schema(self) -> pyarrow.Schema:
+        """Columns and their types."""
+
+    @property
+    def columns(self) -> list[str]:
+        """Column names in order."""
+
+    def batches(self, columns: list[str] | None = None) -> Iterator[pyarrow.RecordBatch]:
+        """Stream the rows in order."""
+
+
 @dataclass(frozen=True)
 class RowFile:
     """A CSV, JSON lines or parquet file that is read batch by batch, never whole."""
@@ -110,6 +165,11 @@ class RowFile:
     file: Path
     delimiter: str | None  # of a CSV
     schema: pyarrow.Schema  # CSV columns are all text: what is a number is decided by whoever reads
+
+    @property
+    def name(self) -> str:
+        """The file, as it was given."""
+        return str(self.file)
 
     @property
     def columns(self) -> list[str]:
@@ -120,113 +180,66 @@ class RowFile:
         """Stream the rows in file order.
 
         Raises:
-            DatasetError: a row cannot be read; says which where the reader knows.
+            DatasetError: a row cannot be read; says which.
         """
-        try:
+        with _readable(self.file):
             for batch in _stream(self.file, self.delimiter, self.schema):
                 yield batch.select(columns) if columns else batch
-        except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-            raise DatasetError(_why_unreadable(self.file, error)) from error
 
 
 def open_rows(file: str | Path) -> RowFile:
-    """Find out how a file is to be read: by its ending, and for a CSV by its first lines.
+    """Find out how a file is to be read: by its ending, a CSV by its first lines, JSON by one pass over its values.
 
     Raises:
         DatasetError: it is missing, empty, of an unknown kind, or has no columns or no rows.
     """
     path = Path(file).expanduser()
     _check_file(path, "check the path", "it must hold at least one row")
-    if path.suffix.lower() not in STREAMED:
-        raise DatasetError(f"{path}: cannot read {path.suffix!r} files; use one of {', '.join(STREAMED)}")
-    delimiter = _delimiter_of(path) if path.suffix.lower() in (".csv", ".tsv", ".txt") else None
-    try:
+    _check_ending(path)
+    with _readable(path):
+        delimiter = delimiter_of(path) if path.suffix.lower() in CSV_ENDINGS else None
         schema = _schema_of(path, delimiter)
-        first = next(iter(_stream(path, delimiter, schema)), None)
-    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-        raise DatasetError(_why_unreadable(path, error)) from error
-    if first is None or not first.num_rows:
-        raise DatasetError(f"{path} has column names but no rows; put documents there")
+        if next(iter(_stream(path, delimiter, schema)), None) is None:
+            raise DatasetError(_no_documents(path))
     return RowFile(path, delimiter, schema)
+
+
+@contextlib.contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Turn what readers raise into one line about the file."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        kind = "json" if file.suffix.lower() in JSON_ENDINGS else "csv"
+        raise DatasetError(f"{file} cannot be read as {kind}: it is not UTF-8 text; save it as UTF-8") from error
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise DatasetError(f"{file} cannot be read: {reason}; write it again") from error
 
 
 def _schema_of(file: Path, delimiter: str | None) -> pyarrow.Schema:
     if delimiter is not None:
-        names = _header(file, delimiter)
+        header = next(csv_rows(file, delimiter), None)
+        if header is None:
+            raise DatasetError(_no_documents(file))
+        names = header.cells
         if repeated := {name for name in names if names.count(name) > 1}:
             raise DatasetError(f"{file} has the column {sorted(repeated)[0]!r} twice; rename one")
         return pyarrow.schema([(name, pyarrow.string()) for name in names])
     if file.suffix.lower() == ".parquet":
         return pyarrow.parquet.read_schema(file).remove_metadata()
-    if _beginning(file).lstrip().startswith("["):
-        raise DatasetError(f"{file} is one JSON list, which cannot be streamed; write one object a line (JSON lines)")
-    # The type of a JSON field shows in the first block; later blocks are read as that.
-    with pyarrow.json.open_json(file, read_options=_json_blocks()) as reader:
-        return reader.schema
+    return json_schema(file)
 
 
 def _stream(file: Path, delimiter: str | None, schema: pyarrow.Schema) -> Iterator[pyarrow.RecordBatch]:
     if delimiter is not None:
-        types = {name: pyarrow.string() for name in schema.names}
-        with pyarrow.csv.open_csv(
-            file,
-            read_options=pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False, encoding="utf8"),
-            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""]),
-        ) as reader:
-            yield from reader
+        for rows in batched(itertools.islice(csv_rows(file, delimiter, width=len(schema)), 1, None)):
+            cells = zip(*(row.cells for row in rows), strict=True)
+            arrays = [pyarrow.array(column, pyarrow.string()) for column in cells]
+            yield pyarrow.RecordBatch.from_arrays(arrays, schema=schema)
     elif file.suffix.lower() == ".parquet":
         with pyarrow.parquet.ParquetFile(file, memory_map=True) as parquet:
             yield from parquet.iter_batches(batch_size=BATCH_ROWS)
     else:
-        options = pyarrow.json.ParseOptions(explicit_schema=schema, newlines_in_values=False)
-        with pyarrow.json.open_json(file, read_options=_json_blocks(), parse_options=options) as reader:
-            yield from reader
-
-
-def _json_blocks() -> pyarrow.json.ReadOptions:
-    return pyarrow.json.ReadOptions(block_size=BLOCK_BYTES, use_threads=False)
-
-
-def _delimiter_of(file: Path) -> str:
-    """The delimiter of a CSV: the one that gives its first rows the same number, more than one, of fields."""
-    sample = _beginning(file)
-    counts = {mark: _fields(sample, mark) for mark in DELIMITERS}
-    steady = {mark: fields for mark, fields in counts.items() if fields and fields[0] > 1 and len(set(fields)) == 1}
-    if steady:
-        return max(steady, key=lambda mark: steady[mark][0])
-    by_header = {mark: fields[0] for mark, fields in counts.items() if fields and fields[0] > 1}
-    if not by_header:
-        raise DatasetError(
-            f"{file} has a single column: none of , ; tab | parts its first line; use one of them, and quotes around "
-            "texts that contain it"
-        )
-    return max(by_header, key=lambda mark: by_header[mark])
-
-
-def _fields(sample: str, delimiter: str) -> list[int]:
-    try:
-        return [len(row) for row in csv.reader(io.StringIO(sample), delimiter=delimiter, strict=True) if row]
-    except csv.Error:
-        return []
-
-
-def _beginning(file: Path) -> str:
-    """The first whole lines of a text file, without a byte order mark."""
-    with file.open("rb") as stream:
-        block = stream.read(SNIFFED_BYTES)
-        whole = not stream.read(1)
-    text = block.decode("utf-8-sig", errors="replace")
-    return text if whole else text[: text.rfind("\n") + 1] or text
-
-
-def _header(file: Path, delimiter: str) -> list[str]:
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        return next(csv.reader(stream, delimiter=delimiter), [])
-
-
-def _why_unreadable(file: Path, error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error):
-        return f"{file} is not UTF-8 text; save it as UTF-8"
-    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-    return f"{file} cannot be read: {reason}; correct that row (quotes around texts that contain the delimiter)"
+        for documents in batched(json_rows(file)):
+            yield pyarrow.RecordBatch.from_pylist(documents, schema=schema)

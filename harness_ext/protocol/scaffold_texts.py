@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
@@ -12,18 +13,12 @@ from harness_ext.protocol.columns import Kind
 
 MOST_LISTED = 20  # labels in the instruction; more would be longer than the text
 TOP = """\
-# Made by `harness-ext new-task` from {file}. Every line may be changed; `harness-ext check` tells what breaks.
+# Made by `harness-ext new-task` from {origin}. Every line may be changed; `harness-ext check` tells what breaks.
 task: {name}
 custom_dataset: !function harness_ext.hooks.load_documents
 dataset_kwargs:
-  dataset: {name}
-  data_dir: data # beside this file
 """
-SPLITS = """\
-training_split: train
-validation_split: validation
-{test}fewshot_split: train
-"""
+SPLIT_KEYS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 CHOICE = """\
 output_type: multiple_choice
 description: {description}
@@ -39,14 +34,14 @@ GENERATE = """\
 output_type: generate_until
 description: {description}
 doc_to_text: {text}
-doc_to_target: answers
+doc_to_target: {target}
 target_delimiter: " "
 fewshot_delimiter: "\\n\\n"
 generation_kwargs:
   until: [{stop}]
   max_gen_toks: {max_gen_toks} # the longest answer has room
   do_sample: false
-process_results: !function harness_ext.hooks.score_answer
+process_results: !function harness_ext.hooks.{hook}
 metric_list:
 """
 METADATA = """\
@@ -68,6 +63,19 @@ CHOICE_METRICS = {
     "majority_baseline": (f"{HOOKED}majority_baseline", True),
 }
 GENERATE_METRICS = {"exact": ("mean", True), "f1": ("mean", True), "empty_rate": ("mean", False)}
+UNANSWERABLE = "unanswerable"  # the word that the hook takes for an abstention
+UNANSWERABLE_METRICS = {
+    **dict.fromkeys(("exact", "f1", "HasAns_exact", "HasAns_f1", "NoAns_exact", "NoAns_f1"), ("mean", True)),
+    **{name: (f"{HOOKED}{name}", True) for name in ("abstain_precision", "abstain_recall", "abstain_f1")},
+    "abstain_baseline": ("mean", True),  # what always abstaining would score
+    "empty_rate": ("mean", False),
+    "mapped_rate": ("mean", False),
+    # of questions with an answer only
+    **dict.fromkeys(("rouge1", "rouge2", "rougeL"), ("mean", True)),
+    "bleu": (f"{HOOKED}bleu", True),
+    "bleu_1": (f"{HOOKED}bleu_1", True),
+    "meteor": ("mean", True),  # missing without WordNet
+}
 TEST = '''\
 """`pytest {folder}`: the task is sound, and gold answers score what they should."""
 
@@ -86,13 +94,13 @@ def test_check_finds_no_error():
 README = """\
 # {name}
 
-{kind}, made from `{file}` (columns: {columns}).
+{kind}, made from `{origin}` (columns: {columns}).
 
 | split | documents |
 |---|---:|
 {counts}
 
-Equal texts lie in the same split, classes keep their shares; the draw has seed {seed}.
+{splits}
 {choices}{said}
 ```
 harness-ext check {folder}
@@ -114,16 +122,19 @@ class Facts:
 
     name: str
     kind: Kind
-    file: str
+    origin: str  # files, or a Hub data set
     folder: str  # as commands name it
     choices: tuple[str, ...]
     counts: Mapping[str, int]
     roles: Mapping[str, str]  # role -> column, under the name that templates use
     strips: tuple[str, ...]  # columns that are texts
     said: tuple[str, ...]
-    seed: int
+    seed: int | None  # of the draw of splits; None when they were given
     max_gen_toks: int
     stop: str
+    unanswerable: bool  # some questions have no answer
+    split_names: Mapping[str, str]  # train, validation, test -> name in the data
+    dataset_kwargs: Mapping[str, Any]
 
 
 def files(facts: Facts) -> dict[str, str]:
@@ -136,30 +147,66 @@ def files(facts: Facts) -> dict[str, str]:
 
 
 def _yaml(facts: Facts) -> str:
-    listed = f"  choices: {_quoted_list(facts.choices)}\n" if facts.kind == "choice" else ""
-    splits = SPLITS.format(test="test_split: test\n" if "test" in facts.counts else "")
-    middle = (CHOICE if facts.kind == "choice" else GENERATE).format(
-        description=_quoted(_description(facts)), text=_quoted(_prompt(facts)), stop=_quoted(facts.stop),
-        max_gen_toks=facts.max_gen_toks,
-    )  # fmt: skip
-    metrics = CHOICE_METRICS if facts.kind == "choice" else GENERATE_METRICS
+    metrics = _metrics(facts)
     named = "".join(
         f"  - metric: {name}\n    aggregation: {aggregation}\n    higher_is_better: {str(better).lower()}\n"
         for name, (aggregation, better) in metrics.items()
-        if name != "auroc" or len(facts.choices) == 2
     )
     end = METADATA.format(primary=next(iter(metrics)), scale=1 if facts.kind == "choice" else 100)
-    return TOP.format(name=facts.name, file=facts.file) + listed + splits + middle + named + end
+    top = TOP.format(name=facts.name, origin=facts.origin)
+    return top + _documents(facts) + _splits(facts) + _middle(facts) + named + end
+
+
+def _metrics(facts: Facts) -> Mapping[str, tuple[str, bool]]:
+    if facts.kind == "generate":
+        return UNANSWERABLE_METRICS if facts.unanswerable else GENERATE_METRICS
+    return {name: how for name, how in CHOICE_METRICS.items() if name != "auroc" or len(facts.choices) == 2}
+
+
+def _documents(facts: Facts) -> str:
+    choices = {"choices": facts.choices} if facts.kind == "choice" else {}
+    beside = {"data_dir": " # beside this file"}
+    return "".join(
+        f"  {key}: {_flow(value)}{beside.get(key, '')}\n" for key, value in {**facts.dataset_kwargs, **choices}.items()
+    )
+
+
+def _splits(facts: Facts) -> str:
+    keys = {SPLIT_KEYS[split]: name for split, name in facts.split_names.items()}
+    if "train" in facts.split_names:
+        keys["fewshot_split"] = facts.split_names["train"]
+    return "".join(f"{key}: {_flow(name)}\n" for key, name in keys.items())
+
+
+def _middle(facts: Facts) -> str:
+    texts = {"description": _quoted(_description(facts)), "text": _quoted(_prompt(facts))}
+    if facts.kind == "choice":
+        return CHOICE.format(**texts)
+    target, hook = "answers", "score_answer"
+    if facts.unanswerable:
+        target, hook = f"\"{{{{answers or ['{UNANSWERABLE}']}}}}\"", "score_squad_v2"
+    return GENERATE.format(**texts, target=target, hook=hook, stop=_quoted(facts.stop), max_gen_toks=facts.max_gen_toks)
 
 
 def _description(facts: Facts) -> str:
     if facts.kind == "generate":
-        where = " with words from the passage" if "context" in facts.roles else ""
-        return f"Answer the question{where}.\n\n"
+        return f"{_instruction(facts)}\n\n"
     if len(facts.choices) > MOST_LISTED:
         return f"Give the {_noun(facts, 'label')} of the {_noun(facts, 'text')}.\n\n"
     named = f"{', '.join(facts.choices[:-1])} or {facts.choices[-1]}"
     return f"Decide which {_noun(facts, 'label')} fits the {_noun(facts, 'text')}: {named}.\n\n"
+
+
+def _instruction(facts: Facts) -> str:
+    passage = "context" in facts.roles
+    if not facts.unanswerable:
+        return f"Answer the question{' with words from the passage' if passage else ''}."
+    if not passage:
+        return f"Answer the question with a short phrase. If the question has no answer, reply {UNANSWERABLE}."
+    return (
+        "Answer the question with a short phrase from the passage. If the passage does not contain the answer, "
+        f"reply {UNANSWERABLE}."
+    )
 
 
 def _prompt(facts: Facts) -> str:
@@ -188,16 +235,38 @@ def _quoted(text: str) -> str:
     return str(dumped).rstrip("\n")
 
 
-def _quoted_list(texts: tuple[str, ...]) -> str:
-    return f"[{', '.join(_quoted(text) for text in texts)}]"
+def _flow(value: str | Sequence[str] | Mapping[str, str]) -> str:
+    """A value as YAML writes it in one line; a name stands without quotes where it may."""
+    if isinstance(value, str):
+        return value if re.fullmatch(r"[A-Za-z][\w./-]*", value, re.ASCII) and not _is_word(value) else _quoted(value)
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_quoted(key)}: {_quoted(text)}' for key, text in value.items())}}}"
+    return f"[{', '.join(_quoted(text) for text in value)}]"
+
+
+def _is_word(text: str) -> bool:
+    """Whether YAML reads a plain text as something else: yes, null."""
+    return not isinstance(yaml.safe_load(text), str)
 
 
 def _readme(facts: Facts) -> str:
     said = "".join(f"- {line}\n" for line in facts.said)
     return README.format(
-        name=facts.name, kind=KINDS[facts.kind], file=facts.file, folder=facts.folder, seed=facts.seed,
+        name=facts.name, kind=_kind(facts), origin=facts.origin, folder=facts.folder, splits=_about_splits(facts),
         columns=", ".join(f"{role} `{column}`" for role, column in facts.roles.items()),
         counts="\n".join(f"| {split} | {count:,} |" for split, count in facts.counts.items()),
         choices=f"Choices: {', '.join(facts.choices)}.\n" if facts.choices else "",
         said=f"\nOf the file:\n\n{said}" if said else "",
     )  # fmt: skip
+
+
+def _kind(facts: Facts) -> str:
+    if facts.unanswerable:
+        return f"{KINDS[facts.kind]}; where there is no answer, the right reply is {UNANSWERABLE!r}"
+    return KINDS[facts.kind]
+
+
+def _about_splits(facts: Facts) -> str:
+    if facts.seed is not None:
+        return f"Equal texts lie in the same split, classes keep their shares; the draw has seed {facts.seed}."
+    return "The splits are those of the data."

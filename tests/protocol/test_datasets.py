@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import socket
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets as hf_datasets
 import huggingface_hub
+import pyarrow
+import pyarrow.parquet
 import pytest
+from lm_eval.tasks import TaskManager
+from scripted import run
 
 from harness_ext.errors import DatasetError, HarnessExtError, TaskError
 from harness_ext.protocol import datasets
-from harness_ext.protocol.datasets import CATALOGUE, DATA_VARIABLE, SAMPLE, SAMPLE_FOLDER, load_documents
+from harness_ext.protocol.datasets import CATALOGUE, DATA_VARIABLE, SAMPLE, SAMPLE_FOLDER, HubDataset, load_documents
+from harness_ext.protocol.locations import tasks_path
 from harness_ext.protocol.render import load_task, training_docs
 
 GOOD = '{"sentence": "a fine film", "label": 1}\n{"sentence": "a dull film", "label": 0}\n'
@@ -90,6 +98,243 @@ def test_choices_become_a_column_and_hidden_labels_pass(tmp_path: Path) -> None:
     assert rows[1]["label"] == -1
 
 
+# -- what is written is what is read -------------------------------------------------------------------------------
+
+# Oracle: the file itself. Each of these is something else to a reader that infers types: a missing value, a number, a
+# truth value, a date.
+LOOKALIKES = ("NA", "N/A", "n/a", "null", "NULL", "None", "nan", "NaN", "#N/A", "-", "", " ", "00501", "+49 30", "1e5",
+              "1.0", "1,5", "0x1F", "inf", "TRUE", "no", "2020-01-31", "2020-01-31 10:00:00", "10:30")  # fmt: skip
+
+
+def csv_of(rows: Sequence[Sequence[str]], **style: Any) -> bytes:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n", **style).writerows(rows)
+    return stream.getvalue().encode()
+
+
+TEXTS = [["sentence", "code"], *([f"text {number}", text] for number, text in enumerate(LOOKALIKES))]
+TEXT_FILES = {
+    "csv": ("test.csv", csv_of(TEXTS)),
+    "csv, all quoted": ("test.csv", csv_of(TEXTS, quoting=csv.QUOTE_ALL)),
+    "semicolons": ("test.csv", csv_of(TEXTS, delimiter=";")),
+    "byte order mark": ("test.csv", b"\xef\xbb\xbf" + csv_of(TEXTS)),
+    "tabs": ("test.tsv", csv_of(TEXTS, delimiter="\t")),
+    "JSON lines": ("test.jsonl", "".join(json.dumps({"sentence": a, "code": b}) + "\n" for a, b in TEXTS[1:]).encode()),
+    "JSON list": ("test.json", json.dumps([{"sentence": a, "code": b} for a, b in TEXTS[1:]]).encode()),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), TEXT_FILES.values(), ids=TEXT_FILES)
+def test_text_stays_as_it_is_written(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    rows = load_documents(dataset="mine", data_dir=str(tmp_path))["test"]
+    assert tuple(rows["code"][:]) == LOOKALIKES
+
+
+@pytest.mark.parametrize("text", LOOKALIKES)
+def test_a_column_of_one_kind_stays_text(text: str, tmp_path: Path) -> None:
+    """All cells alike: what a reader that looks at a whole column would convert."""
+    (tmp_path / "test.csv").write_bytes(csv_of([["sentence", "code"], *([["x", text]] * 3)]))
+    assert load_documents(dataset="mine", data_dir=str(tmp_path))["test"]["code"][:] == [text] * 3
+
+
+def test_json_values_keep_the_type_json_gives_them(tmp_path: Path) -> None:
+    rows = [{"n": 7, "f": 1.5, "b": True, "t": "7", "l": ["NA", "2020-01-31"], "m": {"at": [3]}, "late": None}] * 3000
+    rows[-1] = {**rows[-1], "n": None, "late": "NA"}  # a type that shows in the last row only
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = load_documents(dataset="mine", data_dir=str(tmp_path))["test"]
+    assert (read[0], read[2999]) == (rows[0], rows[-1])
+    assert [type(value) for value in read[0].values()] == [int, float, bool, str, list, dict, type(None)]
+
+
+LABEL_CELLS: dict[str, tuple[tuple[str, ...], list[Any]]] = {
+    "numbers": (("0", "1", "-1"), [0, 1, -1]),
+    "blanks around": ((" 0", "1 "), [0, 1]),
+    "codes": (("00", "01"), ["00", "01"]),  # as numbers they would lose their zeros
+    "words": (("NA", "null"), ["NA", "null"]),
+    "mixed": (("0", "x"), ["0", "x"]),
+    "an empty one": (("0", ""), [0, None]),
+    "all empty": (("", ""), ["", ""]),
+}
+
+
+@pytest.mark.parametrize(("cells", "labels"), LABEL_CELLS.values(), ids=LABEL_CELLS)
+def test_the_label_column_of_a_csv(cells: tuple[str, ...], labels: list[Any], tmp_path: Path) -> None:
+    """A task without `choices` in its dataset_kwargs reads labels, too: lm-eval wants numbers there."""
+    (tmp_path / "test.csv").write_bytes(csv_of([["sentence", "label"], *(["x", cell] for cell in cells)]))
+    assert load_documents(dataset="mine", data_dir=str(tmp_path))["test"]["label"][:] == labels
+
+
+def test_a_single_column_is_enough_for_documents(tmp_path: Path) -> None:
+    (tmp_path / "test.csv").write_text("page\nNA\n00501\n")
+    assert load_documents(dataset="mine", data_dir=str(tmp_path))["test"]["page"][:] == ["NA", "00501"]
+
+
+# -- what a task makes of the columns of its data ------------------------------------------------------------------
+
+
+def shaped(tmp_path: Path, rows: list[dict[str, Any]], **kwargs: Any) -> list[dict[str, Any]]:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "test.parquet")
+    return list(load_documents(dataset="mine", data_dir=str(tmp_path), **kwargs)["test"])
+
+
+def test_labels_by_their_values(tmp_path: Path) -> None:
+    rows = [{"My Text": "a", "topic": "NA"}, {"My Text": "b", "topic": " World "}, {"My Text": None, "topic": "NA"}]
+    assert shaped(
+        tmp_path, rows, columns={"text": "My Text"}, label="topic", label_values=["World", "NA"],
+        required=["text"], choices=["world", "none"],
+    ) == [
+        {"text": "a", "label": 1, "choices": ["world", "none"]}, {"text": "b", "label": 0, "choices": ["world", "none"]}
+    ]  # fmt: skip
+
+
+def test_hidden_labels_are_no_class(tmp_path: Path) -> None:
+    """SNLI: -1 where annotators did not agree."""
+    rows = [{"text": "a", "label": 1}, {"text": "b", "label": -1}]
+    assert [row["label"] for row in shaped(tmp_path, rows, choices=["x", "y"])] == [1, -1]
+    assert [row["label"] for row in shaped(tmp_path, rows, choices=["x", "y"], required=["label"])] == [1]
+    sentiment = shaped(tmp_path, rows, choices=["bad", "good"], label_values=[-1, 1])
+    assert [row["label"] for row in sentiment] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("cell", "answers"),
+    [
+        ("Paris", ["Paris"]), ("", []), (["a", "b"], ["a", "b"]), ({"text": ["a"], "answer_start": [0]}, ["a"]),
+        ({"value": "a", "aliases": ["b"]}, ["a", "b"]),
+    ],
+)  # fmt: skip
+def test_answers_in_every_shape(cell: Any, answers: list[str], tmp_path: Path) -> None:
+    assert shaped(tmp_path, [{"question": "?", "reply": cell}], answers="reply") == [
+        {"question": "?", "answers": answers}
+    ]
+
+
+SHAPES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "label value unknown": (
+        {"label_values": ["x"], "choices": ["x"]}, ("test.parquet", "row 2", "'y'", "label_values (x)")
+    ),
+    "renamed column missing": ({"columns": {"text": "txet"}}, ("'txet'", "did you mean 'text'?")),
+    "answer column missing": ({"answers": "reply"}, ("'reply'", "dataset_kwargs: answers")),
+    "required column missing": ({"required": ["reply"]}, ("'reply'", "dataset_kwargs: required")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kwargs", "told"), SHAPES.values(), ids=SHAPES)
+def test_shapes_that_do_not_fit(kwargs: dict[str, Any], told: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(DatasetError) as caught:
+        shaped(tmp_path, [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}], **kwargs)
+    assert_one_line(caught.value, told)
+
+
+# -- splits that are not there -------------------------------------------------------------------------------------
+
+
+def one_split_only(root: Path, split: str) -> None:
+    for name in ("sst2", "squad_v2"):
+        (root / name).mkdir()
+        for file in (SAMPLE_FOLDER / name).glob(f"{split}.*"):
+            (root / name / file.name).write_bytes(file.read_bytes())
+
+
+def gold(doc: dict[str, Any]) -> str:
+    return str((doc["answers"]["text"] or ["unanswerable"])[0] if "answers" in doc else doc["choices"][doc["label"]])
+
+
+@pytest.fixture(scope="module")
+def manager() -> TaskManager:
+    return TaskManager(include_path=str(tasks_path()), include_defaults=False)
+
+
+# squad_v2_answerable filters its documents with a process_docs
+@pytest.mark.parametrize("task", ["sst2_choice", "squad_v2_generate", "squad_v2_answerable"])
+def test_a_validation_file_is_enough_to_evaluate(
+    task: str, manager: TaskManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_split_only(tmp_path, "validation")
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
+    scores = run(manager, gold, task, limit=5)[task]
+    assert scores.get("acc", scores.get("exact", 0) / 100) == 1.0
+    missing = (str(tmp_path), "no split 'train'", "it has validation", "add it there")
+    with pytest.raises(DatasetError) as caught:
+        run(manager, gold, task, limit=5, num_fewshot=2)
+    assert_one_line(caught.value, missing)
+    with pytest.raises(TaskError) as untrainable:
+        training_docs(load_task(task))
+    assert_one_line(untrainable.value, ("'train'", "its data has validation"))
+
+
+@pytest.mark.parametrize("task", ["sst2_choice_5shot", "squad_v2_1shot"])
+def test_few_shot_from_a_split_that_is_missing(
+    task: str, manager: TaskManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_split_only(tmp_path, "validation")
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
+    with pytest.raises(DatasetError) as caught:
+        run(manager, gold, task, limit=5)
+    assert_one_line(caught.value, ("no split 'train'", "it has validation"))
+
+
+@pytest.mark.parametrize("task", ["sst2_choice", "squad_v2_generate", "squad_v2_answerable"])
+def test_a_training_file_is_enough_to_train(
+    task: str, manager: TaskManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = training_docs(load_task(task))
+    one_split_only(tmp_path, "train")
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
+    assert list(training_docs(load_task(task))) == list(both)
+    with pytest.raises(DatasetError) as caught:
+        run(manager, gold, task, limit=5)
+    assert_one_line(caught.value, (str(tmp_path), "no split 'validation'", "it has train", "add it there"))
+
+
+# -- any data set of the Hub ---------------------------------------------------------------------------------------
+
+HUB_IDS = {
+    "acme/topics": HubDataset("acme/topics", None),
+    "acme/topics@v2": HubDataset("acme/topics", "v2"),
+    "acme/topics:short": HubDataset("acme/topics", None, "short"),
+    "acme/topics:short@0a1b": HubDataset("acme/topics", "0a1b", "short"),
+    "sst2": CATALOGUE["sst2"],
+    "tickets": None,
+}
+
+
+@pytest.mark.parametrize(("name", "hub"), HUB_IDS.items(), ids=HUB_IDS)
+def test_hub_ids(name: str, hub: HubDataset | None) -> None:
+    assert datasets.hub_dataset(name) == hub
+
+
+def test_a_hub_id_is_loaded_from_the_hub_or_from_its_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def from_hub(path: str, *, name: str | None, revision: str | None) -> hf_datasets.DatasetDict:
+        assert (path, name, revision) == ("acme/topics", "short", "v2")
+        return hf_datasets.DatasetDict(test=hf_datasets.Dataset.from_list([{"text": "hub"}]))
+
+    def text() -> str:
+        return str(load_documents(dataset="acme/topics:short@v2")["test"][0]["text"])
+
+    monkeypatch.setattr(datasets, "_hub_answers", lambda: True)
+    monkeypatch.setattr(hf_datasets, "load_dataset", from_hub)
+    assert text() == "hub"  # although the bundled sample is asked for: it has no such data set
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
+    assert text() == "hub"
+    (tmp_path / "acme" / "topics").mkdir(parents=True)
+    (tmp_path / "acme" / "topics" / "test.csv").write_text("text,label\ncopy,0\n")
+    assert text() == "copy"
+
+
+def test_a_hub_id_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['a', 'b']")
+
+    monkeypatch.setattr(datasets, "_hub_answers", lambda: True)
+    monkeypatch.setattr(hf_datasets, "load_dataset", fail)
+    with pytest.raises(DatasetError) as caught:
+        load_documents(dataset="acme/topics@v2")
+    assert_one_line(caught.value, ("acme/topics@v2", "cannot be loaded", "['a', 'b']", "HF_ENDPOINT", "data_files"))
+    assert SAMPLE not in str(caught.value)
+
+
 # -- bad input ---------------------------------------------------------------------------------------------------
 
 BAD_FILES = {
@@ -116,7 +361,7 @@ BAD_FILES = {
     "truncated json line": (
         {"train_jsonl": GOOD, "validation_jsonl": GOOD + '{"sentence": "half'},
         DatasetError,
-        ("validation.jsonl", "row 2", "fix that line"),
+        ("validation.jsonl", "row 3 (line 3)", "fix that line"),
     ),
     "binary rubbish": (
         {"train_jsonl": GOOD, "validation_jsonl": b"\xff\xfe\x00\x01"},
@@ -126,17 +371,47 @@ BAD_FILES = {
     "label too high": (
         {"train_jsonl": GOOD, "validation_jsonl": GOOD + '{"sentence": "c", "label": 2}\n'},
         DatasetError,
-        ("(validation)", "document 2", "label 2", "outside the 2 choices", "correct"),
+        ("validation.jsonl", "row 3", "label 2", "outside the 2 choices", "correct"),
     ),
     "label as a word": (
         {"train_jsonl": '{"sentence": "c", "label": "positive"}\n', "validation_jsonl": GOOD},
         DatasetError,
-        ("(train)", "document 0", "'positive'", "outside the 2 choices"),
+        ("train.jsonl", "row 1", "'positive'", "outside the 2 choices"),
     ),
     "label missing": (
         {"train_jsonl": GOOD, "validation_jsonl": '{"sentence": "c", "label": null}\n'},
         DatasetError,
-        ("None", "outside"),
+        ("validation.jsonl", "row 1", "no label", "fill it"),
+    ),
+    "label cell empty": (
+        {"train_jsonl": GOOD, "validation_csv": 'sentence,label\n"two\nlines",1\n\na,0\nb,\n'},
+        DatasetError,
+        ("validation.csv", "row 3", "no label", "fill it"),
+    ),
+    "label cell no number": (
+        {"train_jsonl": GOOD, "validation_csv": "sentence,label\na,0\nb,NA\n"},
+        DatasetError,
+        ("validation.csv", "row 2", "'NA'", "outside the 2 choices"),
+    ),
+    "short row": (
+        {"train_jsonl": GOOD, "validation_csv": 'sentence,label\n"two\nlines",1\nb\n'},
+        DatasetError,
+        ("validation.csv", "row 2 (line 4)", "1 cell, the header 2", "correct"),
+    ),
+    "long row": (
+        {"train_jsonl": GOOD, "validation_csv": 'sentence,label\n"two\nlines",1\nb,or c,0\n'},
+        DatasetError,
+        ("validation.csv", "row 2 (line 4)", "3 cells, the header 2", "correct"),
+    ),
+    "open quote": (
+        {"train_jsonl": GOOD, "validation_csv": 'sentence,label\na,1\n"b,0\nc,0\n'},
+        DatasetError,
+        ("validation.csv", "row 2 (line 3)", "never closed", "correct"),
+    ),
+    "column twice": (
+        {"train_jsonl": GOOD, "validation_csv": "sentence,label,label\na,1,0\n"},
+        DatasetError,
+        ("validation.csv", "'label' twice", "rename"),
     ),
     "label column misspelt": (
         {"train_jsonl": GOOD, "validation_jsonl": '{"sentence": "c", "lable": 1}\n'},
@@ -153,8 +428,6 @@ BAD_FILES = {
         DatasetError,
         ("'choices' already", "drop it"),
     ),
-    "no validation split": ({"train_jsonl": GOOD}, TaskError, ("sst2_choice", "'validation'", "split", "add it")),
-    "no training split": ({"validation_jsonl": GOOD}, TaskError, ("sst2_choice", "'train'", "split", "add it")),
     "no readable file": ({"train_txt": GOOD}, DatasetError, ("sst2", ".parquet", "add one file")),
 }
 
@@ -204,6 +477,11 @@ BAD_REQUESTS = {
         lambda: load_documents(dataset="boolq"),
         DatasetError,
         ("'boolq'", "squad_v2, sst2", DATA_VARIABLE),
+    ),
+    "choices that YAML reads as no text": (
+        lambda: load_documents(dataset="sst2", choices=["yes", None]),
+        DatasetError,
+        ("None", "not text", "quotes"),
     ),
     "no such YAML": (lambda: load_task("nowhere/task.yaml"), TaskError, ("nowhere/task.yaml", "check the path")),
     "several tasks": (lambda: load_task("sst2_*"), TaskError, ("'sst2_*'", "more than one task", "name one")),

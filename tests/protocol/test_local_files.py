@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from harness_ext.errors import DatasetError
-from harness_ext.protocol.local_files import open_rows
+from harness_ext.protocol.local_files import load_files, open_rows
 
 ROWS = [{"text": "a, b; c", "label": "x"}, {"text": "für\n„dich“", "label": "y"}, {"text": 'say "no"', "label": "x"}]
 
@@ -36,6 +36,8 @@ FILES = {
     "byte order mark": ("a.csv", quoted(",", bom=b"\xef\xbb\xbf")),
     "JSON lines": ("a.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS).encode()),
     "JSON lines named json": ("a.json", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()),
+    "JSON list": ("a.json", json.dumps(ROWS, indent=1).encode()),
+    "capitals": ("A.CSV", quoted(",")),
 }
 
 
@@ -45,6 +47,7 @@ def test_the_same_rows(name: str, content: bytes, tmp_path: Path) -> None:
     file.write_bytes(content)
     assert read(file) == ROWS
     assert open_rows(file).columns == ["text", "label"]
+    assert list(load_files({"test": file})["test"]) == ROWS
 
 
 def test_windows_line_ends(tmp_path: Path) -> None:
@@ -67,16 +70,39 @@ def test_a_delimiter_inside_unquoted_texts(tmp_path: Path) -> None:
     assert read(file)[0] == {"text": "One, two, three", "label": "x"}
 
 
+def test_a_quoted_text_longer_than_what_is_sniffed(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    text = "a line; with marks\n" * 20_000
+    file.write_text(f'text,label\n"{text}",x\n')
+    assert read(file) == [{"text": text, "label": "x"}]
+
+
+def test_blank_lines_and_empty_cells(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text('\ntext,label\n\nfine,\n\n"",x\n\n')
+    assert read(file) == [{"text": "fine", "label": ""}, {"text": "", "label": "x"}]
+
+
 BAD = {
     "missing": ("no.csv", None, "does not exist"),
     "empty": ("a.csv", b"", "is empty"),
     "header only": ("a.csv", b"text,label\n", "no rows"),
-    "one column": ("a.csv", b"text\nfine\ndull\n", "single column"),
+    "blank lines only": ("a.csv", b"\n\n", "no documents"),
     "column twice": ("a.csv", b"text,text\nfine,x\n", "twice"),
-    "ragged": ("a.csv", b"text,label\nfine,x\ndull,y,z\n", "#3"),
+    "ragged": ("a.csv", b"text,label\nfine,x\ndull,y,z\n", "row 2 (line 3) has 3 cells"),
+    "ragged after a text of two lines": ("a.csv", b'text,label\n"fine\nday",x\ndull\n', "row 2 (line 4) has 1 cell,"),
+    "a quote that stays open": ("a.csv", b'text,label\nfine,x\n"dull,y\n', "row 2 (line 3): a quote is opened"),
+    "a quote that closes early": ("a.csv", b'text,label\n"say "no"",x\n', "row 1 (line 2)"),
     "latin-1": ("a.csv", "text,label\nf\u00fcr,x\n".encode("latin-1"), "UTF-8"),
-    "JSON list": ("a.json", b'[{"text": "x"}]', "one object a line"),
-    "broken JSON": ("a.jsonl", b'{"text": "x"}\n{"text": \n', "cannot be read"),
+    "UTF-16": ("a.csv", "text,label\nfine,x\n".encode("utf-16"), "UTF-8"),
+    "broken JSON": ("a.jsonl", b'{"text": "x"}\n\n{"text": \n', "row 2 (line 3)"),
+    "broken JSON list": ("a.json", b'[{"text": "x"},\n{"text": ]', "line 2"),
+    "JSON of one value": ("a.jsonl", b'{"text": "x"}\n["x"]\n', "row 2 (line 2) is no object"),
+    "JSON list of texts": ("a.json", b'[{"text": "x"}, "y"]', "row 2 is no object"),
+    "JSON of two types": ("a.jsonl", b'{"n": 1}\n{"n": "x"}\n', "column 'n', rows 1 to 2"),
+    "JSON of another type later": ("a.jsonl", b'{"n": 1}\n' * 3000 + b'{"n": "x"}\n', "column 'n', rows 2049 to 3001"),
+    "JSON number too large": ("a.jsonl", b'{"n": 99999999999999999999}\n', "column 'n'"),
+    "half a character": ("a.jsonl", b'{"n": "\\ud800"}\n', "column 'n'"),
     "corrupt parquet": ("a.parquet", b"PAR1 no more", "cannot be read"),
     "spreadsheet": ("a.xlsx", b"PK", "'.xlsx'"),
 }

@@ -1,0 +1,177 @@
+"""Rows of text files, with the type that the file gives them: CSV cells are text, JSON values are what JSON says.
+
+A row that cannot be read is named by its number (1 for the first after the header) and by the line it begins in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow
+
+from harness_ext.errors import DatasetError
+
+DELIMITERS = ",;\t|"
+SNIFFED_BYTES = 64 * 1024
+BATCH_ROWS = 1024  # what a stream holds at a time
+
+csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # documents are longer than the 128 KiB that Python allows a cell
+
+
+def batched(rows: Iterable[Any]) -> Iterator[list[Any]]:
+    """Lists of at most `BATCH_ROWS` rows."""
+    rows = iter(rows)
+    while batch := list(itertools.islice(rows, BATCH_ROWS)):
+        yield batch
+
+
+# -- CSV ---------------------------------------------------------------------------------------------------------
+
+
+class CsvRow(NamedTuple):
+    """A row, and where it stands."""
+
+    number: int  # 0 is the header; blank lines are not counted
+    line: int  # of the file, where the row begins: a quoted cell may go over several
+    cells: list[str]
+
+
+def csv_rows(file: Path, delimiter: str, width: int | None = None) -> Iterator[CsvRow]:
+    """The header, then the rows, each with `width` cells.
+
+    Raises:
+        DatasetError: a row has more or fewer cells, or its quotes do not match.
+    """
+    number, line = 0, 1
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, delimiter=delimiter, strict=True)
+        try:
+            for cells in reader:
+                if cells:
+                    yield _of_width(CsvRow(number, line, cells), width, file)
+                    number += 1
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise DatasetError(
+                f"{file} cannot be read: row {number} (line {line}): {_quotes_in_words(error)}; correct it "
+                '(a quote inside quotes is written twice: "")'
+            ) from error
+
+
+def _of_width(row: CsvRow, width: int | None, file: Path) -> CsvRow:
+    if width is None or len(row.cells) == width:
+        return row
+    cells = f"{len(row.cells)} cell{'s' * (len(row.cells) != 1)}"
+    raise DatasetError(
+        f"{file} cannot be read: row {row.number} (line {row.line}) has {cells}, the header {width}; correct it "
+        "(quotes around texts that contain the delimiter)"
+    )
+
+
+def _quotes_in_words(error: csv.Error) -> str:
+    return "a quote is opened and never closed" if "unexpected end" in str(error) else str(error).rstrip(".")
+
+
+def delimiter_of(file: Path) -> str:
+    """The delimiter of a CSV: the one that gives its first rows the same number, more than one, of cells."""
+    sample = _beginning(file)
+    counts = {mark: _widths(sample, mark) for mark in DELIMITERS}
+    by_header = {mark: widths for mark, widths in counts.items() if widths and widths[0] > 1}
+    steady = {mark: widths for mark, widths in by_header.items() if len(set(widths)) == 1}
+    candidates = steady or by_header
+    return max(candidates, key=lambda mark: candidates[mark][0], default=",")
+
+
+def _widths(sample: str, delimiter: str) -> list[int]:
+    """Number of cells of each row, as far as the rows can be read."""
+    widths: list[int] = []
+    with contextlib.suppress(csv.Error):
+        for row in csv.reader(io.StringIO(sample), delimiter=delimiter, strict=True):
+            widths += [len(row)] if row else []
+    return widths
+
+
+def _beginning(file: Path) -> str:
+    """The first whole lines of a text file, without a byte order mark."""
+    with file.open("rb") as stream:
+        block = stream.read(SNIFFED_BYTES)
+        whole = not stream.read(1)
+    text = block.decode("utf-8-sig", errors="replace")
+    return text if whole else text[: text.rfind("\n") + 1] or text
+
+
+# -- JSON --------------------------------------------------------------------------------------------------------
+
+
+def json_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON lines file, or of a file that is one JSON list (which is read whole).
+
+    Raises:
+        DatasetError: a line is no JSON object.
+    """
+    if _beginning(file).lstrip().startswith("["):
+        yield from _json_list(file)
+        return
+    number = 0
+    with file.open(encoding="utf-8-sig", newline="\n") as stream:
+        for line, text in enumerate(stream, start=1):
+            if text.strip():
+                number += 1
+                yield _json_object(file, text, f"row {number} (line {line})")
+
+
+def _json_list(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{file} cannot be read as json: {error}; fix that line") from error
+    for number, value in enumerate(values, start=1):
+        if not isinstance(value, dict):
+            raise DatasetError(f"{file} cannot be read as json: row {number} is no object with columns; correct it")
+        yield value
+
+
+def _json_object(file: Path, text: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DatasetError(
+            f"{file} cannot be read as json: {where}: {error.msg} at character {error.pos + 1}; fix that line "
+            "(one object a line, or one list of objects)"
+        ) from error
+    if not isinstance(value, dict):
+        raise DatasetError(f"{file} cannot be read as json: {where} is no object with columns; correct it")
+    return value
+
+
+def json_schema(file: Path) -> pyarrow.Schema:
+    """Columns and types of all rows: a type that shows late, as of a column that begins with nulls, counts, too."""
+    schema, start = pyarrow.schema([]), 1
+    for documents in batched(json_rows(file)):
+        for name in dict.fromkeys(name for document in documents for name in document):
+            with _one_type(file, name, f"rows {start} to {start + len(documents) - 1}"):
+                values = pyarrow.array([document.get(name) for document in documents])
+                own = pyarrow.schema([(name, values.type)])
+                schema = pyarrow.unify_schemas([schema, own], promote_options="permissive")
+        start += len(documents)
+    return schema
+
+
+@contextlib.contextmanager
+def _one_type(file: Path, column: str, where: str) -> Iterator[None]:
+    try:
+        yield
+    except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise DatasetError(
+            f"{file} cannot be read as json: column {column!r}, {where}: {reason}; write all its values as text, or "
+            "all as numbers"
+        ) from error
