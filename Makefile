@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check bench results fetch wordnet clean
+.PHONY: demo test fuzz check bench results fetch wordnet clean
 
 demo: $(INSTALLED)          ## the main job on a real model: fetch, evaluate, train, evaluate, compare
 	$(BIN)/harness-ext demo
 
 test: $(INSTALLED)          ## every test, with the real model
 	$(BIN)/python -m pytest
+
+fuzz: $(INSTALLED)          ## random cases through hf and through hf-tree, ten minutes; a difference names its seed
+	$(BIN)/python tests/differential/run.py --minutes 10
 
 check: $(INSTALLED)         ## lint, format, types, our own tasks
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ import transformers
 from lm_eval.models.huggingface import HFLM
 
 from harness_ext.models import onednn
+from harness_ext.models.sources import HOME_VARIABLE
 from harness_ext.protocol.datasets import DATA_VARIABLE, SAMPLE, SAMPLE_FOLDER
 
 torch.set_num_threads(1)  # tiny matrices: a second thread only waits
@@ -36,8 +37,9 @@ def _bundled_sample(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """`datasets` caches what it reads; not beside the user's own."""
+    """`datasets` caches what it reads, and we the models that are fetched; not beside the user's own."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(HOME_VARIABLE, str(tmp_path_factory.mktemp("home")))
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets-cache"))
         yield
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
-from harness_ext.cli.parser import Parser
+from harness_ext.cli.parser import USAGE_ERROR, Parser
 from harness_ext.errors import HarnessExtError
 
 
@@ -16,20 +17,22 @@ def parser() -> argparse.ArgumentParser:
     lm_eval_run = Run(argparse.ArgumentParser().add_subparsers())
     made = Parser(
         prog="harness-ext eval",
-        usage="harness-ext eval --model_args pretrained=MODEL --tasks TASK [TASK ...] [--adapters DIR ...] [options]",
+        usage="harness-ext eval --model_args pretrained=MODEL --tasks TASK ... [--adapters ADAPTER ...] [options]",
         description="Evaluate a base, then each adapter, in one process. Takes every flag of `lm_eval run`.",
         epilog="examples:\n"
         "  harness-ext eval --model_args pretrained=smollm2-135m-instruct --adapters adapters/sst2 \\\n"
         "      --tasks sst2_choice sst2_generate --output_path results/sst2 --log_samples\n"
-        "  harness-ext eval --model_args peft=adapters/sst2 --tasks sst2_choice    # its base is read from the adapter",
+        "  harness-ext eval --model_args peft=adapters/sst2 --tasks sst2_choice   # its base is read from the adapter\n"
+        "  harness-ext eval --adapters 'adapters/*' me/my-adapter@v1 --tasks sst2_choice --output_path results/all",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[lm_eval_run._parser],
         add_help=False,
         conflict_handler="resolve",
     )
     made.add_argument(
-        "--adapters", nargs="+", default=[], metavar="DIR", help="adapter folders, evaluated after the base"
-    )
+        "--adapters", nargs="+", default=[], metavar="ADAPTER", help="evaluated after the base: folders, patterns of "
+        "folders ('adapters/*'), or Hub ids (org/name, org/name@revision)",
+    )  # fmt: skip
     made.set_defaults(run=run, model=None)  # DEFAULT_MODEL, unless a --config names one
     return made
 
@@ -40,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
     from lm_eval.utils import handle_non_serializable, make_table
 
     from harness_ext.engine.evaluate import DEFAULT_MODEL, report_to_trackers, run
+    from harness_ext.engine.isolation import one_line
 
     flags = {name: value for name, value in vars(options).items() if name not in ("run", "adapters", "func")}
     try:
@@ -48,19 +52,29 @@ def run(options: argparse.Namespace) -> int:
         config = EvaluatorConfig.from_cli(argparse.Namespace(**flags))
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise HarnessExtError(f"eval: {str(error).splitlines()[0]}") from error
-    done = []
-    for variant in run(config, adapters=options.adapters):
-        if not variant.results:
-            continue
-        report_to_trackers(config, variant)
-        if config.show_config:
-            shown = {name: value for name, value in variant.results.items() if name != "samples"}
-            print(json.dumps(shown, indent=2, default=handle_non_serializable, ensure_ascii=False))
-        print(f"\n{variant.variant.name}: {config.model} {variant.results['config']['model_args']}")
-        print(make_table(variant.results))
-        if "groups" in variant.results:
-            print(make_table(variant.results, "groups"))
-        done.append(variant)
-    if len(done) > 1 and config.output_path and config.log_samples:
+    failures: dict[str, list[str]] = {}  # one line -> the variants it is about
+    written = []
+    try:
+        for done in run(config, adapters=options.adapters):
+            for name, reason in done.failures.items():
+                failures.setdefault(f"{name}: {reason}", []).append(done.variant.name)
+            if not done.results:
+                continue
+            if config.show_config:
+                shown = {name: value for name, value in done.results.items() if name != "samples"}
+                print(json.dumps(shown, indent=2, default=handle_non_serializable, ensure_ascii=False))
+            print(f"\n{done.variant.name}: {config.model} {done.results['config']['model_args']}")
+            print(make_table(done.results))
+            if "groups" in done.results:
+                print(make_table(done.results, "groups"))
+            written.append(done)
+            try:
+                report_to_trackers(config, done)
+            except Exception as error:  # whatever wandb or trackio raises
+                failures.setdefault(f"not reported: {one_line(error)}", []).append(done.variant.name)
+    finally:
+        for line, variants in failures.items():
+            print(f"harness-ext: failed for {', '.join(variants)}: {line}", file=sys.stderr)
+    if len(written) > 1 and config.output_path and config.log_samples:
         print(f"next: harness-ext compare {config.output_path}")
-    return 0
+    return USAGE_ERROR if failures else 0

@@ -15,7 +15,10 @@ def parser() -> argparse.ArgumentParser:
         "  harness-ext fetch smollm2-135m-instruct",
     )  # fmt: skip
     made.add_argument("name", metavar="NAME", help="smollm2-135m-instruct")
-    made.add_argument("--output", default="models/", metavar="DIR", help="where model folders go (default: models/)")
+    made.add_argument(
+        "--output", metavar="DIR", help="where model folders go (default: models/ where the model is there already, "
+        "else HARNESS_EXT_HOME or ~/.cache/harness_ext, where every command finds it)",
+    )  # fmt: skip
     return made
 
 

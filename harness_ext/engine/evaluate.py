@@ -10,13 +10,15 @@ runs, and add the key `harness_ext` to each results file.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,29 +32,25 @@ from lm_eval.config.evaluate_config import EvaluatorConfig
 from lm_eval.loggers import EvaluationTracker, TrackioLogger, WandbLogger
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from lm_eval.utils import handle_non_serializable
 
 import harness_ext
-from harness_ext.engine.lm import TreeLM, record_key
+from harness_ext.engine.isolation import Failures, evaluate_isolated
+from harness_ext.engine.lm import RequestKey, TreeLM
+from harness_ext.engine.variants import PeftHost, Variant, base_and_adapters, probe_prompts, with_embedded_tokens
+from harness_ext.engine.writing import write_results
 from harness_ext.errors import AdapterError, ModelError, TaskError, suggest
-from harness_ext.models.adapters import WEIGHTS_FILE, AdapterSwitch, check_adapter, find_base, read_card
-from harness_ext.models.sources import resolve_model
+from harness_ext.models.adapters import CONFIG_FILE, WEIGHTS_FILE, find_base, read_card
+from harness_ext.models.sources import check_is_plain, resolve_model, weights_sha256
 from harness_ext.models.torch_setup import choose_device, choose_dtype
 from harness_ext.protocol import datasets
 from harness_ext.protocol.fingerprint import PROMPT_FIELDS, Fingerprint, differing_fields, fingerprint
-from harness_ext.protocol.render import PromptSettings, load_tasks
+from harness_ext.protocol.render import PromptSettings, check_askable, check_chat_template, load_tasks
+from harness_ext.protocol.ties import MOST_TIED, tied_choices
+from harness_ext.protocol.token_settings import check_appends_nothing, token_settings
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "hf-tree"
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One thing to evaluate: the base, or the base with an adapter."""
-
-    name: str
-    adapter: str | None
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,7 @@ class VariantResults:
     variant: Variant
     results: Mapping[str, Any]  # as in `results_*.json`, the logged samples under "samples" when asked for
     folder: Path | None  # where they were written
+    failures: Mapping[str, str] = field(default_factory=dict)  # task -> why it has no results, or not all of its files
 
 
 def evaluate(
@@ -82,7 +81,7 @@ def evaluate(
         settings: any field of lm-eval's `EvaluatorConfig`: `limit`, `num_fewshot`, `output_path`, `log_samples`, ...
 
     Returns:
-        One entry for the base and one for each adapter, in that order.
+        One entry for the base and one for each adapter, in that order; tasks that failed stand in `failures`.
 
     Raises:
         HarnessExtError: one line on what is wrong.
@@ -96,7 +95,11 @@ def evaluate(
             f"evaluate knows no setting {unknown[0]!r}{suggest(unknown[0], known)}; see lm-eval's EvaluatorConfig"
         )
     config = EvaluatorConfig(model=model, model_args=model_args, tasks=list(tasks), **settings)._configure()
-    return list(run(config, adapters=adapters))
+    done = list(run(config, adapters=adapters))
+    for each in done:
+        for name, reason in each.failures.items():
+            logger.error("%s, %s: %s", each.variant.name, name, reason)
+    return done
 
 
 def run(config: EvaluatorConfig, *, adapters: Sequence[str | Path] = ()) -> Iterator[VariantResults]:
@@ -117,47 +120,41 @@ def run(config: EvaluatorConfig, *, adapters: Sequence[str | Path] = ()) -> Iter
             raise ModelError(f"--adapters needs --model hf; give {config.model} its adapter in --model_args")
         manager, tasks = load_tasks(config.tasks, include_path=include_path, metadata=config.metadata)
         lm = model_class.create_from_arg_obj(config.model_args, _loading(config))
-        yield _evaluate_variant(config, lm, Variant(config.model, None), manager, tasks)
+        yield _evaluate_variant(config, lm, Variant(config.model), manager, tasks, {})
         return
-    only = config.model_args.pop("peft", None)
-    variants = [Variant("base", None)] if only is None else []
-    variants += [Variant(name, folder) for name, folder in _named([only] if only else [], adapters)]
-    base = _resolve_base(config.model_args, [v.adapter for v in variants if v.adapter])
+    variants = base_and_adapters(adapters, only=config.model_args.pop("peft", None))
+    base = _resolve_base(config.model_args, [variant for variant in variants if variant.adapter])
     manager, tasks = load_tasks(config.tasks, include_path=include_path, metadata=config.metadata)
     lm = _load(model_class, config, base)
-    switch = AdapterSwitch(lm.model, merge=isinstance(lm, TreeLM) and lm.merge)
+    check_is_plain(lm.model, base)
+    if lm.backend == "causal":
+        check_appends_nothing(lm.tokenizer, base, add_bos_token=lm.add_bos_token)
+    host = PeftHost(
+        lm,
+        base,
+        prompts=probe_prompts(_leaves(tasks), _prompt_settings(config), lm),
+        tokenizer_is_given=config.model_args.get("tokenizer") is not None,
+        uses_chat_template=bool(config.apply_chat_template),
+    )
     for variant in variants:
-        if variant.adapter is not None:
-            switch.attach(variant.adapter, base=base)
-        switch.activate(variant.adapter)
-        lm._model, lm.peft = switch.model, variant.adapter
-        yield _evaluate_variant(config, lm, variant, manager, tasks)
+        with host.active(variant) as tokenizer_notes:
+            yield _evaluate_variant(config, lm, variant, manager, tasks, tokenizer_notes)
 
 
-def _named(only: Sequence[str], adapters: Sequence[str | Path]) -> list[tuple[str, str]]:
-    """Name adapters by their folders, with the parent's name where two are alike."""
-    folders = [str(folder).rstrip("/") for folder in (*only, *adapters)]
-    for folder in folders:
-        check_adapter(folder)
-    if twice := {folder for folder in folders if folders.count(folder) > 1}:
-        raise AdapterError(f"{twice.pop()} is named twice; name each adapter once")
-    short = [Path(folder).resolve().name for folder in folders]
-    return [
-        (name if short.count(name) == 1 and name != "base" else str(Path(folder)), folder)
-        for name, folder in zip(short, folders, strict=True)
-    ]
+def _leaves(tasks: Sequence[Task | Group]) -> list[Task]:
+    return [leaf for task in tasks for leaf in (task.get_all_tasks() if isinstance(task, Group) else [task])]
 
 
-def _resolve_base(model_args: Mapping[str, Any], adapters: Sequence[str]) -> str:
+def _resolve_base(model_args: Mapping[str, Any], adapters: Sequence[Variant]) -> str:
     if named := model_args.get("pretrained"):
         return resolve_model(str(named))
     if not adapters:
         raise ModelError("no model is named; add --model_args pretrained=MODEL (or peft=ADAPTER)")
-    bases = {adapter: find_base(adapter) for adapter in adapters}
+    bases = {str(variant.adapter): find_base(variant.folder or str(variant.adapter)) for variant in adapters}
     if len(set(bases.values())) > 1:
         listed = ", ".join(f"{adapter} on {base}" for adapter, base in bases.items())
         raise AdapterError(f"these adapters belong to different bases: {listed}; evaluate them in separate runs")
-    return resolve_model(bases[adapters[0]])
+    return resolve_model(next(iter(bases.values())))
 
 
 def _loading(config: EvaluatorConfig) -> dict[str, Any]:
@@ -183,22 +180,28 @@ def _load(model_class: type[HFLM], config: EvaluatorConfig, base: str) -> HFLM:
 
 
 def _evaluate_variant(
-    config: EvaluatorConfig, lm: LM, variant: Variant, manager: TaskManager, tasks: list[Task | Group]
+    config: EvaluatorConfig,
+    lm: LM,
+    variant: Variant,
+    manager: TaskManager,
+    tasks: list[Task | Group],
+    tokenizer_notes: Mapping[str, str],
 ) -> VariantResults:
+    """Ask and score all tasks, and write what went well; one that fails is named in `failures`."""
+    _check_settings(config, lm)
     model_args = {**config.model_args, **({"peft": variant.adapter} if variant.adapter else {})}
     tracker = EvaluationTracker(**{**config.hf_hub_log_args, "output_path": config.output_path})
     started = time.monotonic()
-    results = lm_eval.simple_evaluate(
+    simple_evaluate = functools.partial(
+        lm_eval.simple_evaluate,
         model=lm,
         model_args=model_args,
-        tasks=tasks,
         task_manager=manager,
-        use_cache=_cache_file(config.use_cache, lm, model_args),
+        use_cache=_cache_file(config.use_cache, lm, model_args, variant),
         evaluation_tracker=tracker,
         cache_requests=config.cache_requests.get("cache_requests", False),
         rewrite_requests_cache=config.cache_requests.get("rewrite_requests_cache", False),
         delete_requests_cache=config.cache_requests.get("delete_requests_cache", False),
-        gen_kwargs=copy.deepcopy(config.gen_kwargs),
         **{
             name: getattr(config, name)
             for name in (
@@ -209,23 +212,100 @@ def _evaluate_variant(
         },
         **_seeds(config),
     )  # fmt: skip
+    results, failures = evaluate_isolated(
+        lambda some: with_embedded_tokens(
+            lm, lambda: simple_evaluate(tasks=list(some), gen_kwargs=copy.deepcopy(config.gen_kwargs))
+        ),
+        tasks,
+        lm,
+        explain=lambda task: check_askable(task, _prompt_settings(config)),
+    )
     if results is None:  # not the first of several processes
         return VariantResults(variant, {}, None)
     results["config"]["model"] = config.model
-    leaves = [leaf for task in tasks for leaf in (task.get_all_tasks() if isinstance(task, Group) else [task])]
     if isinstance(lm, TreeLM):
-        _add_generation_records(results.get("samples", {}), lm)
-    results["harness_ext"] = _our_key(config, lm, variant, leaves, seconds=time.monotonic() - started)
-    return VariantResults(variant, results, _write(config, tracker, results))
+        for name, samples in results.get("samples", {}).items():
+            with failures.catching(name, "no finish reasons in its samples: "):
+                _add_generation_records({name: samples}, lm, config.samples)
+    _warn_of_ties(results.get("samples", {}))
+    seconds = time.monotonic() - started
+    scored = [leaf for leaf in _leaves(tasks) if leaf.task_name in results["configs"]]
+    ours = _key_of_each(
+        lambda some: _our_key(config, lm, variant, some, tokenizer_notes, seconds=seconds), scored, failures
+    )
+    if ours is not None:
+        results["harness_ext"] = ours
+    folder = None
+    if config.output_path:
+        with failures.catching("the results"):
+            folder = write_results(tracker, results, failures, log_samples=config.log_samples)
+    return VariantResults(variant, results, folder, failures)
 
 
-def _add_generation_records(samples: Mapping[str, list[dict[str, Any]]], lm: TreeLM) -> None:
-    """Put finish reason and token counts into the logged samples, which lm-eval does not keep."""
-    for logged in samples.values():
+def _warn_of_ties(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Warn of tasks whose choices score alike in most documents: their accuracy is the share of the first label."""
+    for task, logged in samples.items():
+        share = tied_choices(logged)
+        if share is not None and share > MOST_TIED:
+            logger.warning(
+                "%s: the best choices tie in %.0f %% of the documents; check the tokenizer", task, 100 * share
+            )
+
+
+def _check_settings(config: EvaluatorConfig, lm: LM) -> None:
+    """Raise for what no task could be evaluated with."""
+    if config.limit is not None and config.limit <= 0:
+        raise TaskError(f"--limit must be positive, got {config.limit}")
+    if isinstance(lm, HFLM):
+        check_chat_template(lm, config.apply_chat_template)
+
+
+def _key_of_each(
+    our_key: Callable[[Sequence[Task]], dict[str, Any]], tasks: Sequence[Task], failures: Failures
+) -> dict[str, Any] | None:
+    """What we add to a results file, for the tasks that it can be told of; None when it can be told of none."""
+    with contextlib.suppress(Exception):
+        return our_key(tasks)
+    good = []
+    for task in tasks:
+        with failures.catching(task.task_name, "no fingerprint in its results: "):
+            our_key([task])
+            good.append(task)
+    return our_key(good) if good else None
+
+
+def _add_generation_records(
+    samples: Mapping[str, list[dict[str, Any]]], lm: TreeLM, selected: Mapping[str, Sequence[int]] | None
+) -> None:
+    """Put finish reason and token counts of the scored response into the logged samples; lm-eval keeps neither.
+
+    Where a document was answered several times, all records stand under `generations` besides.
+
+    Args:
+        samples: by task, as logged.
+        lm: which generated.
+        selected: documents that `--samples` chose: lm-eval logs their numbers and asks by their places.
+    """
+    for task, logged in samples.items():
+        chosen = list((selected or {}).get(task, ()))
         for sample in logged:
-            found = [lm.generation_records.get(record_key(*arguments)) for arguments in sample["arguments"]]
-            if record := next((record for record in found if record is not None), None):
-                sample.update(record._asdict())
+            doc = chosen.index(sample["doc_id"]) if chosen else sample["doc_id"]
+            for idx in range(len(sample["arguments"])):
+                if records := lm.generation_records.get(RequestKey(task, doc, idx)):
+                    sample.update(records[_scored(sample, idx, len(records))]._asdict())
+                    if len(records) > 1:
+                        sample["generations"] = [record._asdict() for record in records]
+                    break
+
+
+def _scored(sample: Mapping[str, Any], idx: int, repeats: int) -> int:
+    """Which of a document's repeated responses was scored: the first that the filters' answer is made of."""
+    answers = sample["resps"][idx][:repeats]
+    scored = sample["filtered_resps"][idx] if idx < len(sample["filtered_resps"]) else None
+    matches = [
+        number for number, answer in enumerate(answers) if isinstance(scored, str) and scored.strip() == answer.strip()
+    ]
+    return matches[0] if matches else 0
 
 
 def _seeds(config: EvaluatorConfig) -> dict[str, int | None]:
@@ -233,36 +313,49 @@ def _seeds(config: EvaluatorConfig) -> dict[str, int | None]:
     return dict(zip(names, config.seed or [None] * 4, strict=True))
 
 
-def _cache_file(prefix: str | None, lm: LM, model_args: Mapping[str, Any]) -> str | None:
+def _cache_file(prefix: str | None, lm: LM, model_args: Mapping[str, Any], variant: Variant) -> str | None:
     """A response cache of its own for each model, adapter and dtype: lm-eval keys responses by the request alone."""
     if prefix is None:
         return None
     identity = json.dumps({**model_args, "class": type(lm).__name__}, sort_keys=True, default=str)
-    if adapter := model_args.get("peft"):
-        identity += hashlib.sha256((Path(adapter) / "adapter_model.safetensors").read_bytes()).hexdigest()
-    return f"{prefix}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    identity += weights_sha256(str(model_args.get("pretrained"))) or ""
+    if variant.folder is not None:
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            identity += hashlib.sha256((variant.folder / name).read_bytes()).hexdigest()
+    return f"{Path(prefix).expanduser()}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
-def _our_key(
-    config: EvaluatorConfig, lm: LM, variant: Variant, tasks: Sequence[Task], *, seconds: float
-) -> dict[str, Any]:
-    settings = PromptSettings(
+def _prompt_settings(config: EvaluatorConfig) -> PromptSettings:
+    return PromptSettings(
         num_fewshot=config.num_fewshot,
         apply_chat_template=config.apply_chat_template,
         fewshot_as_multiturn=config.fewshot_as_multiturn,
         system_instruction=config.system_instruction,
         **({"fewshot_seed": config.seed[3]} if config.seed else {}),
     )
+
+
+def _our_key(
+    config: EvaluatorConfig,
+    lm: LM,
+    variant: Variant,
+    tasks: Sequence[Task],
+    tokenizer_notes: Mapping[str, str],
+    *,
+    seconds: float,
+) -> dict[str, Any]:
+    settings = _prompt_settings(config)
     template_of = lm if isinstance(lm, HFLM) else None
     prints = {task.task_name: fingerprint(task, settings, template_of) for task in tasks}
-    if variant.adapter is not None:
-        _warn_of_other_prompts(variant.adapter, prints)
+    if variant.folder is not None:
+        _warn_of_other_prompts(variant.folder, prints)
     return {
         "version": harness_ext.__version__,
         "variant": variant.name,
         "base": config.model_args.get("pretrained"),
         "adapter": variant.adapter,
-        "card": _card(variant.adapter),
+        "card": _card(variant.folder),
+        "token_settings": {**token_settings(config.model_args), **tokenizer_notes},
         "fingerprints": {name: each.digest for name, each in prints.items()},
         "fingerprint_fields": {name: each.fields for name, each in prints.items()},
         "sample_data": any(
@@ -274,15 +367,15 @@ def _our_key(
     }
 
 
-def _card(adapter: str | None) -> dict[str, Any] | None:
+def _card(folder: Path | None) -> dict[str, Any] | None:
     """What an adapter's card says, and the size of its weights, for whoever compares."""
-    card = None if adapter is None else read_card(adapter)
-    if adapter is None or card is None:
+    card = None if folder is None else read_card(folder)
+    if folder is None or card is None:
         return None
-    return {**asdict(card), "adapter_bytes": (Path(adapter).expanduser() / WEIGHTS_FILE).stat().st_size}
+    return {**asdict(card), "adapter_bytes": (folder / WEIGHTS_FILE).stat().st_size}
 
 
-def _warn_of_other_prompts(adapter: str, prints: Mapping[str, Fingerprint]) -> None:
+def _warn_of_other_prompts(adapter: Path, prints: Mapping[str, Fingerprint]) -> None:
     """Warn when a task asks an adapter about its own data in other words than it was trained with."""
     card = read_card(adapter)
     if card is None:
@@ -314,24 +407,3 @@ def report_to_trackers(config: EvaluatorConfig, done: VariantResults) -> None:
         if config.log_samples:
             tracker.log_eval_samples(done.results["samples"])
         tracker.run.finish() if hasattr(tracker, "run") else tracker.finish()
-
-
-def _write(config: EvaluatorConfig, tracker: EvaluationTracker, results: dict[str, Any]) -> Path | None:
-    """Let lm-eval write its files; returns their folder."""
-    if not config.output_path:
-        return None
-    written = {name: value for name, value in results.items() if name != "samples"}
-    samples = results.get("samples")
-    # lm-eval swallows whatever goes wrong here, so prove first that the results can be written.
-    json.dumps(written, default=handle_non_serializable)
-    tracker.save_results_aggregated(results=written, samples=samples if config.log_samples else None)
-    if config.log_samples and samples:
-        for task in results["configs"]:
-            tracker.save_results_samples(task_name=task, samples=samples[task])
-    path = Path(config.output_path)
-    folder = path.parent if path.suffix == ".json" else path / str(tracker.general_config_tracker.model_name_sanitized)
-    if not any(
-        folder.glob(f"*results_{tracker.date_id}.json" if path.suffix != ".json" else f"*{tracker.date_id}.json")
-    ):
-        raise TaskError(f"results could not be written to {folder}; check permissions and disk space")
-    return folder

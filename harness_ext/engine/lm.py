@@ -27,7 +27,7 @@ from harness_ext.engine.decoding import (
 from harness_ext.engine.generation import Generated, TreeDecoder
 from harness_ext.engine.scoring import NanLogits, ScoredContinuation, score_continuations
 from harness_ext.errors import ModelError
-from harness_ext.models.attach import AttachedAdapter, attach
+from harness_ext.models.attach import attach
 from harness_ext.models.fast_paths import use_fast_paths
 from harness_ext.models.forward import LOW_PRECISION_TOLERANCE, SUPPORT_TOLERANCE, TokenPair, why_no_trees
 
@@ -77,31 +77,22 @@ class TreeLM(HFLM):
         pack_tokens: int = PACK_TOKENS,
         cache_tokens: int = CACHE_TOKENS,
         merge: bool = False,
+        peft: str | None = None,
         **kwargs: Any,
     ) -> None:
-        self.merge = merge  # loading the model asks for it
         super().__init__(*args, **kwargs)
+        self._model.requires_grad_(False)
         use_fast_paths(self.model)
+        self.merge = merge
         self.pack_tokens = int(pack_tokens)
         self.cache_tokens = int(cache_tokens)
         self.generation_records: dict[RequestKey, list[GenerationRecord]] = {}  # one for each repeat
         self._reasons: dict[str, str | None] = {}  # why the model as it stands takes no trees
         self._longest_checked = 0  # tokens: a longer sequence may be longer than a sliding window
         self._warnings: set[str] = set()
-
-    def _create_model(self, *args: Any, peft: str | None = None, **kwargs: Any) -> None:
-        """Load the base as `hf` does, and put the adapter on it as `harness-ext eval` does."""
-        super()._create_model(*args, **kwargs)
-        self._model.requires_grad_(False)
-        if peft is not None:
-            attached: AttachedAdapter = attach(
-                self._model,
-                peft,
-                base=str(args[0] if args else kwargs["pretrained"]),
-                tokenizer=self.tokenizer,
-                merge=self.merge,
-            )
-            self._model = attached.model
+        if peft is not None:  # `hf` would tie weights again afterwards, and lose a trained head
+            attached = attach(self._model, peft, base=str(self.pretrained), tokenizer=self.tokenizer, merge=merge)
+            self._model, self.peft = attached.model, peft
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warnings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from lm_eval.models.utils import configure_pad_token
 from transformers import AutoTokenizer
 
 from harness_ext.engine.lm import TreeLM
-from harness_ext.errors import AdapterError, ModelError
+from harness_ext.errors import AdapterError, ModelError, TaskError
 from harness_ext.models.adapters import adapter_folder, check_adapter, expand_adapters
 from harness_ext.models.attach import BaseProof, attach, works_on_some_tokens_only
 from harness_ext.protocol.render import PromptSettings, render
@@ -94,7 +94,14 @@ class PeftHost:
         self._model = lm.model
         self._tokenizer_is_given = tokenizer_is_given
         self._uses_chat_template = uses_chat_template
-        self._proof = BaseProof.of(lm.model, _encoded(lm, prompts))
+        try:
+            self._proof = BaseProof.of(lm.model, _encoded(lm, prompts))
+        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ModelError(
+                f"{base} cannot answer a prompt of the tasks ({type(error).__name__}: {reason:.200}); check the model "
+                "and its configuration"
+            ) from error
 
     @contextmanager
     def active(self, variant: Variant) -> Iterator[Mapping[str, str]]:
@@ -207,9 +214,13 @@ def _encoded(lm: HFLM, prompts: Sequence[str]) -> list[list[int]]:
 
 
 def probe_prompts(tasks: Sequence[Task], settings: PromptSettings, lm: HFLM) -> list[str]:
-    """Prompts of the first documents of the first tasks, as they will be asked."""
-    prompts = []
+    """Prompts of the first documents of the first tasks; none of a task that cannot be rendered."""
+    prompts: list[str] = []
     for task in tasks[:PROBED_TASKS]:
-        rendered = render(task, list(islice(task.eval_docs, PROBED_DOCS)), settings, lm)
-        prompts += [each.context or each.continuation for each in rendered]
+        docs = list(islice(task.eval_docs, PROBED_DOCS))
+        if task.OUTPUT_TYPE == "loglikelihood_rolling":
+            prompts += [str(task.doc_to_target(doc)) for doc in docs]
+            continue
+        with suppress(TaskError):  # evaluating it says what is wrong
+            prompts += [each.context or each.continuation for each in render(task, docs, settings, lm)]
     return prompts

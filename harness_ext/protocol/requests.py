@@ -45,6 +45,8 @@ class ComposedTask(ConfigurableTask):
     def _ask_instead(self, doc: Doc, context: str, question: str) -> str:
         """The document's prompt with another question in place of its own."""
         own = self.doc_to_text(doc)
+        if not own:
+            raise TaskError(f"task {self.task_name!r} has a document without a question; give doc_to_text a text")
         before, found, after = context.rpartition(own)
         if not found:
             raise TaskError(

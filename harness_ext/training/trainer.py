@@ -35,11 +35,10 @@ from harness_ext.folders import replacing_folder
 from harness_ext.models.adapters import AdapterCard, hub_name, save_adapter
 from harness_ext.models.fast_paths import use_fast_paths
 from harness_ext.models.forward import why_no_trees
-from harness_ext.models.sources import resolve_model, weights_sha256
+from harness_ext.models.sources import check_is_plain, resolve_model, weights_sha256
 from harness_ext.models.torch_setup import choose_device, choose_dtype
 from harness_ext.protocol import datasets
 from harness_ext.protocol.fingerprint import Fingerprint, fingerprint
-from harness_ext.protocol.own_tasks import own_task_folders
 from harness_ext.protocol.render import load_task, training_docs
 from harness_ext.protocol.token_settings import check_appends_nothing
 from harness_ext.training.batches import Collator, ExampleSet, GroupedBatches, build_examples, group_by_prefix
@@ -93,7 +92,7 @@ def train_adapter(recipe: Recipe, *, resume: bool = False, overwrite: bool = Fal
     with processes.main_process_first():
         workspace = claim_workspace(output, recipe.output, resume=resume, overwrite=overwrite)
     base = resolve_model(recipe.model)
-    task = load_task(recipe.task, include_path=[*own_task_folders([recipe.task]), *recipe.include_paths])
+    task = load_task(recipe.task, include_path=recipe.include_paths)
     docs = training_docs(task)
     set_seed(recipe.seed)
     model, tokenizer = _load_base(base, recipe)
@@ -141,6 +140,7 @@ def _load_base(base: str, recipe: Recipe) -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_pretrained(
             base, revision=recipe.revision, dtype=dtype, quantization_config=quantization_config
         )
+        check_is_plain(model, recipe.model)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"base {recipe.model!r} cannot be loaded: {_first_line(error):.200}; check --model") from error
     if quantised:

@@ -15,12 +15,20 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFWriter, TokenType
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness_ext.errors import FetchError, ModelError
 from harness_ext.models import sources
-from harness_ext.models.sources import fetch_model, resolve_model, weights_sha256
+from harness_ext.models.sources import (
+    check_is_plain,
+    fetch_model,
+    packaged_model_folder,
+    packaged_models_folder,
+    resolve_model,
+    weights_sha256,
+)
 
 NAME = "tiny-llama"
 REPOSITORY = Path(__file__).parents[2]
@@ -310,11 +318,91 @@ class TestResolve:
 
     def test_packaged_name(self, index: FakeIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        for model in (NAME, f"models/{NAME}"):
-            with pytest.raises(ModelError, match=f"run `harness-ext fetch {NAME}`"):
-                resolve_model(model)
+        with pytest.raises(ModelError, match=f"run `harness-ext fetch {NAME}`"):
+            resolve_model(NAME)
+        with pytest.raises(ModelError, match=f"run `harness-ext fetch {NAME} --output models`"):
+            resolve_model(f"models/{NAME}")
+        fetch_model(NAME, "models")
+        assert resolve_model(NAME) == resolve_model(f"models/{NAME}") == f"models/{NAME}"
+
+    @pytest.mark.parametrize("with_weights", [True, False])
+    def test_a_model_with_an_adapter_is_no_base(self, folder: Path, with_weights: bool) -> None:
+        """transformers loads such an adapter by itself, and the "base" would not be the base."""
+        (folder / "adapter_config.json").write_text("{}")
+        if with_weights:
+            save_file({"a": torch.zeros(1)}, folder / "adapter_model.safetensors")
+        with pytest.raises(ModelError, match=r"holds a model .* and an adapter .*; move adapter_config.json") as caught:
+            resolve_model(str(folder))
+        assert str(folder) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+class TestUserCache:
+    """One copy of a packaged model for all projects; a project's own `models/` goes first."""
+
+    @pytest.fixture(autouse=True)
+    def _elsewhere(self, index: FakeIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "project").mkdir()
+        (tmp_path / "other").mkdir()
+        monkeypatch.setenv("HARNESS_EXT_HOME", str(tmp_path / "home"))
+        monkeypatch.chdir(tmp_path / "project")
+
+    @pytest.mark.parametrize(
+        ("home", "xdg", "expected"),
+        [
+            ("/own", "/caches", "/own/models"),
+            ("~/own", "/caches", "/me/own/models"),
+            ("", "/caches", "/caches/harness_ext/models"),
+            ("", "relative", "/me/.cache/harness_ext/models"),  # as the XDG specification has it
+            ("", "", "/me/.cache/harness_ext/models"),
+        ],
+    )
+    def test_where_it_is(self, home: str, xdg: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in (("HOME", "/me"), ("HARNESS_EXT_HOME", home), ("XDG_CACHE_HOME", xdg)):
+            monkeypatch.setenv(name, value)
+        assert packaged_models_folder() == Path(expected)
+
+    def test_a_model_is_fetched_once_for_all_folders(
+        self, index: FakeIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = fetch_model(NAME)
+        assert folder == tmp_path / "home" / "models" / NAME
+        monkeypatch.chdir(tmp_path / "other")
+        assert fetch_model(NAME) == packaged_model_folder(NAME) == folder
+        assert resolve_model(NAME) == str(folder)
+        assert index.downloads == 1
+        assert not list(Path().iterdir())
+
+    def test_models_here_goes_first(self, index: FakeIndex, tmp_path: Path) -> None:
         fetch_model(NAME)
-        assert resolve_model(NAME) == f"models/{NAME}"
+        here = fetch_model(NAME, "models")
+        assert index.downloads == 2  # asked for by --output
+        assert here == Path("models") / NAME
+        assert fetch_model(NAME) == packaged_model_folder(NAME) == here
+        assert resolve_model(NAME) == str(here)
+
+    def test_a_damaged_copy_here_is_not_taken_for_fetched(self, index: FakeIndex, tmp_path: Path) -> None:
+        truncate(fetch_model(NAME, "models") / "model.safetensors")
+        assert fetch_model(NAME) == tmp_path / "home" / "models" / NAME
+
+    def test_other_names(self) -> None:
+        Path("models/mine").mkdir(parents=True)
+        assert packaged_model_folder("mine") == Path("models/mine")
+        assert packaged_model_folder("yours") is None
+
+
+def test_a_loaded_model_with_an_adapter_is_not_plain(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """What a Hub repository with an adapter beside the model comes to; oracle: transformers itself."""
+    both = tmp_path / "both"
+    shutil.copytree(tiny_model_folder, both)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
+    check_is_plain(model, "org/plain")
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], base_model_name_or_path=str(both))
+    get_peft_model(model, config).save_pretrained(both)
+    loaded = AutoModelForCausalLM.from_pretrained(both)
+    assert any("lora" in name for name, _ in loaded.named_parameters())
+    with pytest.raises(ModelError, match="org/both holds a model and an adapter"):
+        check_is_plain(loaded, "org/both")
 
 
 class TestWeightsSha256:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
+from lm_eval.api.group import Group
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
@@ -315,6 +316,75 @@ def test_tags_groups_and_patterns_load_all_their_tasks(tmp_path: Path) -> None:
     assert names("two", "sst2_choice*") == ["two", "sst2_choice", "sst2_choice_5shot", "sst2_choice_calibrated"]
     with pytest.raises(TaskError, match="more than one task"):
         load_task("pair_tag", include_path=[tmp_path])
+
+
+class TestNamedTwice:
+    """A task runs once, whatever names, patterns, paths, tags and groups ask for it."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        base = Path(__file__).parents[2] / "tasks" / "sst2" / "_sst2.yaml"
+        common = "output_type: multiple_choice\ndoc_to_choice: choices\ndoc_to_target: label\n"
+        for name in ("one", "two", "three"):
+            tags = "tag: [odd, all]\n" if name != "two" else "tag: all\n"
+            (tmp_path / f"{name}.yaml").write_text(f"include: {base}\ntask: {name}\n{tags}{common}")
+        mean = "aggregate_metric_list: [{metric: acc}]\n"
+        (tmp_path / "early.yaml").write_text(f"group: early\ntask: [one, two]\n{mean}")
+        (tmp_path / "late.yaml").write_text(f"group: late\ntask: [two, three]\n{mean}")
+        (tmp_path / "outer.yaml").write_text("group: outer\ntask: [early, three]\n")
+        (tmp_path / "other.yaml").write_text("group: other\ntask: [{task: one, description: Think.}]\n")
+        monkeypatch.chdir(tmp_path)
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        ("asked", "expected"),
+        [
+            (["one", "one"], ["one"]),
+            (["one", "o*e"], ["one"]),
+            (["one.yaml", "one"], ["one"]),
+            (["one", "./one.yaml", "FOLDER/one.yaml"], ["one"]),
+            (["odd", "all"], ["one", "three", "two"]),
+            (["odd", "one"], ["one", "three"]),
+            (["early", "one"], ["early"]),
+            (["one", "early"], ["early"]),
+            (["early", "two.yaml", "three"], ["early", "three"]),
+            (["early", "late"], ["early", "late"]),
+            (["early", "early"], ["early"]),
+            (["early", "outer", "one"], ["outer"]),
+            (["late", "outer"], ["late", "outer"]),
+        ],
+    )
+    def test_it_runs_once(self, asked: list[str], expected: list[str], folder: Path) -> None:
+        names = [name.replace("FOLDER", str(folder)) for name in asked]
+        manager, loaded = load_tasks(names, include_path=[folder])
+        assert [getattr(each, "task_name", None) or each.name for each in loaded] == expected
+        tasks = manager.load(loaded)["tasks"]  # what lm-eval makes of it, which refuses a task that is there twice
+        leaves = [each.get_all_tasks() if isinstance(each, Group) else [each] for each in loaded]
+        assert {id(leaf) for some in leaves for leaf in some} == {id(task) for task in tasks.values()}
+
+    def test_its_documents_are_read_once(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        built = []
+        original = ConfigurableTask.download
+        monkeypatch.setattr(
+            ConfigurableTask, "download", lambda task, *a, **k: built.append(task.task_name) or original(task, *a, **k)
+        )
+        load_tasks(["early", "late", "one", "two.yaml", "odd", "outer"], include_path=[folder])
+        assert sorted(built) == ["one", "three", "two"]
+
+    @pytest.mark.parametrize("asked", [["other", "one"], ["one", "other"], ["early", "other"]])
+    def test_a_group_that_changes_a_task_is_not_that_task(self, asked: list[str], folder: Path) -> None:
+        with pytest.raises(TaskError, match=r"'one' names two different tasks \(a group gives it other settings"):
+            load_tasks(asked, include_path=[folder])
+
+    def test_two_files_of_one_name(self, folder: Path) -> None:
+        text = (folder / "one.yaml").read_text()
+        for name, more in (("alike", ""), ("changed", "description: Think.\n")):
+            (folder / name).mkdir()
+            (folder / name / "one.yaml").write_text(text + more)
+        _, loaded = load_tasks(["one", "alike/one.yaml"], include_path=[folder])
+        assert len(loaded) == 1
+        with pytest.raises(TaskError, match=r"'one' names two different tasks \(.*one.yaml and .*one.yaml differ\)"):
+            load_tasks(["one", "changed/one.yaml"], include_path=[folder])
 
 
 def test_settings_are_facts() -> None:

@@ -14,6 +14,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from harness_ext.errors import DatasetError, HarnessExtError, suggest
 from harness_ext.protocol import datasets
+from harness_ext.protocol.checks.findings import Level
 from harness_ext.protocol.checks.settings import DOCUMENTS_HOOK, TASK_KEYS
 from harness_ext.protocol.checks.source import TaskSource
 
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 SAMPLED = 200  # documents that are rendered and scored, spread over the split
 BUILDERS = ("csv", "json", "parquet", "text", "arrow", "xml", "pandas")
+LATER_SPLITS = ("training_split", "fewshot_split")  # evaluation without examples does not read them
 SPLIT_KEYS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
@@ -93,7 +95,9 @@ def note_unloaded(source: TaskSource, error: Exception, *, hub_answers: bool) ->
 def _out_of_reach(source: TaskSource, error: Exception, *, hub_answers: bool) -> bool:
     if isinstance(error, DatasetError):
         kwargs = source.values.get("dataset_kwargs") or {}
-        if kwargs.get("data_files") or kwargs.get("data_dir") or kwargs.get("dataset") not in datasets.CATALOGUE:
+        if kwargs.get("data_files") or kwargs.get("data_dir"):
+            return False
+        if datasets.hub_dataset(str(kwargs.get("dataset"))) is None:
             return False
         try:
             return _resolved(kwargs, source.file).kind == "hub" and not hub_answers
@@ -159,9 +163,10 @@ def check_splits(source: TaskSource, task: ConfigurableTask) -> bool:
         if split is None:
             continue
         if split not in known:
-            source.add("C16", "error", f"{key} {split!r} is not in the data, which has {', '.join(map(str, known))}"
+            level: Level = "warning" if key in LATER_SPLITS else "error"
+            source.add("C16", level, f"{key} {split!r} is not in the data, which has {', '.join(map(str, known))}"
                        f"{suggest(str(split), map(str, known)) or '; name one of them'}", key)  # fmt: skip
-            right = False
+            right = right and level != "error"
         elif not len(known[split]):
             source.add("C15", "error", f"{key} {split!r} has no documents; put at least one there", key)
             right = False

@@ -1,0 +1,217 @@
+"""What fails for one task does not cost the other tasks their results.
+
+```
+all tasks in one call ──raises──> each task alone, with the answers already given ──> the good ones in one call
+```
+
+One call for all tasks shares the prefixes of their prompts, so it stays the way of every run that goes well. Only when
+it raises is each task scored alone, to learn which one is at fault.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import traceback
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.group import Group
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.task import Task
+
+from harness_ext.errors import HarnessExtError, TaskError
+
+logger = logging.getLogger(__name__)
+
+REQUEST_KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
+
+Evaluate = Callable[[Sequence[Task | Group]], dict[str, Any] | None]
+
+
+class Failures(dict[str, str]):
+    """What went wrong, in one line for each name of a task or group; the first reason stays."""
+
+    @contextlib.contextmanager
+    def catching(self, name: str, what: str = "") -> Iterator[None]:
+        """Note whatever is raised in the block, and go on behind it.
+
+        Args:
+            name: of the task.
+            what: what could not be done, where the task itself has not failed.
+        """
+        try:
+            yield
+        except Exception as error:  # whatever a metric, a task's own code or lm-eval raises
+            logger.debug("%s failed", name, exc_info=error)
+            self.setdefault(name, f"{what}{one_line(error)}")
+
+
+def one_line(error: BaseException) -> str:
+    """An error in one line; one that is not ours with its type and the place that raised it."""
+    if isinstance(error, HarnessExtError):
+        return str(error)
+    text = (str(error).splitlines() or [""])[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {text:.240}{place}"
+
+
+def leaves(tasks: Sequence[Task | Group]) -> list[Task]:
+    """The tasks, and those in the groups; each once, whatever groups it is in."""
+    every = [leaf for task in tasks for leaf in (task.get_all_tasks() if isinstance(task, Group) else [task])]
+    return list({leaf.task_name: leaf for leaf in every}.values())
+
+
+def evaluate_isolated(
+    evaluate: Evaluate, tasks: Sequence[Task | Group], lm: LM, *, explain: Callable[[Task], None]
+) -> tuple[dict[str, Any] | None, Failures]:
+    """Evaluate tasks in one call; where it raises, leave out those that fail alone, too.
+
+    With several processes the first error is final: the other ones wait inside lm-eval for this one's answers.
+
+    Args:
+        evaluate: asks and scores tasks by `lm_eval.simple_evaluate`.
+        tasks: loaded tasks and groups.
+        lm: the model that is asked.
+        explain: raises an error that says better why a task has failed, or returns.
+
+    Returns:
+        lm-eval's results of the tasks that went well, and why the others failed.
+
+    Raises:
+        HarnessExtError: no task went well.
+    """
+    everything = leaves(tasks)
+    for leaf in everything:
+        leaf._instances = None  # the answers to these would be another adapter's
+    try:
+        return evaluate(tasks), Failures()
+    except Exception as error:  # whatever a metric, a task's own code or lm-eval raises
+        if len(everything) == 1 or lm.world_size > 1:
+            raise _explained(error, everything, explain) from error
+        logger.debug("evaluating all tasks at once failed", exc_info=error)
+        first = error
+    answers = KeptAnswers(everything)
+    if not answers.has("generate_until") and hasattr(lm, "generation_records"):
+        lm.generation_records.clear()  # of texts that nobody got
+    with answers.served_by(lm):
+        failures = _failing(evaluate, everything, explain)
+        if len(failures) == len(everything):
+            raise _of_all(first, failures) from first
+        try:
+            return _evaluate_good(evaluate, tasks, failures), failures
+        except Exception as error:
+            raise TaskError(f"these tasks fail only together: {one_line(error)}") from error
+
+
+def _failing(evaluate: Evaluate, tasks: Sequence[Task], explain: Callable[[Task], None]) -> Failures:
+    failures = Failures()
+    for task in tasks:
+        with failures.catching(task.task_name):
+            try:
+                evaluate([task])
+            except Exception:
+                explain(task)
+                raise
+    return failures
+
+
+def _evaluate_good(evaluate: Evaluate, tasks: Sequence[Task | Group], failures: Failures) -> dict[str, Any] | None:
+    """The tasks that went well alone, in one call; a group without all of its members has no value of its own."""
+    good = _without(tasks, failures)
+    if groups := [task.name for task in good if isinstance(task, Group)]:
+        with failures.catching(", ".join(groups), "no value for the group: "):
+            return evaluate(good)
+    return evaluate(leaves(good))
+
+
+def _without(tasks: Sequence[Task | Group], failures: Failures) -> list[Task | Group]:
+    """Tasks and groups without those that failed, each task once."""
+    good: dict[str, Task | Group] = {}
+    for task in tasks:
+        if not isinstance(task, Group):
+            if task.task_name not in failures:
+                good[task.task_name] = task
+        elif failed := [leaf.task_name for leaf in task.get_all_tasks() if leaf.task_name in failures]:
+            failures[task.name] = f"no value for the group without {', '.join(failed)}"
+            good |= {_name(member): member for member in _without(list(task), failures)}
+        else:
+            good[task.name] = task
+    return list(good.values())
+
+
+def _name(task: Task | Group) -> str:
+    return str(task.name if isinstance(task, Group) else task.task_name)
+
+
+def _explained(error: Exception, tasks: Sequence[Task], explain: Callable[[Task], None]) -> HarnessExtError:
+    """The error of a run that cannot go on."""
+    for task in tasks:
+        try:
+            explain(task)
+        except HarnessExtError as clearer:
+            return clearer
+    if isinstance(error, HarnessExtError):
+        return error
+    return TaskError(f"{', '.join(task.task_name for task in tasks)} failed: {one_line(error)}")
+
+
+def _of_all(first: Exception, failures: Failures) -> HarnessExtError:
+    """The error of a run in which every task failed: one reason, or each task's."""
+    reasons = set(failures.values())
+    if isinstance(first, HarnessExtError) and reasons == {str(first)}:
+        return first
+    if len(reasons) == 1:
+        return TaskError(f"every task failed: {reasons.pop()}")
+    return TaskError("every task failed: " + "; ".join(f"{name}: {reason}" for name, reason in failures.items()))
+
+
+class KeptAnswers:
+    """What a model has answered, so that it is not asked again when tasks are scored again."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._answers: dict[tuple[str, ...], list[Any]] = defaultdict(list)
+        for task in tasks:
+            for request in task.instances or ():
+                self._answers[_key(request.request_type, request)] += request.resps
+
+    def has(self, kind: str) -> bool:
+        """Whether a kind of request has been answered."""
+        return any(answers for key, answers in self._answers.items() if key[0] == kind)
+
+    @contextlib.contextmanager
+    def served_by(self, lm: LM) -> Iterator[None]:
+        """Let a model answer from here, and keep here what it is asked for the first time."""
+        for kind in REQUEST_KINDS:
+            setattr(lm, kind, partial(self._answer, kind, getattr(lm, kind)))
+        try:
+            yield
+        finally:
+            for kind in REQUEST_KINDS:
+                delattr(lm, kind)
+
+    def _answer(self, kind: str, ask: Callable[..., list[Any]], requests: Sequence[Instance], **options: Any) -> Any:
+        """Answers in request order; a request with several repeats stands as often among the requests."""
+        places, asked_before = [], Counter[tuple[str, ...]]()
+        missing: list[Instance] = []
+        for request in requests:
+            key = _key(kind, request)
+            places.append((key, asked_before[key]))
+            if asked_before[key] >= len(self._answers[key]):
+                missing.append(request)
+            asked_before[key] += 1
+        if missing:
+            for request, answer in zip(missing, ask(missing, **options), strict=True):
+                self._answers[_key(kind, request)].append(answer)
+        return [self._answers[key][number] for key, number in places]
+
+
+def _key(kind: str, request: Instance) -> tuple[str, ...]:
+    """A request's task, document and wording; long texts are not copied."""
+    wording = [part if isinstance(part, str) else repr(part) for part in request.args]
+    return (kind, str(request.task_name), str(request.doc_id), str(request.idx), *wording)
