@@ -17,7 +17,7 @@ from lm_eval.models.utils import configure_pad_token
 from transformers import AutoTokenizer
 
 from harness_ext.engine.lm import TreeLM
-from harness_ext.errors import AdapterError, ModelError, TaskError
+from harness_ext.errors import AdapterError, HarnessExtError, ModelError, TaskError
 from harness_ext.models.adapters import adapter_folder, check_adapter, expand_adapters
 from harness_ext.models.attach import BaseProof, attach, works_on_some_tokens_only
 from harness_ext.protocol.render import PromptSettings, render
@@ -94,14 +94,8 @@ class PeftHost:
         self._model = lm.model
         self._tokenizer_is_given = tokenizer_is_given
         self._uses_chat_template = uses_chat_template
-        try:
+        with _answering(ModelError, base):
             self._proof = BaseProof.of(lm.model, _encoded(lm, prompts))
-        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ModelError(
-                f"{base} cannot answer a prompt of the tasks ({type(error).__name__}: {reason:.200}); check the model "
-                "and its configuration"
-            ) from error
 
     @contextmanager
     def active(self, variant: Variant) -> Iterator[Mapping[str, str]]:
@@ -132,18 +126,20 @@ class PeftHost:
     def _put_on(self, variant: Variant, *, comparable: bool) -> None:
         lm = self._lm
         assert variant.folder is not None
-        attached = attach(
-            self._model,
-            variant.folder,
-            base=self._base,
-            tokenizer=lm.tokenizer,
-            merge=isinstance(lm, TreeLM) and lm.merge,
-            probes=self._proof.probes,
-        )
+        with _answering(AdapterError, str(variant.adapter)):
+            attached = attach(
+                self._model,
+                variant.folder,
+                base=self._base,
+                tokenizer=lm.tokenizer,
+                merge=isinstance(lm, TreeLM) and lm.merge,
+                probes=self._proof.probes,
+            )
+            is_alike = comparable and self._proof.is_answered_alike(attached.model)
         if attached.untrained_tokens:
             listed = ", ".join(map(repr, attached.untrained_tokens[:5]))
             logger.warning("%s has no trained embedding for %s of its tokenizer", variant.name, listed)
-        if comparable and self._proof.is_answered_alike(attached.model):
+        if is_alike:
             if not works_on_some_tokens_only(attached.config):
                 raise AdapterError(
                     f"{variant.adapter} changes nothing: to {len(self._proof.probes)} prompts of the tasks the model "
@@ -175,6 +171,21 @@ class PeftHost:
         reason = " and ".join(reasons)
         logger.warning("%s is evaluated with the tokenizer in its own folder: %s", variant.name, reason)
         return {"tokenizer": "adapter", "reason": reason}
+
+
+@contextmanager
+def _answering(error_class: type[HarnessExtError], name: str) -> Iterator[None]:
+    """Say in one line that a model or adapter cannot answer at all; what is raised inside comes from its own code."""
+    try:
+        yield
+    except HarnessExtError:
+        raise
+    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise error_class(
+            f"{name} cannot answer a prompt of the tasks ({type(error).__name__}: {reason:.200}); check that this "
+            "architecture and adapter work together in transformers and peft"
+        ) from error
 
 
 def with_embedded_tokens(lm: LM, evaluate: Callable[[], T]) -> T:
