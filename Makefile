@@ -28,8 +28,8 @@ bench: $(INSTALLED)         ## hf against hf-tree, TRL against our training, sid
 results: $(INSTALLED)       ## base and shipped adapters on the full evaluation sets -> docs/results.md
 	$(BIN)/python benchmarks/results.py --output docs/results.md
 
-fetch: $(INSTALLED)         ## the small real model -> models/
-	$(BIN)/harness-ext fetch smollm2-135m-instruct
+fetch: $(INSTALLED)         ## the small real model -> models/, where stock lm_eval can be pointed at it
+	$(BIN)/harness-ext fetch smollm2-135m-instruct --output models
 
 wordnet: $(INSTALLED)       ## WordNet for METEOR, into .venv/nltk_data (or the folder that NLTK_DATA names)
 	$(BIN)/python -m harness_ext.wordnet
