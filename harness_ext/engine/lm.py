@@ -88,7 +88,7 @@ class TreeLM(HFLM):
         self.cache_tokens = int(cache_tokens)
         self.generation_records: dict[RequestKey, list[GenerationRecord]] = {}  # one for each repeat
         self._reasons: dict[str, str | None] = {}  # why the model as it stands takes no trees
-        self._longest_checked = 0  # tokens: a longer sequence may be longer than a sliding window
+        self._longest_checked: dict[str, int] = {}  # tokens: a longer sequence may be longer than a sliding window
         self._warnings: set[str] = set()
         if peft is not None:  # `hf` would tie weights again afterwards, and lose a trained head
             attached = attach(self._model, peft, base=str(self.pretrained), tokenizer=self.tokenizer, merge=merge)
@@ -178,8 +178,8 @@ class TreeLM(HFLM):
         """
         key = str(self.peft)
         longest = max(len(pair.context) + len(pair.continuation) for pair in pairs) + new_tokens
-        if key not in self._reasons or (self._reasons[key] is None and longest > self._longest_checked):
-            self._longest_checked = max(self._longest_checked, longest)
+        if key not in self._reasons or (self._reasons[key] is None and longest > self._longest_checked[key]):
+            self._longest_checked[key] = longest
             proven = None in self._reasons.values()  # with another adapter, or with shorter sequences
             self._reasons[key] = why_no_trees(self.model, pairs, longest=longest, proven=proven)
         if self._reasons[key] is not None:

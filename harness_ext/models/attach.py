@@ -214,10 +214,11 @@ def last_logits(model: Any, probes: Sequence[Sequence[int]]) -> list[Tensor]:
 
 
 def works_on_some_tokens_only(config: PeftConfig) -> bool:
-    """Whether an adapter may leave a prompt's answer as it is, because its tokens do not occur there."""
+    """Whether an adapter may leave an answer as it is: its tokens do not occur, or lie outside the attention window."""
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     return bool(
         kind == "TRAINABLE_TOKENS"
+        or config.is_prompt_learning
         or getattr(config, "trainable_token_indices", None)
         or getattr(config, "alora_invocation_tokens", None)
     )

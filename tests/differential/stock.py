@@ -103,7 +103,8 @@ def run_peft_alone(case: Case, built: Built, adapter: Path) -> StockRun:
 
 
 def _load_with_peft(case: Case, built: Built, adapter: Path, *, resize: bool) -> RecordingHF:
-    tokenizer = AutoTokenizer.from_pretrained(built.tokenizer_of(adapter) or built.model)
+    asked = {name: value for name, value in case.shared_args.items() if name == "add_bos_token"}  # `hf` passes it on
+    tokenizer = AutoTokenizer.from_pretrained(built.tokenizer_of(adapter) or built.model, **asked)
     model = auto_class(case.architecture).from_pretrained(built.model, dtype=getattr(torch, case.dtype))
     if resize and len(tokenizer) != model.config.vocab_size:
         model.resize_token_embeddings(len(tokenizer))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import tokenizers
 import torch
@@ -19,6 +20,7 @@ from lm_eval.models.huggingface import HFLM
 
 from harness_ext.engine.evaluate import evaluate
 from harness_ext.engine.lm import TreeLM
+from harness_ext.engine.variants import PeftHost, Variant
 from harness_ext.errors import HarnessExtError, ModelError
 
 WORDS = ["The", "river", "runs", "past", "an", "old", "mill", ".", "Who", "built", "the", "bridge", "?"]
@@ -207,6 +209,22 @@ def test_a_window_that_prompt_and_answer_exceed_together(tmp_path: Path, kind: s
     assert in_trees(fitting)
 
 
+def test_a_window_is_measured_for_each_adapter(tmp_path: Path) -> None:
+    """Short requests come first; the base's longer ones must not count as checked for the adapter."""
+    folder = save_model(tmp_path / "model", "mistral", sliding_window=32)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], init_lora_weights=False)
+    wrapped = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(folder), config)
+    wrapped.save_pretrained(str(tmp_path / "adapter"))
+    hf, tree = both(folder)
+    alone = HFLM(str(folder), peft=str(tmp_path / "adapter"), device="cpu", dtype="float32", batch_size=1)
+    host = PeftHost(tree, str(folder))
+    short, long = {**GREEDY, "max_gen_toks": 4}, {**GREEDY, "max_gen_toks": 40}
+    for variant, reference in ((Variant("base"), hf), (Variant("adapter", "adapter", tmp_path / "adapter"), alone)):
+        with host.active(variant):
+            for settings in (short, long):
+                assert ask(tree, settings) == ask(reference, settings), variant
+
+
 @pytest.mark.parametrize("by_id", [False, True])
 def test_reasoning_is_cut_off(tmp_path: Path, by_id: bool) -> None:
     folder = save_model(tmp_path, text=" one two</think> Paris</s>")
@@ -330,8 +348,6 @@ def test_records_are_of_the_response_that_was_scored(
 
 @pytest.fixture
 def make_prompt_tuning(tmp_path: Path) -> Callable[[Path], Path]:
-    import peft
-
     def make(model: Path) -> Path:
         torch.manual_seed(0)
         config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
@@ -344,8 +360,6 @@ def make_prompt_tuning(tmp_path: Path) -> Callable[[Path], Path]:
 
 def test_an_activated_lora_works(tmp_path: Path) -> None:
     """aLoRA begins at its invocation tokens; peft has to see whole rows to find them."""
-    import peft
-
     folder = save_model(tmp_path / "model")
     invocation = tokenizer().encode(" Answer :", add_special_tokens=False)
     config = peft.LoraConfig(
