@@ -31,7 +31,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 DECLARED: tuple[tuple[str, str, str], ...] = (
     (r"adapter_model\\.bin|safetensors", r"torch-file", "weights only as adapter_model.bin"),
     (r"changes nothing", r"zero", "adapter changes nothing"),
-    (r"have no layer in the base", r".", "adapter of an encoder-decoder on its decoder"),
+    (r"have no layer in the base", r".+", "adapter of an encoder-decoder on its decoder"),
 )
 # Failures of `hf` that are crashes, not refusals: there, what peft alone makes of the adapter is right, too.
 # Adapters with a trained head or embedding: `hf` ties weights again after peft has loaded them, and one is lost.
