@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
+import yaml
+from transformers import AutoTokenizer
 
 import harness_ext
 from harness_ext import cli
@@ -178,6 +183,186 @@ def test_errors_are_one_line(
 ) -> None:
     assert run(*arguments) == 2
     assert_one_line(capsys, told)
+
+
+@pytest.fixture(scope="module")
+def bare_model_folder(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model, with a tokenizer that has no chat template and adds no begin token."""
+    folder = tmp_path_factory.mktemp("bare") / "model"
+    shutil.copytree(tiny_model_folder, folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = None
+    tokenizer.backend_tokenizer.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def make_task(tmp_path: Path) -> Callable[..., str]:
+    """Write a task of six documents, to be evaluated and trained on; returns the path of its YAML."""
+
+    def write(name: str = "mine", *, rows: int = 6, **config: Any) -> str:
+        documents = [{"text": f"Word {n}", "answer": f"{n}"} for n in range(rows)]
+        (tmp_path / "docs.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+        (tmp_path / "hooks.py").write_text("def raises(doc, results):\n    return {'acc': 1 / 0}\n")
+        files = dict.fromkeys(("train", "test"), str(tmp_path / "docs.jsonl"))
+        values = {
+            "task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": files}, "training_split": "train",
+            "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{text}}",
+            "doc_to_choice": ["no", "yes"], "doc_to_target": 0, "metric_list": [{"metric": "acc"}], **config,
+        }  # fmt: skip
+        text = yaml.safe_dump({key: value for key, value in values.items() if value is not None})
+        (tmp_path / f"{name}.yaml").write_text(text.replace("RAISES", "!function hooks.raises"))
+        return str(tmp_path / f"{name}.yaml")
+
+    return write
+
+
+GENERATE: dict[str, Any] = {
+    "output_type": "generate_until", "doc_to_choice": None, "doc_to_target": "{{answer}}",
+    "metric_list": [{"metric": "exact_match"}], "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4},
+}  # fmt: skip
+# What the task is; flags of eval (None: not evaluated) and of train; parts of the line.
+UNANSWERABLE: dict[str, tuple[dict[str, Any], list[str] | None, list[str] | None, tuple[str, ...]]] = {
+    "more shots than documents": ({"num_fewshot": 9}, [], [], ("'mine'", "few-shot examples", "num_fewshot is 9")),
+    "more shots by a flag": ({}, ["--num_fewshot", "9"], ["--num-fewshot", "9"], ("num_fewshot is 9", "lower it")),
+    "first_n": (
+        {"num_fewshot": 9, "fewshot_config": {"sampler": "first_n"}}, [], [], ("'mine'", "num_fewshot is 9"),
+    ),
+    "no chat template": ({}, ["--apply_chat_template"], ["--apply-chat-template"], ("no chat template", "leave")),
+    "a blank prompt": ({"doc_to_text": " "}, [], [], ("'mine'", "without tokens", "' '", "doc_to_text")),
+    "no prompt": ({**GENERATE, "doc_to_text": ""}, [], [], ("'mine'", "without tokens", "''", "doc_to_text")),
+    "no documents": ({"rows": 0}, [], [], ("mine.yaml", "has no documents")),
+    "unknown generation setting": (GENERATE, ["--gen_kwargs", "temperatur=0.5"], None, ("'temperatur'",)),
+    "no limit": ({}, ["--limit", "0"], None, ("--limit must be positive",)),
+    "fewer than no shots": ({}, ["--num_fewshot", "-1"], None, ("--num_fewshot must not be negative", "-1")),
+    "no such document": ({}, ["--samples", '{"mine": [99]}'], None, ("mine failed", "--samples")),
+    "a file as output folder": ({}, ["--output_path", "{model}/config.json/x"], None, ("config.json is a file",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ["hf", "hf-tree"])
+@pytest.mark.parametrize(("config", "flags", "_", "told"), UNANSWERABLE.values(), ids=UNANSWERABLE)
+def test_what_cannot_be_evaluated_is_told_in_one_line(
+    config: dict[str, Any], flags: list[str], _: Any, told: tuple[str, ...], engine: str,
+    make_task: Callable[..., str], bare_model_folder: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    flags = [flag.replace("{model}", str(bare_model_folder)) for flag in flags]
+    arguments = ["--model", engine, "--model_args", f"pretrained={bare_model_folder}", "--device", "cpu", *flags]
+    assert run("eval", "--tasks", make_task(**config), *arguments) == 2
+    assert_last_line(capsys, told)
+
+
+@pytest.mark.parametrize(
+    ("config", "flags", "told"),
+    [(config, flags, told) for config, _, flags, told in UNANSWERABLE.values() if flags is not None],
+    ids=[name for name, case in UNANSWERABLE.items() if case[2] is not None],
+)
+def test_what_cannot_be_trained_on_is_told_in_one_line(
+    config: dict[str, Any], flags: list[str], told: tuple[str, ...],
+    make_task: Callable[..., str], bare_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    output = str(tmp_path / "out")
+    assert run("train", make_task(**config), "--model", str(bare_model_folder), "--output", output, *flags) == 2
+    assert_last_line(capsys, told)
+
+
+def assert_last_line(capsys: pytest.CaptureFixture[str], told: tuple[str, ...]) -> None:
+    """The error stands in one line of its own, behind what libraries had to say."""
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    ours = [line for line in shown.splitlines() if "harness-ext: " in line]
+    assert len(ours) == 1, ours
+    assert ours[0].startswith("harness-ext: ")  # not behind a progress bar
+    assert not [part for part in told if part not in ours[0]], ours[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--model_args", "pretrained"], "pretrained"),
+        (["--model_args", '{"pretrained": "x"'], "Invalid JSON"),
+        (["--model_args", "pretrained=x", "--metadata", "{bad"], "Invalid JSON"),
+        (["--model_args", "pretrained=x", "--gen_kwargs", "temperature"], "temperature"),
+        (["--model_args", "pretrained=x", "--samples", "{bad"], "{bad"),
+        (["--model_args", "pretrained=x", "--device", "abacus"], "abacus"),
+        (["--model_args", "pretrained=x", "--model", "hf-treee"], "hf-treee"),
+        (["--model_args", "pretrained=x", "--wandb_args", "project=x"], "pip install wandb"),
+        (["--model_args", "pretrained=TINY,dtpye=float32"], "'dtpye'"),
+        (["--model_args", "pretrained=TINY,pack_tokens=many"], "'many'"),
+    ],
+)
+def test_mistaken_values_are_told_in_one_line(
+    flags: list[str], told: str, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "wandb" else find(name, *rest))
+    flags = [flag.replace("TINY", str(tiny_model_folder)) for flag in flags]
+    assert run("eval", "--tasks", "sst2_choice", *flags) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("harness-ext")
+    assert told in lines[-1]
+
+
+# -- eval --------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_task_is_named_at_the_end(
+    make_task: Callable[..., str], tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its results are missing; those of the others are printed and written, and the exit code is not 0."""
+    tasks = [make_task("broken", process_results="RAISES"), make_task("fine")]
+    output = str(tmp_path / "out")
+    arguments = ["--model_args", f"pretrained={tiny_model_folder}", "--output_path", output, "--log_samples"]
+    assert run("eval", "--tasks", *tasks, *arguments) == 2
+    shown = capsys.readouterr()
+    assert "|fine" in shown.out
+    assert "|broken" not in shown.out
+    last = shown.err.splitlines()[-1]
+    assert last == "harness-ext: failed for base: broken: ZeroDivisionError: division by zero (hooks.py:2)"
+    (results,) = (tmp_path / "out").rglob("results_*.json")
+    assert json.loads(results.read_text())["results"].keys() == {"fine"}
+    assert [file.name.partition("_20")[0] for file in (tmp_path / "out").rglob("*.jsonl")] == ["samples_fine"]
+
+
+def test_a_tracker_that_fails_costs_no_results(
+    make_task: Callable[..., str], tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def offline(*_: Any) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("harness_ext.engine.evaluate.report_to_trackers", offline)
+    assert run("eval", "--tasks", make_task(), "--model_args", f"pretrained={tiny_model_folder}") == 2
+    shown = capsys.readouterr()
+    assert "|mine" in shown.out
+    assert shown.err.splitlines()[-1].startswith("harness-ext: failed for base: tracking: ConnectionError: no network")
+
+
+def test_a_pattern_that_matches_a_group_and_its_members(
+    tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model_args", f"pretrained={tiny_model_folder}", "--limit", "2"]
+    assert run("eval", "--tasks", "sst2_prompt*,sst2_prompt_cloze", *arguments) == 0
+    names = re.findall(r"^\|[ -]*(\w+)", capsys.readouterr().out, flags=re.MULTILINE)
+    assert names.count("sst2_prompt_cloze") == 1
+    assert {"sst2_choice", "sst2_prompts_spread"} <= set(names)
+
+
+def test_adapters_are_handed_on_as_written(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Patterns and Hub ids are the engine's matter; the help tells of both."""
+    handed: list[Any] = []
+    monkeypatch.setattr("harness_ext.engine.evaluate.run", lambda _, adapters: handed.extend(adapters) or [])
+    written = ["adapters/*", "me/my-adapter@v1", "~/mine"]
+    assert run("eval", "--tasks", "sst2_choice", "--model_args", "pretrained=x", "--adapters", *written) == 0
+    assert handed == written
+    assert run("eval", "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "'adapters/*'" in text
+    assert "org/name@revision" in text
 
 
 @pytest.mark.slow

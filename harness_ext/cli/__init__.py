@@ -56,10 +56,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except HarnessExtError as error:
+        _end_progress_bars()
         print(f"harness-ext: {error}", file=sys.stderr)
     except KeyboardInterrupt:
+        _end_progress_bars()
         print("harness-ext: stopped by Ctrl-C", file=sys.stderr)
     return USAGE_ERROR
+
+
+def _end_progress_bars() -> None:
+    """Begin a new line behind the bars that an error has left open."""
+    if "tqdm" in sys.modules:
+        for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
+            bar.close()
 
 
 def dashed(word: str) -> str:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
+from typing import TYPE_CHECKING
 
 from harness_ext.cli.parser import USAGE_ERROR, Parser
 from harness_ext.errors import HarnessExtError
+
+if TYPE_CHECKING:
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    from harness_ext.engine.evaluate import VariantResults
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,43 +45,61 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluate, and print lm-eval's tables as each variant is done."""
-    from lm_eval.config.evaluate_config import EvaluatorConfig
-    from lm_eval.utils import handle_non_serializable, make_table
+    """Evaluate, print lm-eval's tables as each variant is done, and what failed at the end."""
+    from harness_ext.engine.evaluate import report_to_trackers, run
+    from harness_ext.engine.isolation import Failures
 
-    from harness_ext.engine.evaluate import DEFAULT_MODEL, report_to_trackers, run
-    from harness_ext.engine.isolation import one_line
+    config = _config(options)
+    failures: dict[str, list[str]] = {}  # one line -> the variants it is about
+    with_results = 0
+    try:
+        for done in run(config, adapters=options.adapters):
+            failed = Failures(done.failures)
+            if done.results:
+                with_results += 1
+                _print_tables(config, done)
+                with failed.catching("tracking"):
+                    report_to_trackers(config, done)
+            for name, reason in failed.items():
+                failures.setdefault(f"{name}: {reason}", []).append(done.variant.name)
+    finally:
+        for line, variants in failures.items():
+            print(f"harness-ext: failed for {', '.join(variants)}: {line}", file=sys.stderr)
+    if with_results > 1 and config.output_path and config.log_samples:
+        print(f"next: harness-ext compare {config.output_path}")
+    return USAGE_ERROR if failures else 0
+
+
+def _config(options: argparse.Namespace) -> EvaluatorConfig:
+    """The flags, over those of a --config file, checked by lm-eval."""
+    from lm_eval.api.registry import get_model
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    from harness_ext.engine.evaluate import DEFAULT_MODEL
+    from harness_ext.models.torch_setup import choose_device
 
     flags = {name: value for name, value in vars(options).items() if name not in ("run", "adapters", "func")}
     try:
         written = EvaluatorConfig.load_yaml_config(options.config) if options.config else {}
         flags["model"] = options.model or written.get("model", DEFAULT_MODEL)
         config = EvaluatorConfig.from_cli(argparse.Namespace(**flags))
-    except (ValueError, TypeError, FileNotFoundError) as error:
+        get_model(config.model)
+        choose_device(config.device)
+    except (ValueError, TypeError, FileNotFoundError, RuntimeError) as error:
         raise HarnessExtError(f"eval: {str(error).splitlines()[0]}") from error
-    failures: dict[str, list[str]] = {}  # one line -> the variants it is about
-    written = []
-    try:
-        for done in run(config, adapters=options.adapters):
-            for name, reason in done.failures.items():
-                failures.setdefault(f"{name}: {reason}", []).append(done.variant.name)
-            if not done.results:
-                continue
-            if config.show_config:
-                shown = {name: value for name, value in done.results.items() if name != "samples"}
-                print(json.dumps(shown, indent=2, default=handle_non_serializable, ensure_ascii=False))
-            print(f"\n{done.variant.name}: {config.model} {done.results['config']['model_args']}")
-            print(make_table(done.results))
-            if "groups" in done.results:
-                print(make_table(done.results, "groups"))
-            written.append(done)
-            try:
-                report_to_trackers(config, done)
-            except Exception as error:  # whatever wandb or trackio raises
-                failures.setdefault(f"not reported: {one_line(error)}", []).append(done.variant.name)
-    finally:
-        for line, variants in failures.items():
-            print(f"harness-ext: failed for {', '.join(variants)}: {line}", file=sys.stderr)
-    if len(written) > 1 and config.output_path and config.log_samples:
-        print(f"next: harness-ext compare {config.output_path}")
-    return USAGE_ERROR if failures else 0
+    for flag, package in (("wandb_args", "wandb"), ("trackio_args", "trackio")):
+        if getattr(config, flag) and importlib.util.find_spec(package) is None:
+            raise HarnessExtError(f"--{flag} needs a package that is not installed; run `pip install {package}`")
+    return config
+
+
+def _print_tables(config: EvaluatorConfig, done: VariantResults) -> None:
+    from lm_eval.utils import handle_non_serializable, make_table
+
+    if config.show_config:
+        shown = {name: value for name, value in done.results.items() if name != "samples"}
+        print(json.dumps(shown, indent=2, default=handle_non_serializable, ensure_ascii=False))
+    print(f"\n{done.variant.name}: {config.model} {done.results['config']['model_args']}")
+    print(make_table(done.results))
+    if "groups" in done.results:
+        print(make_table(done.results, "groups"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from harness_ext.errors import suggest
 
@@ -14,6 +14,13 @@ CHECK_FAILED = 1  # the command itself went well; what it looked at did not pass
 
 class Parser(argparse.ArgumentParser):
     """Errors of use in one line, with the closest flag for an unknown one."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Take what lm-eval's own flags raise for a value they cannot read as an error of use."""
+        try:
+            return super().parse_known_args(args, namespace)
+        except ValueError as error:
+            self.error(str(error).splitlines()[0])
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and what next, and exit with 2."""

@@ -34,10 +34,10 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 import harness_ext
-from harness_ext.engine.isolation import Failures, evaluate_isolated
+from harness_ext.engine.isolation import Failures, evaluate_isolated, one_line
 from harness_ext.engine.lm import RequestKey, TreeLM
 from harness_ext.engine.variants import PeftHost, Variant, base_and_adapters, probe_prompts, with_embedded_tokens
-from harness_ext.engine.writing import write_results
+from harness_ext.engine.writing import why_not_writable, write_results
 from harness_ext.errors import AdapterError, ModelError, TaskError, suggest
 from harness_ext.models.adapters import CONFIG_FILE, WEIGHTS_FILE, find_base, read_card
 from harness_ext.models.sources import check_is_plain, resolve_model, weights_sha256
@@ -94,7 +94,10 @@ def evaluate(
         raise TaskError(
             f"evaluate knows no setting {unknown[0]!r}{suggest(unknown[0], known)}; see lm-eval's EvaluatorConfig"
         )
-    config = EvaluatorConfig(model=model, model_args=model_args, tasks=list(tasks), **settings)._configure()
+    try:
+        config = EvaluatorConfig(model=model, model_args=model_args, tasks=list(tasks), **settings)._configure()
+    except (TypeError, ValueError) as error:
+        raise TaskError(f"evaluate: {str(error).splitlines()[0]}") from error
     done = list(run(config, adapters=adapters))
     for each in done:
         for name, reason in each.failures.items():
@@ -190,7 +193,7 @@ def _evaluate_variant(
     """Ask and score all tasks, and write what went well; one that fails is named in `failures`."""
     _check_settings(config, lm)
     model_args = {**config.model_args, **({"peft": variant.adapter} if variant.adapter else {})}
-    tracker = EvaluationTracker(**{**config.hf_hub_log_args, "output_path": config.output_path})
+    tracker = _tracker(config)
     started = time.monotonic()
     simple_evaluate = functools.partial(
         lm_eval.simple_evaluate,
@@ -218,7 +221,7 @@ def _evaluate_variant(
         ),
         tasks,
         lm,
-        explain=lambda task: check_askable(task, _prompt_settings(config)),
+        explain=lambda task: check_askable(task, _prompt_settings(config), lm if isinstance(lm, HFLM) else None),
     )
     if results is None:  # not the first of several processes
         return VariantResults(variant, {}, None)
@@ -227,7 +230,9 @@ def _evaluate_variant(
         for name, samples in results.get("samples", {}).items():
             with failures.catching(name, "no finish reasons in its samples: "):
                 _add_generation_records({name: samples}, lm, config.samples)
-    _warn_of_ties(results.get("samples", {}))
+    for name, samples in results.get("samples", {}).items():
+        with failures.catching(name, "ties between its choices were not counted: "):
+            _warn_of_ties({name: samples})
     seconds = time.monotonic() - started
     scored = [leaf for leaf in _leaves(tasks) if leaf.task_name in results["configs"]]
     ours = _key_of_each(
@@ -252,10 +257,21 @@ def _warn_of_ties(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
             )
 
 
+def _tracker(config: EvaluatorConfig) -> EvaluationTracker:
+    try:
+        return EvaluationTracker(**{**config.hf_hub_log_args, "output_path": config.output_path})
+    except (TypeError, ValueError, OSError) as error:
+        raise TaskError(f"--hf_hub_log_args: {one_line(error)}") from error
+
+
 def _check_settings(config: EvaluatorConfig, lm: LM) -> None:
     """Raise for what no task could be evaluated with."""
     if config.limit is not None and config.limit <= 0:
         raise TaskError(f"--limit must be positive, got {config.limit}")
+    if config.num_fewshot is not None and config.num_fewshot < 0:
+        raise TaskError(f"--num_fewshot must not be negative, got {config.num_fewshot}")
+    if config.output_path and (reason := why_not_writable(Path(config.output_path))):
+        raise TaskError(f"--output_path {config.output_path}: {reason}; name another folder")
     if isinstance(lm, HFLM):
         check_chat_template(lm, config.apply_chat_template)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,16 @@ def write_results(
         with failures.catching(name, "its samples could not be written: "):
             _check_samples(folder / f"samples_{name}_{date}.jsonl", rows)
     return folder
+
+
+def why_not_writable(path: Path) -> str | None:
+    """Why files could not be made at a path, before anything is computed for them; None where they can."""
+    parent = path.absolute()
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if not parent.is_dir() and not (parent.is_file() and path.suffix == ".json"):
+        return f"{parent} is a file"
+    return None if os.access(parent, os.W_OK) else f"{parent} cannot be written to"
 
 
 def _writable(results: Mapping[str, Any], failures: Failures) -> dict[str, Any]:

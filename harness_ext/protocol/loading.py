@@ -168,6 +168,8 @@ def _built(manager: TaskManager, spec: str) -> list[Task | Group]:
             f"the documents of task {spec!r} cannot be loaded: {first_line(error)}; connect to the Hub, or name local "
             "files in a copy of its YAML (dataset_path: parquet, dataset_kwargs: data_files)"
         ) from error
+    except StopIteration as error:  # datasets found no row
+        raise TaskError(f"task {spec!r} has no documents: its files are empty; check dataset_kwargs") from error
     except IndexError as error:  # lm-eval tries the templates on the first document
         raise TaskError(
             f"task {spec!r} cannot be built: it has no documents, or a template looks for something that is not in the "

@@ -77,10 +77,10 @@ def _num_fewshot(task: Task, settings: PromptSettings) -> int:
     return settings.num_fewshot
 
 
-def check_askable(task: Task, settings: PromptSettings) -> None:
-    """Raise TaskError when a task has no documents to evaluate, or fewer few-shot examples than are asked for.
+def check_askable(task: Task, settings: PromptSettings, lm: HFLM | None = None) -> None:
+    """Raise TaskError when a task has no documents, too few few-shot examples, or a prompt without tokens.
 
-    Looks at all documents: to be called when a task has failed, to say why.
+    Looks at all documents, and at the requests that lm-eval has built: to be called when a task has failed, to say why.
     """
     split = task.get_config("test_split") or task.get_config("validation_split")
     if split is None:
@@ -88,6 +88,16 @@ def check_askable(task: Task, settings: PromptSettings) -> None:
     if not len(task.eval_docs):
         raise TaskError(f"task {task.task_name!r} has no documents in {split!r}; check its data and process_docs")
     _check_shots(task, _num_fewshot(task, settings), leaves_out=_draws_from_evaluated(task))
+    if lm is not None:
+        _check_contexts(task, lm)
+
+
+def _check_contexts(task: Task, lm: HFLM) -> None:
+    for request in task.instances or ():
+        context, scored = request.args[0], request.request_type == "loglikelihood"
+        if request.request_type == "loglikelihood_rolling" or context.strip() or (scored and not context):
+            continue  # lm-eval puts a token of its own in the place of a context that is empty
+        _check_context(task, context, lm.tok_encode(context.rstrip() if scored else context))
 
 
 def _draws_from_evaluated(task: Task) -> bool:
@@ -298,7 +308,7 @@ def encode(task: ConfigurableTask, rendered: Rendered, lm: HFLM) -> Encoded:
     return Encoded(context_ids, lm.tok_encode(continuation, add_special_tokens=False))
 
 
-def _check_context(task: ConfigurableTask, context: str, ids: list[int]) -> None:
+def _check_context(task: Task, context: str, ids: list[int]) -> None:
     if not ids:
         raise TaskError(
             f"task {task.task_name!r} has a prompt without tokens: its text is {context!r:.40}, and the tokenizer adds "

@@ -205,6 +205,21 @@ def test_a_rolling_task_with_samples(
     assert len(samples.read_text().splitlines()) == 4
 
 
+def test_generated_answers_keep_their_records(
+    broken: Callable[..., str], tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """Tasks are scored three times over; each answer is generated, and recorded, once."""
+    task = broken("doc_to_target: 0", "doc_to_target: 0\n    process_results: !function hooks.raise_on_second")
+    settings: dict[str, Any] = {"limit": 4, "log_samples": True, "output_path": str(tmp_path / "out")}
+    (alone,) = evaluate(str(tiny_model_folder), tasks=["sst2_generate"], **settings)
+    (done,) = evaluate(str(tiny_model_folder), tasks=["sst2_generate", task], **settings)
+    assert done.failures.keys() == {"broken"}
+    for found, expected in zip(*(each.results["samples"]["sst2_generate"] for each in (done, alone)), strict=True):
+        for name in ("resps", "finish_reason", "output_tokens"):
+            assert found[name] == expected[name]
+        assert "generations" not in found  # one answer each
+
+
 def test_a_group_without_one_of_its_members(
     broken: Callable[..., str], tiny_model_folder: Path, tmp_path: Path
 ) -> None:

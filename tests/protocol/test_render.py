@@ -5,10 +5,12 @@ Oracle: the requests of lm-eval's own `task.build_all_requests` and the token id
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet
@@ -18,9 +20,19 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 
-from harness_ext.errors import TaskError
+from harness_ext.errors import ModelError, TaskError
 from harness_ext.protocol.datasets import DATA_VARIABLE, SAMPLE_FOLDER
-from harness_ext.protocol.render import PromptSettings, Rendered, encode, load_task, load_tasks, render, training_docs
+from harness_ext.protocol.render import (
+    PromptSettings,
+    Rendered,
+    check_chat_template,
+    encode,
+    load_task,
+    load_tasks,
+    prompts,
+    render,
+    training_docs,
+)
 from harness_ext.training.batches import build_examples
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -297,6 +309,84 @@ def test_what_has_no_answer_cannot_be_trained_on(tmp_path: Path, tiny_lm: HFLM) 
     task = make_task(tmp_path, output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="{{question}}")
     with pytest.raises(TaskError, match="has no answer to train on"):
         list(render(task, ROWS, PromptSettings(), tiny_lm))
+
+
+def test_prompts_of_any_task(tmp_path: Path, tiny_lm: HFLM) -> None:
+    """Of a task without a gold answer, too. Oracle: lm-eval's own requests."""
+    rolling = make_task(tmp_path, output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="{{question}}")
+    for task in (rolling, make_task(tmp_path), make_task(tmp_path, **CHOICE)):
+        evaluation = evaluation_requests(task, PromptSettings(), tiny_lm)
+        found = list(prompts(task, task.validation_docs(), PromptSettings(), tiny_lm))
+        assert found == [requests[0].args[0] for requests in evaluation]
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "told"),
+    [
+        (None, True, "has no chat template; leave apply_chat_template out"),
+        ("", True, "has no chat template"),
+        (None, "default", "has no chat template"),
+        ({"tool": "x", "rag": "y"}, True, "no chat template 'default'; set apply_chat_template to one of rag, tool"),
+        ({"default": "x"}, "rag", "no chat template 'rag'; set apply_chat_template to one of default"),
+        ("x", True, None),
+        ("x", "named", None),  # lm-eval takes the only one
+        ({"default": "x", "rag": "y"}, "rag", None),
+        ({"default": "x"}, True, None),
+        (None, False, None),
+    ],
+)
+def test_a_chat_template_that_is_not_there(own: Any, asked: bool | str, told: str | None) -> None:
+    lm: Any = SimpleNamespace(tokenizer=SimpleNamespace(chat_template=own, name_or_path="org/base"))
+    with pytest.raises(ModelError) if told else contextlib.nullcontext() as caught:
+        check_chat_template(lm, asked)
+    if told:
+        assert told in str(caught.value)
+        assert "org/base" in str(caught.value)
+
+
+@pytest.mark.parametrize("sampler", ["default", "first_n"])
+@pytest.mark.parametrize(("shots", "available"), [(len(ROWS), len(ROWS) - 1), (9, len(ROWS) - 1)])
+def test_more_shots_than_other_documents(
+    shots: int, available: int, sampler: str, tmp_path: Path, tiny_lm: HFLM
+) -> None:
+    task = make_task(tmp_path, fewshot_config={"sampler": sampler})
+    with pytest.raises(TaskError) as caught:
+        list(render(task, training_docs(task), PromptSettings(num_fewshot=shots), tiny_lm))
+    assert str(caught.value) == (
+        f"task 'made' has {available} few-shot examples for a document, and num_fewshot is {shots}; lower it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "context", "told"),
+    [
+        (CHOICE, " ", "its text is ' '"),
+        ({}, "", "its text is ''"),
+        (CHOICE, "", None),  # lm-eval has a token of its own for a context that is empty
+        (CHOICE, "Q", None),
+        ({}, " ", None),
+    ],
+)
+def test_a_context_without_tokens(
+    config: dict[str, Any], context: str, told: str | None, tmp_path: Path, tiny_lm: HFLM,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    task = make_task(tmp_path, **config)
+    monkeypatch.setattr(tiny_lm, "add_bos_token", False)
+    with pytest.raises(TaskError) if told else contextlib.nullcontext() as caught:
+        encoded = encode(task, Rendered(context, " yes"), tiny_lm)
+        assert encoded.context
+    if told:
+        assert told in str(caught.value)
+        assert "'made' has a prompt without tokens" in str(caught.value)
+
+
+def test_a_composed_task_without_a_question(tmp_path: Path) -> None:
+    task = load_task("sst2_choice_calibrated")
+    monkey: Any = task
+    monkey.doc_to_text = lambda doc: ""
+    with pytest.raises(TaskError, match="'sst2_choice_calibrated' has a document without a question"):
+        task.construct_requests(doc=task.eval_docs[0], ctx="", metadata=("t", 0, 1))
 
 
 def test_tags_groups_and_patterns_load_all_their_tasks(tmp_path: Path) -> None:
