@@ -206,8 +206,8 @@ def _why_refused(
     message = str(error)
     if not isinstance(error, HarnessExtError) or "\n" in message:
         return None, None
-    if case.tokenizer == APPENDS_EOS:
-        return ("tokenizer appends an end token" if re.search(r"append|\bend", message) else None), None
+    if case.tokenizer == APPENDS_EOS and re.search(r"append|\bend", message):
+        return "tokenizer appends an end token", None
     kinds = dict(zip(built.adapters, built.adapter_kinds, strict=True))
     named = [adapter for adapter in wanted if adapter.name in message]
     for adapter in named:

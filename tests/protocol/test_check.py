@@ -311,7 +311,12 @@ DEFECTS: dict[str, Defect] = {
         "validation_split",
     ),
     "no such training split": Defect(
-        CHOICE, ("training_split: train", "training_split: training"), "C16", ("'training'",), "training_split"
+        CHOICE,
+        ("training_split: train", "training_split: training"),
+        "C16",
+        ("'training'",),
+        "training_split",
+        "warning",
     ),
     "nothing to evaluate": Defect(CHOICE, ("validation_split: validation\n", ""), "C16", ("nothing to evaluate",)),
     "process_docs fails": Defect(
