@@ -292,6 +292,8 @@ def assert_last_line(capsys: pytest.CaptureFixture[str], told: tuple[str, ...]) 
         (["--model_args", "pretrained=x", "--wandb_args", "project=x"], "pip install wandb"),
         (["--model_args", "pretrained=TINY,dtpye=float32"], "'dtpye'"),
         (["--model_args", "pretrained=TINY,pack_tokens=many"], "'many'"),
+        (["--model_args", "pretrained=TINY,backend=foo"], "cannot be loaded"),
+        (["--model_args", "pretrained=x", "--device", "cuda:9"], "--device cuda:9: this machine has"),
     ],
 )
 def test_mistaken_values_are_told_in_one_line(

@@ -29,8 +29,9 @@ def run(options: argparse.Namespace) -> int:
 
     encode = None
     if options.model:
-        bare = Path(options.model, "tokenizer.json").is_file()  # a tokenizer without weights will do
-        encode = encoder(options.model if bare else resolve_model(options.model))
+        folder = Path(options.model)
+        is_tokenizer = (folder / "tokenizer.json").is_file() and not (folder / "config.json").exists()
+        encode = encoder(options.model if is_tokenizer else resolve_model(options.model))
     reports = check_tasks(options.tasks, include_path=options.include_path, encode=encode)
     for report in reports:
         for finding in report.findings:

@@ -177,7 +177,7 @@ def _load(model_class: type[HFLM], config: EvaluatorConfig, base: str) -> HFLM:
         return model_class(**arguments)
     except TypeError as error:
         raise ModelError(f"--model_args: {error}; see the arguments of --model {config.model}") from error
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, AssertionError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{base} cannot be loaded: {reason:.200}; check --model_args") from error
 

@@ -36,14 +36,31 @@ def keep_freed_memory() -> bool:
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The named device, or the best one here: CUDA, then MPS, then the CPU."""
+    """The named device, or the best one here: CUDA, then MPS, then the CPU.
+
+    Raises:
+        ModelError: torch knows no such device, or this machine has none. lm-eval would quietly take another one.
+    """
     if name:
-        return torch.device(name)
+        return _named_device(name)
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def _named_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"--device {name}: {str(error).splitlines()[0]:.120}; use cpu, cuda, cuda:0 or mps") from error
+    count = torch.cuda.device_count() if device.type == "cuda" else int(torch.backends.mps.is_available())
+    if device.type in ("cuda", "mps") and (device.index or 0) >= count:
+        raise ModelError(
+            f"--device {name}: this machine has {count or 'no'} {device.type} device{'s' * (count > 1)}; use another"
+        )
+    return device
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

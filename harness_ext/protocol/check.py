@@ -24,7 +24,6 @@ from harness_ext.protocol.checks.answers import Encode
 from harness_ext.protocol.checks.dry_score import silent
 from harness_ext.protocol.checks.findings import Place, Report
 from harness_ext.protocol.checks.source import TaskSource, read_source
-from harness_ext.protocol.own_tasks import own_task_folders
 
 YAML_ENDINGS = (".yaml", ".yml")
 
@@ -42,7 +41,6 @@ def check_tasks(
     Raises:
         TaskError: there is nothing under one of the names.
     """
-    include_path = [*own_task_folders(names), *include_path]
     with silent(), _templates_compiled_once():
         files = _files_of(names, include_path)
         sources = [read_source(file) for file in files]

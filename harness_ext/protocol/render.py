@@ -147,7 +147,7 @@ def training_docs(task: ConfigurableTask) -> Any:
     if split not in task.dataset:
         raise TaskError(
             f"task {task.task_name!r} names the training split {split!r}, but its data has {', '.join(task.dataset)}; "
-            "correct `training_split:` in its YAML"
+            "add it to the data, or correct `training_split:` in its YAML"
         )
     if split == task.config.test_split or (not task.has_test_docs() and split == task.config.validation_split):
         raise TaskError(f"task {task.task_name!r} would train on {split!r}, the split it reports; name another one")

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from harness_ext.errors import ModelError
 from harness_ext.models import torch_setup
 
 FAULTS = """
@@ -33,6 +34,13 @@ def page_faults(way: str) -> int:
     environment = {k: v for k, v in os.environ.items() if k not in torch_setup.ALLOCATOR_SETTINGS}
     done = subprocess.run([sys.executable, "-c", FAULTS, way], env=environment, capture_output=True, check=True)
     return int(done.stdout)
+
+
+@pytest.mark.parametrize("name", ["abacus", "cuda:99", "mps:99"])
+def test_a_device_that_is_not_here_is_refused(name: str) -> None:
+    """lm-eval would quietly take another one."""
+    with pytest.raises(ModelError, match=name):
+        torch_setup.choose_device(name)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")

@@ -614,6 +614,19 @@ def test_choices_may_be_scored_without_a_prompt(tmp_path: Path) -> None:
     assert "doc_to_text" in str(finding)  # an answer to nothing
 
 
+def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:
+    """datasets raises a bare StopIteration."""
+    (tmp_path / "empty.jsonl").write_text("")
+    own = SENTENCES.partition("dataset_kwargs")[2].partition("validation_split")[2]
+    (tmp_path / "made.yaml").write_text(
+        "task: made\ndataset_path: json\ndataset_kwargs:\n  data_files:\n"
+        f"    validation: {tmp_path / 'empty.jsonl'}\nvalidation_split{own}"
+    )
+    (finding,) = found(check_tasks([str(tmp_path / "made.yaml")]), id="C15")
+    assert "its files are empty" in str(finding)
+    assert "StopIteration" not in str(finding)
+
+
 def test_a_task_just_made_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     lines = "".join(json.dumps({"text": f"the {WORDS[n % 10]} no {n}", "label": n % 2}) + "\n" for n in range(60))

@@ -81,7 +81,8 @@ def _resolved(kwargs: Mapping[str, Any], file: Path) -> datasets.Source:
 
 def note_unloaded(source: TaskSource, error: Exception, *, hub_answers: bool) -> None:
     """Turn what was raised while documents were loaded into a finding: the author's mistake, or out of reach."""
-    reason = first_line(error)
+    is_empty = isinstance(error, StopIteration)  # datasets found no row
+    reason = "its files are empty" if is_empty else first_line(error)
     place = "dataset_kwargs" if source.values.get("dataset_kwargs") else "dataset_path"
     if _out_of_reach(source, error, hub_answers=hub_answers):
         way = reason if isinstance(error, HarnessExtError) else "connect to the Hub, or name local files"
