@@ -13,6 +13,7 @@ from harness_ext.errors import ModelError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 LARGEST_INT = 2**31 - 1  # bytes: what mallopt can be told at most
+DEFAULT_DEVICE = "cuda:0"  # of lm-eval's EvaluatorConfig
 ALLOCATOR_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
@@ -38,9 +39,13 @@ def keep_freed_memory() -> bool:
 def choose_device(name: str | None = None) -> torch.device:
     """The named device, or the best one here: CUDA, then MPS, then the CPU.
 
+    `cuda:0` is what lm-eval asks for unless told otherwise: without CUDA it stands for the CPU, as there.
+
     Raises:
         ModelError: torch knows no such device, or this machine has none. lm-eval would quietly take another one.
     """
+    if name == DEFAULT_DEVICE and not torch.cuda.is_available():
+        return torch.device("cpu")
     if name:
         return _named_device(name)
     if torch.cuda.is_available():
@@ -57,9 +62,7 @@ def _named_device(name: str) -> torch.device:
         raise ModelError(f"--device {name}: {str(error).splitlines()[0]:.120}; use cpu, cuda, cuda:0 or mps") from error
     count = torch.cuda.device_count() if device.type == "cuda" else int(torch.backends.mps.is_available())
     if device.type in ("cuda", "mps") and (device.index or 0) >= count:
-        raise ModelError(
-            f"--device {name}: this machine has {count or 'no'} {device.type} device{'s' * (count > 1)}; use another"
-        )
+        raise ModelError(f"--device {name}: this machine has {count or 'no'} such device; use another, or leave it out")
     return device
 
 

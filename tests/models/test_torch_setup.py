@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from lm_eval.config.evaluate_config import EvaluatorConfig
 
 from harness_ext.errors import ModelError
 from harness_ext.models import torch_setup
@@ -41,6 +43,12 @@ def test_a_device_that_is_not_here_is_refused(name: str) -> None:
     """lm-eval would quietly take another one."""
     with pytest.raises(ModelError, match=name):
         torch_setup.choose_device(name)
+
+
+def test_the_device_that_lm_eval_asks_for_by_default_may_be_missing() -> None:
+    assert EvaluatorConfig(tasks=["sst2"]).device == torch_setup.DEFAULT_DEVICE
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert torch_setup.choose_device(torch_setup.DEFAULT_DEVICE).type == expected
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
