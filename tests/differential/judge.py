@@ -13,7 +13,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from typing import Any, Literal
 from differential.build import Built, build
 from differential.cases import APPENDS_EOS, Case
 from differential.compare import compare_task
+from differential.models import ENCODER_DECODERS
 from differential.stock import StockRun, call_settings, run_peft_alone, run_stock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -104,7 +105,8 @@ def _judge(case: Case, built: Built, output: Path) -> tuple[Any, str, tuple[str,
             wanted.remove(blamed)
         else:
             return "refused", "; ".join(reasons), plain
-    if case.tokenizer == APPENDS_EOS and case.shared_args.get("add_bos_token") is not False:
+    is_decoder = case.architecture not in ENCODER_DECODERS  # the others are trained on an end token
+    if is_decoder and case.tokenizer == APPENDS_EOS and case.shared_args.get("add_bos_token") is not False:
         return "difference", "the tokenizer appends an end token, and a number comes out", plain
     problems = []
     for adapter, variant in ours.variants.items():
@@ -140,32 +142,41 @@ class _VariantComparison:
         answered = name in self.ours.results.get("samples", {})
         error = self.stock.errors.get(name)
         if not answered:
+            if error is None and self.case.batch_size > 1:
+                error = self._hf(self.case.batch_size).errors.get(name)
             if error is None:
                 yield f"{name} ({self.case.tasks[number].kind}): {self._failures.get(name, 'no samples')}, hf answers"
             else:
                 self.reasons.append(f"hf raises, too: {type(error).__name__}")
         elif error is None:
-            yield from self._compared(number)
+            problems = self._compared(number, self._hf, self.stock)
+            if problems and self.case.tied and self.adapter is not None and RETIED.search(self.adapter.name):
+                problems = self._compared(number, self._peft)
+            yield from problems
         elif isinstance(error, CRASHES) and self.adapter is not None:
-            alone = run_peft_alone(self.case, self.built, self.adapter)
+            alone = self._peft()
             if (failure := alone.errors.get(name)) is None:
-                yield from compare_task(self.case, number, alone, self.ours.results)
+                yield from self._compared(number, self._peft, alone)
             else:
                 yield f"{name}: hf raises {_described(error)}, peft alone {_described(failure)}, we answer"
         else:
             yield f"{name}: hf raises {_described(error)}, we answer"
 
-    def _compared(self, number: int) -> list[str]:
-        problems = compare_task(self.case, number, self.stock, self.ours.results)
-        if problems and self.case.tied and self.adapter is not None and RETIED.search(self.adapter.name):
-            problems = compare_task(
-                self.case, number, run_peft_alone(self.case, self.built, self.adapter), self.ours.results
-            )
-        if problems and self.case.batch_size > 1:  # on the plain path, what `hf` answers at this batch size is right
-            batched = run_stock(self.case, self.built, self.adapter, batch_size=self.case.batch_size)
+    def _compared(self, number: int, run: Callable[[int], StockRun], alone: StockRun | None = None) -> list[str]:
+        """Differences from a stock run; on the plain path, what it answers at our batch size is right, too."""
+        problems = compare_task(self.case, number, alone or run(1), self.ours.results)
+        if problems and self.case.batch_size > 1:
+            batched = run(self.case.batch_size)
             if self.built.tasks[number].stem in batched.samples:
-                return problems and compare_task(self.case, number, batched, self.ours.results) and problems
+                return compare_task(self.case, number, batched, self.ours.results) and problems
         return problems
+
+    def _hf(self, batch_size: int = 1) -> StockRun:
+        return run_stock(self.case, self.built, self.adapter, batch_size=batch_size)
+
+    def _peft(self, batch_size: int = 1) -> StockRun:
+        assert self.adapter is not None
+        return run_peft_alone(self.case, self.built, self.adapter, batch_size=batch_size)
 
 
 def run_ours(case: Case, built: Built, adapters: Sequence[Path], output: Path) -> OurRun:

@@ -90,19 +90,23 @@ def run_stock(case: Case, built: Built, adapter: Path | None, *, batch_size: int
     return _evaluate(case, built, lambda: RecordingHF(**model_args, batch_size=batch_size, device="cpu"))
 
 
-def run_peft_alone(case: Case, built: Built, adapter: Path) -> StockRun:
+def run_peft_alone(case: Case, built: Built, adapter: Path, *, batch_size: int = 1) -> StockRun:
     """`hf` over a model that peft itself loaded, for adapters that `hf` with peft= crashes on.
 
     `hf` resizes the embedding to the tokenizer before peft loads, and ties weights after it; where one of them is what
     crashes, the adapter is taken as peft loads it.
     """
-    resized = _evaluate(case, built, lambda: _load_with_peft(case, built, adapter, resize=True))
-    if resized.error is None:
-        return resized
-    return _evaluate(case, built, lambda: _load_with_peft(case, built, adapter, resize=False))
+
+    def run(*, resize: bool) -> StockRun:
+        return _evaluate(
+            case, built, lambda: _load_with_peft(case, built, adapter, resize=resize, batch_size=batch_size)
+        )
+
+    resized = run(resize=True)
+    return resized if resized.error is None else run(resize=False)
 
 
-def _load_with_peft(case: Case, built: Built, adapter: Path, *, resize: bool) -> RecordingHF:
+def _load_with_peft(case: Case, built: Built, adapter: Path, *, resize: bool, batch_size: int) -> RecordingHF:
     asked = {name: value for name, value in case.shared_args.items() if name == "add_bos_token"}  # `hf` passes it on
     tokenizer = AutoTokenizer.from_pretrained(built.tokenizer_of(adapter) or built.model, **asked)
     model = auto_class(case.architecture).from_pretrained(built.model, dtype=getattr(torch, case.dtype))
@@ -111,7 +115,7 @@ def _load_with_peft(case: Case, built: Built, adapter: Path, *, resize: bool) ->
     wrapped = peft.PeftModel.from_pretrained(model, str(adapter)).eval()
     wrapped.tie_weights = lambda *_, **__: None
     args = {name: value for name, value in case.shared_args.items() if name != "attn_implementation"}
-    return RecordingHF(pretrained=wrapped, tokenizer=tokenizer, **args, batch_size=1)
+    return RecordingHF(pretrained=wrapped, tokenizer=tokenizer, **args, batch_size=batch_size)
 
 
 def _evaluate(case: Case, built: Built, load: Callable[[], RecordingHF]) -> StockRun:
