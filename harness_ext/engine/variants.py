@@ -143,7 +143,8 @@ class PeftHost:
             if not works_on_some_tokens_only(attached.config):
                 raise AdapterError(
                     f"{variant.adapter} changes nothing: to {len(self._proof.probes)} prompts of the tasks the model "
-                    "answers exactly as its base; was it saved untrained?"
+                    "answers exactly as its base; was it saved untrained, or on layers whose weights this model "
+                    "uses without calling them (as mamba does with dt_proj)?"
                 )
             logger.warning(
                 "%s answers %d prompts of the tasks exactly as its base: the tokens it works on do not occur in them",

@@ -80,14 +80,26 @@ class RecordingHF(HFLM):
         )
 
 
-def run_stock(case: Case, built: Built, adapter: Path | None, *, batch_size: int = 1) -> StockRun:
-    """One variant through `lm_eval.simple_evaluate`, as a user of lm-eval would run it."""
+def run_stock(
+    case: Case, built: Built, adapter: Path | None, *, batch_size: int = 1, resized: bool = False
+) -> StockRun:
+    """One variant through `lm_eval.simple_evaluate`, as a user of lm-eval would run it.
+
+    With `resized` the embedding has as many rows as the tokenizer has tokens, as `hf` makes it for an adapter.
+    """
     model_args: dict[str, Any] = {"pretrained": str(built.model), "dtype": case.dtype, **case.shared_args}
     if adapter is not None:
         model_args["peft"] = str(adapter)
         if own := built.tokenizer_of(adapter):
             model_args["tokenizer"] = str(own)
-    return _evaluate(case, built, lambda: RecordingHF(**model_args, batch_size=batch_size, device="cpu"))
+
+    def load() -> RecordingHF:
+        lm = RecordingHF(**model_args, batch_size=batch_size, device="cpu")
+        if resized:
+            lm.model.resize_token_embeddings(len(lm.tokenizer))
+        return lm
+
+    return _evaluate(case, built, load)
 
 
 def run_peft_alone(case: Case, built: Built, adapter: Path, *, batch_size: int = 1) -> StockRun:
