@@ -245,9 +245,17 @@ def _answers_alike(base: StockRun | None, adapter: StockRun) -> bool:
     if base is None or base.error is not None or adapter.error is not None:
         return False
     return all(
-        [sample["resps"] for sample in samples] == [sample["resps"] for sample in adapter.samples.get(name, ())]
+        [_rounded(sample["resps"]) for sample in samples]
+        == [_rounded(sample["resps"]) for sample in adapter.samples.get(name, ())]
         for name, samples in base.samples.items()
     )
+
+
+def _rounded(value: Any) -> Any:
+    """Nested answers with log-probabilities to 1e-4 nats."""
+    if isinstance(value, (list, tuple)):
+        return [_rounded(inner) for inner in value]
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def _described(error: BaseException) -> str:
