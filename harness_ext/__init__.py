@@ -13,9 +13,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from harness_ext.analysis.leaderboard import compare_runs
-    from harness_ext.analysis.results import load_runs
     from harness_ext.engine.evaluate import evaluate
+    from harness_ext.leaderboard import compare_runs
+    from harness_ext.results.load import load_runs
     from harness_ext.training.recipe import Recipe
     from harness_ext.training.trainer import train_adapter
 
@@ -24,9 +24,9 @@ __all__ = ["Recipe", "compare_runs", "evaluate", "load_runs", "train_adapter"]
 
 _HOMES = {
     "Recipe": "harness_ext.training.recipe",
-    "compare_runs": "harness_ext.analysis.leaderboard",
+    "compare_runs": "harness_ext.leaderboard",
     "evaluate": "harness_ext.engine.evaluate",
-    "load_runs": "harness_ext.analysis.results",
+    "load_runs": "harness_ext.results.load",
     "train_adapter": "harness_ext.training.trainer",
 }
 

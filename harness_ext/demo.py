@@ -7,12 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness_ext.analysis.comparison import Comparison
-from harness_ext.analysis.leaderboard import compare_runs
-from harness_ext.analysis.results import load_runs
 from harness_ext.engine.evaluate import evaluate
+from harness_ext.leaderboard import Leaderboard, compare_runs
 from harness_ext.models.sources import fetch_model
 from harness_ext.protocol import datasets
+from harness_ext.results.load import load_runs
 from harness_ext.training.recipe import Recipe
 from harness_ext.training.trainer import train_adapter
 
@@ -22,7 +21,7 @@ TRAINING_EXAMPLES = 1280
 EVALUATED = None  # all documents
 
 
-def run_demo(output: Path, *, say: Callable[[str], None]) -> Comparison:
+def run_demo(output: Path, *, say: Callable[[str], None]) -> Leaderboard:
     """Train an SST-2 adapter for the packaged model, evaluate base and adapter, and compare them.
 
     Args:

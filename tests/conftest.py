@@ -13,6 +13,7 @@ import tokenizers
 import torch
 import transformers
 from lm_eval.models.huggingface import HFLM
+from results_writer import write_pair, write_run  # noqa: F401  fixtures
 
 from harness_ext.models import onednn
 from harness_ext.models.sources import HOME_VARIABLE

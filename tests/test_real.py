@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness_ext.analysis.leaderboard import compare_runs
-from harness_ext.analysis.results import load_runs
+from harness_ext.leaderboard import compare_runs
 from harness_ext.engine.evaluate import VariantResults, evaluate
 from harness_ext.models.sources import fetch_model
 from harness_ext.protocol.locations import tasks_path
+from harness_ext.results.load import load_runs
 from harness_ext.training.recipe import Recipe
 from harness_ext.training.trainer import TrainedAdapter, train_adapter
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,24 +13,24 @@ from harness_ext.cli.parser import CHECK_FAILED, command_parser
 from harness_ext.errors import HarnessExtError
 
 if TYPE_CHECKING:
-    from harness_ext.analysis.comparison import Comparison
-    from harness_ext.analysis.views import View
+    from harness_ext.leaderboard import Leaderboard
+    from harness_ext.render.tables import View
 
 FORMATS = ("table", "markdown", "csv", "json", "latex", "html")
 
 
 def parser() -> argparse.ArgumentParser:
     """What `harness-ext compare` takes."""
-    from harness_ext.analysis.gate import BARS
-    from harness_ext.analysis.leaderboard import ORDERS
-    from harness_ext.analysis.views import VIEWS
+    from harness_ext.comparison.compare import ORDERS
+    from harness_ext.comparison.gate import BARS
+    from harness_ext.render.tables import VIEWS
 
     made = command_parser(
         "compare", run, "Compare runs with their baseline: paired by document, tested, put into one word.",
         "  harness-ext compare results/sst2\n  harness-ext compare results/* --format markdown --output comparison.md\n"
         "  harness-ext compare results/sst2 --fail-on worse    # exit code 1 when a verdict is worse",
     )  # fmt: skip
-    made.add_argument("results", nargs="+", metavar="RESULTS", help="folders or results files that lm-eval wrote")
+    made.add_argument("results", nargs="*", metavar="RESULTS", help="folders or results files that lm-eval wrote")
     made.add_argument("--baseline", metavar="NAME", help="the run to compare with (default: the base of the adapters)")
     made.add_argument("--metric", metavar="NAME", help="metric to compare (default: each task's primary one)")
     made.add_argument(
@@ -40,7 +40,18 @@ def parser() -> argparse.ArgumentParser:
         "--runs", nargs="+", default=[], metavar="NAME", help="only these runs beside the baseline; patterns too"
     )
     made.add_argument(
-        "--margin", type=float, default=1.0, metavar="POINTS", help="equivalent within (default: 1 point)"
+        "--margin",
+        action="append",
+        default=[],
+        metavar="[METRIC=]VALUE",
+        help="equivalent within so many points (default: 1); of one metric, in the unit it is logged in; repeatable",
+    )
+    made.add_argument(
+        "--cluster",
+        action="append",
+        default=[],
+        metavar="TASK=COLUMN",
+        help="documents of TASK that share COLUMN (a passage, a premise) count as one unit; repeatable",
     )
     made.add_argument(
         "--allow", action="append", default=[], metavar="FIELD",
@@ -57,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
         "--fail-on", choices=BARS, help="exit with 1 when a verdict is worse; is undecided or worse; is not better"
     )
     made.add_argument("--output", metavar="FILE", help="write there instead of to the screen")
+    made.add_argument("--explain", metavar="ID", help="say what a finding of the comparison (R01 ...) means, and stop")
     return made
 
 
@@ -69,15 +81,22 @@ def _seed(text: str) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Compare, and print or write the table; the gate decides the exit code."""
-    from harness_ext.analysis.gate import why_it_fails
-    from harness_ext.analysis.leaderboard import compare_runs
-    from harness_ext.analysis.results import load_runs
+    from harness_ext.comparison.gate import why_it_fails
+    from harness_ext.findings import explain
+    from harness_ext.leaderboard import compare_runs
+    from harness_ext.results.load import load_runs
 
+    if options.explain:
+        print(explain(options.explain))
+        return 0
+    margin, margins = _margins(options.margin)
     comparison = compare_runs(
         load_runs(*options.results),
         baseline=options.baseline,
         metric=options.metric,
-        margin=options.margin,
+        margin=margin,
+        margins=margins,
+        clusters=_pairs("--cluster", options.cluster, "TASK=COLUMN"),
         seed=options.seed,
         allow=options.allow,
         tasks=options.tasks,
@@ -95,7 +114,34 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _write_comparison(comparison: Comparison, options: argparse.Namespace) -> None:
+def _pairs(flag: str, given: Sequence[str], form: str) -> dict[str, str]:
+    """NAME=VALUE, repeated, as a mapping."""
+    found = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not (name and equals and value):
+            raise HarnessExtError(f"{flag} {each!r} is not {form}; write it so")
+        found[name] = value
+    return found
+
+
+def _margins(given: Sequence[str]) -> tuple[float, dict[str, float]]:
+    """The margin in points, and those of single metrics."""
+    margin, margins = 1.0, {}
+    for each in given:
+        metric, _, value = each.rpartition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            raise HarnessExtError(f"--margin {each!r} is not VALUE or METRIC=VALUE; write it so") from None
+        if metric:
+            margins[metric] = number
+        else:
+            margin = number
+    return margin, margins
+
+
+def _write_comparison(comparison: Leaderboard, options: argparse.Namespace) -> None:
     forms: dict[str, Callable[[], str]] = {
         "markdown": lambda: comparison.to_markdown(options.view),
         "table": lambda: comparison.to_markdown(options.view),  # into a file: what reads well there
@@ -116,7 +162,7 @@ def _write_comparison(comparison: Comparison, options: argparse.Namespace) -> No
         ) from error
 
 
-def print_comparison(comparison: Comparison, view: View = "auto") -> None:
+def print_comparison(comparison: Leaderboard, view: View = "auto") -> None:
     """Show a comparison on the terminal."""
     from rich.console import Console
 

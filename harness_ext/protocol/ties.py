@@ -22,13 +22,18 @@ def tied_choices(samples: Iterable[Mapping[str, Any]]) -> float | None:
 
 def has_tie(sample: Mapping[str, Any]) -> bool | None:
     """Whether the best two choices of a logged sample score alike; None when it has no two scored choices."""
-    scores = sorted(_choice_scores(sample))
+    return is_tie(choice_scores(sample))
+
+
+def is_tie(choices: Sequence[float]) -> bool | None:
+    """Whether the best two of these log-probabilities are alike; None for fewer than two."""
+    scores = sorted(choices)
     if len(scores) < 2 or any(map(math.isnan, scores)):
         return None
     return math.isclose(scores[-1], scores[-2], rel_tol=0.0, abs_tol=_SAME_SCORE)
 
 
-def _choice_scores(sample: Mapping[str, Any]) -> list[float]:
+def choice_scores(sample: Mapping[str, Any]) -> list[float]:
     """Log-probabilities of the choices: the continuations of one context, or one continuation of several contexts.
 
     Other requests of the document (without its context, after content-free texts) are no choices.

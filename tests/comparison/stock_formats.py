@@ -1,4 +1,4 @@
-"""Forty ways in which tasks of lm-eval and of users log their metrics, as small seeded results of a base and an adapter.
+"""Forty ways in which tasks of lm-eval and of users log metrics, as small seeded results of a base and an adapter.
 
 Each is written to disk as lm-eval writes it and compared; what `compare` makes of all of them is kept in
 `golden/formats.json`, so that every change of a number is seen.
@@ -82,7 +82,9 @@ def right(rng: np.random.Generator, share: float, n: int = N) -> list[float]:
 
 def pairs(rng: np.random.Generator, share: float, classes: int = 2, n: int = N) -> list[list[int]]:
     gold = np.arange(n) % classes
-    return [[int(g), int(p)] for g, p in zip(gold, np.where(rng.random(n) < share, gold, (gold + 1) % classes))]
+    return [
+        [int(g), int(p)] for g, p in zip(gold, np.where(rng.random(n) < share, gold, (gold + 1) % classes), strict=True)
+    ]
 
 
 def graded(rng: np.random.Generator, shift: float = 0.0, top: float = 1.0, n: int = N) -> list[float]:
@@ -162,7 +164,7 @@ def _own_units(rng: np.random.Generator) -> dict[str, Format]:
                 "byte_perplexity": rate(math.exp),
                 "bits_per_byte": rate(lambda x: x / math.log(2)),
             },
-        ),  # fmt: skip
+        ),
         "lambada_perplexity": _one(
             "perplexity", *lambada, values={"perplexity": tuple(math.exp(-float(np.mean(side))) for side in lambada)}
         ),
@@ -176,7 +178,9 @@ def _of_labels(rng: np.random.Generator) -> dict[str, Format]:
         return tuple(float(score(*np.array(side).T)) for side in sides)  # type: ignore[return-value]
 
     two, three = ([pairs(rng, share, classes) for share in (0.6, 0.75)] for classes in (2, 3))
-    ranked = [[[int(g), float(g + x)] for g, x in zip(np.arange(N) % 2, rng.normal(0, sd, N))] for sd in (2, 1)]
+    ranked = [
+        [[int(g), float(g + x)] for g, x in zip(np.arange(N) % 2, rng.normal(0, sd, N), strict=True)] for sd in (2, 1)
+    ]
 
     def macro(gold: Any, predicted: Any) -> float:
         return float(f1_score(gold, predicted, average="macro"))

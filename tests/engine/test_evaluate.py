@@ -11,11 +11,11 @@ import lm_eval
 import pytest
 from lm_eval.tasks import TaskManager
 
-from harness_ext.analysis.leaderboard import compare_runs
-from harness_ext.analysis.results import load_runs
+from harness_ext.leaderboard import compare_runs
 from harness_ext.engine.evaluate import evaluate
 from harness_ext.errors import AdapterError, HarnessExtError, ModelError, TaskError
 from harness_ext.protocol.locations import tasks_path
+from harness_ext.results.load import load_runs
 
 TASKS = ["sst2_choice", "sst2_generate"]
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import pytest
 from transformers import AutoTokenizer
 
-from harness_ext.analysis import results
 from harness_ext.errors import TaskError
 from harness_ext.protocol.check import check_tasks
 from harness_ext.protocol.checks import dry_score
@@ -20,6 +19,7 @@ from harness_ext.protocol.checks.findings import CATALOGUE, Finding, Report
 from harness_ext.protocol.datasets import DATA_VARIABLE
 from harness_ext.protocol.locations import tasks_path
 from harness_ext.protocol.scaffold import new_task
+from harness_ext.results import load as results
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 WORDS = ("apple", "bridge", "candle", "dragon", "engine", "forest", "garden", "harbor", "island", "jungle")

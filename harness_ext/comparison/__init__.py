@@ -1,0 +1,1 @@
+"""Runs against a baseline: measured, paired, tested, decided."""

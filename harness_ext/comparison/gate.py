@@ -1,0 +1,46 @@
+"""A comparison as a gate: may this be merged, released, deployed?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal, get_args
+
+from harness_ext.comparison.rows import Comparison, Row
+from harness_ext.render.numbers import format_difference, format_difference_interval, format_p
+
+Bar = Literal["worse", "undecided", "not-better"]
+BARS: tuple[str, ...] = get_args(Bar)
+_FAILS: Mapping[str, Callable[[Row], bool]] = {
+    "worse": lambda row: row.verdict == "worse",
+    "undecided": lambda row: row.verdict in ("worse", "undecided", None),
+    "not-better": lambda row: row.verdict != "better",
+}
+
+
+def why_it_fails(comparison: Comparison, bar: Bar) -> str | None:
+    """One line on the rows that do not pass, the worst first; None when all pass.
+
+    A row that could not be tested passes `worse` only: what was not measured is not known to be good. A group that is
+    not tested is left aside, as its tasks are there themselves.
+
+    Args:
+        comparison: decided.
+        bar: fail on `worse`; on `undecided` or worse; on anything `not-better`.
+    """
+    rows = [row for row in comparison.rows if row.verdict is not None or not row.is_group]
+    failing = sorted(
+        (row for row in rows if _FAILS[bar](row)), key=lambda row: (row.verdict != "worse", row.task, row.run)
+    )
+    if not failing:
+        return None
+    more = f"; and {len(failing) - 1} more" if len(failing) > 1 else ""
+    return f"fails --fail-on {bar}: {_in_words(failing[0])}{more}"
+
+
+def _in_words(row: Row) -> str:
+    what = f"{row.run} on {row.task} is {row.verdict or 'not tested'}"
+    if row.paired is None or row.decision is None:
+        return f"{what} ({row.note})"
+    difference = format_difference(row.difference, row.unit, row.scale)
+    interval = format_difference_interval(row.paired.interval, row.unit, row.scale)
+    return f"{what} ({row.metric} {difference} {interval}, p {format_p(row.decision.p_holm)}, n {row.n:,})"

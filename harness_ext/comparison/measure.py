@@ -1,0 +1,156 @@
+"""One run on one task: its metric, in the metric's own unit, document by document where that was logged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from harness_ext.comparison.units import cluster_column
+from harness_ext.errors import ResultsError
+from harness_ext.metrics.statistic import POINTS, SHARE, Floats, Statistic, declared
+from harness_ext.results.run import MetricValue, Run, TaskResult
+from harness_ext.results.samples import SampleScores
+
+_ROUNDING = 1e-4  # by which a logged metric may miss what its samples give, of the metric's unit (at least of one)
+_FACTORS = (1.0, 100.0, 0.01)  # documents may log shares under a metric in points, and the other way round
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user decides about a comparison."""
+
+    margin: float = 0.01  # of shares that declare none
+    margins: Mapping[str, float] = field(default_factory=dict)  # of single metrics, in the unit they are logged in
+    clusters: Mapping[str, str] = field(default_factory=dict)  # task or pattern -> column
+    seed: int = 0
+    allow: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A run's value of a metric on a task, and what it is made of; points are turned into shares."""
+
+    run: Run
+    result: TaskResult
+    metric: MetricValue  # as logged
+    declaration: Statistic  # in the unit it is logged in
+    samples: SampleScores | None = None
+    factor: float = 1.0  # from what documents logged to the statistic's unit
+    not_tested: str | None = None  # why there are no samples to test
+    cluster_declared: bool = True
+
+    @property
+    def statistic(self) -> Statistic:
+        """The metric, in shares or in its own unit."""
+        return self.declaration.in_shares()
+
+    @property
+    def scale(self) -> float:
+        """From the logged value to the statistic's unit: .01 of points."""
+        return 0.01 if self.declaration.unit == POINTS else 1.0
+
+    @property
+    def value(self) -> float:
+        """As logged, in the statistic's unit."""
+        return self.metric.value * self.scale
+
+    @property
+    def standard_error(self) -> float | None:
+        """lm-eval's own, in the statistic's unit."""
+        return None if self.metric.stderr is None else self.metric.stderr * self.scale
+
+    @property
+    def higher_is_better(self) -> bool:
+        """As logged, else as declared; unknown metrics are taken for scores."""
+        for known in (self.metric.higher_is_better, self.statistic.higher_is_better):
+            if known is not None:
+                return known
+        return True
+
+    def margin(self, settings: Settings) -> float | None:
+        """The margin of equivalence in the statistic's unit: given, declared, or that of shares; else None."""
+        if self.metric.metric in settings.margins:
+            return settings.margins[self.metric.metric] * self.scale
+        if self.statistic.margin is not None:
+            return self.statistic.margin
+        return settings.margin if self.statistic.unit == SHARE else None
+
+    def rows(self, samples: SampleScores) -> Floats:
+        """Numbers of documents, (n, k), in the statistic's unit."""
+        return samples.values * self.factor if self.factor != 1 else samples.values
+
+
+def measure(
+    run: Run, task: str, settings: Settings, *, metric: str | None = None, like: Measurement | None = None
+) -> Measurement:
+    """Read a run's metric of a task; what cannot be tested says why.
+
+    Args:
+        run: that has the task.
+        task: its name.
+        settings: of the comparison.
+        metric: its name; None: the task's primary one.
+        like: the baseline's measurement, whose metric, filter and declaration hold for this run, too.
+
+    Raises:
+        ResultsError: the task has no such metric.
+    """
+    result = run.tasks[task]
+    if like is not None:
+        value = result.metric(like.metric.metric, like.metric.filter)
+        candidates: Sequence[Statistic] = (like.declaration,)
+    else:
+        value = result.primary if metric is None else result.metric(metric)
+        candidates = declared(value.metric, result.metadata, tuple(result.metrics))
+    untested = Measurement(run, result, value, candidates[0])
+    if result.is_group:
+        return replace(untested, not_tested="a group")
+    if result.samples_path is None:
+        return replace(untested, not_tested="no samples logged")
+    column, is_declared = cluster_column(result, settings.clusters)
+    reasons = []
+    for statistic in candidates:
+        try:
+            samples = result.samples(value.metric, value.filter, statistic.numbers, cluster=column)
+        except ResultsError as error:
+            reasons.append(_reason(error, result))
+            continue
+        if not len(samples):
+            reasons.append(f"no document logged {value.metric}")
+            continue
+        factor = _reproducing(value.value, statistic, samples.values)
+        if factor is not None:
+            found = replace(untested, declaration=statistic, samples=samples, cluster_declared=is_declared)
+            return replace(found, factor=factor * found.scale if statistic.is_mean else 1.0)
+        reasons.append(
+            "not the mean of its documents" if statistic.is_mean else f"not what {value.metric} gives for its documents"
+        )
+    return replace(untested, not_tested=reasons[0])
+
+
+def _reason(error: ResultsError, result: TaskResult) -> str:
+    """An error about a samples file, without its path."""
+    text = str(error).removeprefix(f"{result.samples_path}:")
+    line, colon, rest = text.partition(": ")
+    return f"line {line}: {rest.partition(';')[0]}" if colon and line.isdigit() else text.partition(";")[0]
+
+
+def _reproducing(logged: float, statistic: Statistic, values: Floats) -> float | None:
+    """The factor with which the documents give the logged value; None when none does."""
+    factors = _FACTORS if statistic.is_mean else (1.0,)
+    found = statistic.value(values)
+    for factor in factors:
+        if abs(factor * found - logged) <= _ROUNDING * max(1.0, abs(logged)):
+            return factor
+    return None
+
+
+def agreed_factor(first: Measurement, others: Sequence[Measurement]) -> Measurement:
+    """The baseline's measurement; one that is all zero takes the factor of a run that is not."""
+    if first.samples is not None and not first.samples.values.any():
+        for other in others:
+            if other.samples is not None and np.any(other.samples.values):
+                return replace(first, factor=other.factor)
+    return first

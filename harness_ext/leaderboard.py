@@ -1,0 +1,85 @@
+"""Compare runs and show the result: what `harness_ext.compare_runs` returns renders itself."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness_ext.comparison import compare
+from harness_ext.comparison.rows import Comparison
+from harness_ext.render import records, tables, terminal
+from harness_ext.render.grid import escape_markdown, html_list
+from harness_ext.results.run import Run
+
+if TYPE_CHECKING:
+    import pandas
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+
+__all__ = ["Leaderboard", "compare_runs"]
+
+
+@dataclass(frozen=True)
+class Leaderboard(Comparison):
+    """Every run against one baseline, as table, Markdown, CSV, JSON, LaTeX, HTML or pandas."""
+
+    def to_markdown(self, view: tables.View = "auto") -> str:
+        """Return Markdown tables with warnings and notes below."""
+        parts = [f"Baseline: **{escape_markdown(self.baseline)}**\n"]
+        parts += [grid.to_markdown() for grid in tables.grids_of(self, view)]
+        if self.warnings:
+            parts.append("**Warnings**\n\n" + _bullets(self.warnings))
+        return "\n".join([*parts, "**How to read this**\n\n" + _bullets(tables.notes_of(self, view))])
+
+    def to_latex(self, view: tables.View = "auto") -> str:
+        """Return booktabs tables; warnings and notes as comments below."""
+        parts = [grid.to_latex() for grid in tables.grids_of(self, view)]
+        comments = [
+            *(f"% warning: {line}" for line in self.warnings),
+            *(f"% {line}" for line in tables.notes_of(self, view)),
+        ]
+        return "\n".join([f"% baseline: {self.baseline}", *parts, *comments]) + "\n"
+
+    def to_html(self, view: tables.View = "auto") -> str:
+        """Return HTML tables with warnings and notes below, to be put into a page."""
+        parts = [f"<p>Baseline: <b>{html.escape(self.baseline)}</b></p>"]
+        parts += [grid.to_html() for grid in tables.grids_of(self, view)]
+        parts += [html_list(self.warnings, "<b>Warning:</b> {}")]
+        return "".join([*parts, html_list(tables.notes_of(self, view), "<small>{}</small>")])
+
+    def to_csv(self) -> str:
+        """Return one line for each row, with a header."""
+        return records.to_csv(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict ready for `json.dumps`; shares in points, p-values as fractions."""
+        return records.to_json(self)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return one flat row per comparison; warnings and notes are in `.attrs`."""
+        import pandas
+
+        frame = pandas.DataFrame([records.flat(row) for row in self.rows])
+        frame.attrs.update(baseline=self.baseline, warnings=list(self.warnings), notes=list(self.notes))
+        return frame
+
+    def to_terminal(self, width: int, view: tables.View = "auto") -> list[RenderableType]:
+        """Return rich tables and notes for a terminal of so many columns."""
+        return list(terminal.render(self, view, width))
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        """Let `rich.print(comparison)` show the tables; with one run beside the baseline they fit 80 columns."""
+        yield from self.to_terminal(options.max_width)
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+
+def compare_runs(runs: Sequence[Run], **options: Any) -> Leaderboard:
+    """Compare every run with the baseline; the arguments are those of `harness_ext.comparison.compare.compare_runs`."""
+    return Leaderboard(**vars(compare.compare_runs(runs, **options)))
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "".join(f"- {escape_markdown(line)}\n" for line in lines)

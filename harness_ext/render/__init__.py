@@ -1,0 +1,1 @@
+"""How a comparison looks: tables, terminal, Markdown, LaTeX, HTML, CSV, JSON."""

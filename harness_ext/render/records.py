@@ -1,0 +1,211 @@
+"""A comparison as flat records, for JSON, CSV and pandas. The schema stands in docs/comparison.md."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from harness_ext.comparison.gain import FORMS, SKILL
+from harness_ext.comparison.rows import Comparison, Cost, Floor, Gain, Row, Score, Seeds
+from harness_ext.metrics.statistic import SHARE
+from harness_ext.stats.intervals import CONFIDENCE, Interval
+from harness_ext.stats.paired import PairedDifference
+
+SCHEMA = 2  # raised when a key changes its meaning or goes away
+POINTS = "points"  # how shares are written
+_DIGITS = 6  # of the numbers in JSON and CSV: enough for any reader, and the same bytes on any machine
+_SMALL = 1e-3
+
+
+def to_json(comparison: Comparison) -> dict[str, Any]:
+    """A dict ready for `json.dumps`: numbers in each row's unit (shares in points), p-values as fractions."""
+    return {
+        "schema": SCHEMA,
+        "baseline": comparison.baseline,
+        "confidence": CONFIDENCE,
+        "margin": _rounded(100 * comparison.margin),
+        "rows": [_rounded(_nested(row)) for row in comparison.rows],
+        "costs": [_rounded(_cost(cost)) for cost in comparison.costs],
+        "findings": [_rounded(asdict(finding)) for finding in comparison.findings],
+        "warnings": list(comparison.warnings),
+        "notes": list(comparison.notes),
+    }
+
+
+def to_csv(comparison: Comparison) -> str:
+    """One line for each row, the columns of `flat`; empty where there is no value."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=columns(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_rounded(flat(row)) for row in comparison.rows)
+    return text.getvalue()
+
+
+def columns() -> list[str]:
+    """Names of the flat columns, in order."""
+    return list(flat(Row("", "", "", "", 0, Score(0.0), Score(0.0))))
+
+
+def flat(row: Row) -> dict[str, Any]:
+    """One level of columns: baseline_low, difference, p_value …; None where not tested."""
+    nested = _nested(row)
+    paired, seeds, gain = nested["paired"] or {}, nested["seeds"], nested["gain"]
+    interval = paired.get("interval") or {}
+    return {
+        **{name: nested[name] for name in ("task", "run", "metric", "filter", "unit", "n")},
+        **_flat_score("baseline", nested["baseline"]),
+        **_flat_score("score", nested["score"]),
+        "difference": nested["difference"],
+        "difference_low": interval.get("low"),
+        "difference_high": interval.get("high"),
+        **{
+            name: paired.get(name)
+            for name in ("p_value", "units", "effective_units", "gained", "lost", "mcnemar_p", "method")
+        },
+        **{
+            name: nested[name]
+            for name in (
+                "p_holm", "p_equivalent", "verdict", "needed_n", "needed_low", "needed_high", "needed_of", "detectable",
+                "rank", "baseline_rank", "is_sample", "note",
+            )
+        },
+        "floor": (nested["floor"] or {}).get("value"),
+        "floor_kind": (nested["floor"] or {}).get("kind"),
+        "seeds": " ".join(seeds["values"]) if seeds else None,
+        "seeds_sd": seeds["sd"] if seeds else None,
+        **{f"gain_{form}": gain["parts"][form]["difference"] if gain and form in gain["parts"] else None
+           for form in (*FORMS, SKILL)},
+        "retention": nested["retention"],
+        "allowed": " ".join(nested["allowed"]) or None,
+    }  # fmt: skip
+
+
+def _flat_score(name: str, score: dict[str, Any]) -> dict[str, Any]:
+    interval = score["interval"] or {}
+    return {
+        name: score["value"],
+        f"{name}_low": interval.get("low"),
+        f"{name}_high": interval.get("high"),
+        f"{name}_parsed": score["parsed"],
+    }
+
+
+# -- in the unit that is written -----------------------------------------------------------------------------------
+
+
+def _nested(row: Row) -> dict[str, Any]:
+    """A row as it is written: shares times 100, everything else as it is."""
+    factor = 100.0 if row.unit == SHARE else 1.0
+    of_difference = 1.0 if row.scale == "log" else factor
+    needed = row.decision.needed if row.decision else None
+    return {
+        **{name: getattr(row, name) for name in ("task", "run", "metric", "filter", "n")},
+        "unit": POINTS if row.unit == SHARE else row.unit,
+        "scale": row.scale,
+        "baseline": _score(row.baseline, factor),
+        "score": _score(row.score, factor),
+        "higher_is_better": row.higher_is_better,
+        "margin": None if row.margin is None else row.margin * of_difference,
+        "difference": row.difference * of_difference,
+        "paired": _optional(row.paired, lambda paired: _paired(paired, of_difference)),
+        "p_holm": row.decision.p_holm if row.decision else None,
+        "p_equivalent": row.decision.p_equivalent if row.decision else None,
+        "verdict": row.verdict,
+        "direction": row.decision.direction if row.decision else None,
+        "lacking": row.decision.lacking if row.decision else None,
+        "needed_n": needed.number if needed else None,
+        "needed_low": needed.low if needed else None,
+        "needed_high": needed.high if needed else None,
+        "needed_of": needed.of if needed else None,
+        "detectable": _optional(row.decision.detectable if row.decision else None, lambda d: d * of_difference),
+        "rank": row.rank,
+        "baseline_rank": row.baseline_rank,
+        "floor": _optional(row.floor, lambda floor: _floor(floor, factor)),
+        "gain": _optional(row.gain, lambda gain: _gain(gain, factor)),
+        "seeds": _optional(row.seeds, lambda seeds: _seeds(seeds, factor)),
+        "retention": row.retention,
+        "allowed": list(row.allowed),
+        "is_sample": row.is_sample,
+        "is_group": row.is_group,
+        "note": row.note,
+    }
+
+
+def _optional(value: Any, write: Callable[[Any], Any]) -> Any:
+    return None if value is None else write(value)
+
+
+def _interval(interval: Interval | None, factor: float) -> dict[str, float] | None:
+    return None if interval is None else {"low": interval.low * factor, "high": interval.high * factor}
+
+
+def _score(score: Score, factor: float) -> dict[str, Any]:
+    return {
+        "value": score.value * factor,
+        "interval": _interval(score.interval, factor),
+        "method": score.method,
+        "parsed": None if score.parsed is None else 100 * score.parsed,
+    }
+
+
+def _paired(paired: PairedDifference, factor: float) -> dict[str, Any]:
+    return {
+        "difference": paired.difference * factor,
+        "interval": _interval(paired.interval, factor),
+        "p_value": paired.p_value,
+        "n": paired.n,
+        "units": paired.units,
+        "effective_units": paired.effective_units,
+        "standard_error": paired.estimate.standard_error * factor,
+        "method": paired.method,
+        "gained": paired.gained,
+        "lost": paired.lost,
+        "mcnemar_p": paired.mcnemar_p,
+    }
+
+
+def _floor(floor: Floor, factor: float) -> dict[str, Any]:
+    return {"value": floor.value * factor, "kind": floor.kind}
+
+
+def _gain(gain: Gain, factor: float) -> dict[str, Any]:
+    return {
+        "parts": {
+            name: {"difference": part.difference * factor, "interval": _interval(part.interval, factor), "n": part.n}
+            for name, part in gain.parts.items()
+        },
+        "skill_before": None if gain.skill_before is None else gain.skill_before * factor,
+        "skill_after": None if gain.skill_after is None else gain.skill_after * factor,
+    }
+
+
+def _seeds(seeds: Seeds, factor: float) -> dict[str, Any]:
+    return {
+        "values": {seed: value * factor for seed, value in seeds.values.items()},
+        "mean": seeds.mean * factor,
+        "sd": seeds.sd * factor,
+    }
+
+
+def _cost(cost: Cost) -> dict[str, Any]:
+    return {**asdict(cost), "gain": None if cost.gain is None else 100 * cost.gain}
+
+
+def _rounded(value: Any) -> Any:
+    """Every number of a nested value to six decimals, small ones (p-values) to three digits.
+
+    JSON knows neither NaN nor infinity; both become null.
+    """
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return round(value, _DIGITS) if abs(value) >= _SMALL else float(f"{value:.3g}")
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(inner) for inner in value]
+    return value

@@ -1,0 +1,174 @@
+"""One results file of lm-eval, parsed: `results_DATE.json` and, beside it, `samples_TASK_DATE.jsonl`.
+
+Files of stock lm-eval and ours are read alike; ours add a key `harness_ext`, all of it optional:
+`variant` (base or the adapter's name), `base`, `adapter`, `card` (the adapter's card), `fingerprints`
+{task: sha256}, `fingerprint_fields` {task: {field: hash or value}}, `token_settings` {setting: value} and
+`sample_data`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from harness_ext.errors import ResultsError
+from harness_ext.protocol.token_settings import parse_model_args, token_settings
+from harness_ext.results.run import MetricValue, Run, TaskResult
+
+DATE = re.compile(r"_(\d{4}-\d\d-\d\dT[\d.-]+)$")
+_BASE_KEYS = ("pretrained", "model", "path", "engine")  # the order lm-eval names a run by
+_ADAPTER_KEYS = ("peft", "lora_local_path", "delta")
+
+
+def read_payload(file: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ResultsError: it cannot be read, or is no object.
+    """
+    try:
+        payload = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{file}: cannot be read as JSON ({error}); evaluate again or remove it") from None
+    if not isinstance(payload, dict):
+        raise ResultsError(f"{file}: holds a JSON {type(payload).__name__}, not results of lm-eval; remove it")
+    return payload
+
+
+def date_of(file: Path) -> str:
+    """The ISO date in a results file's name; '' when it was renamed."""
+    match = DATE.search(file.stem)
+    return match.group(1) if match else ""
+
+
+def ours_in(payload: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What harness-ext added to a results file; empty in stock results."""
+    return _mapping(payload, "harness_ext")
+
+
+def _mapping(payload: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = payload.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def parse_run(file: Path, payload: Mapping[str, Any]) -> Run:
+    """The run in a results file."""
+    config, ours = _mapping(payload, "config"), ours_in(payload)
+    arguments = parse_model_args(config.get("model_args"))
+    adapter = _text(ours.get("adapter")) or _first(arguments, _ADAPTER_KEYS)
+    base = _text(ours.get("base")) or _first(arguments, _BASE_KEYS)
+    fallback = base or _text(config.get("model")) or file.parent.name
+    name = _text(ours.get("variant")) or _last_part(adapter or fallback)
+    tasks = {task: _parse_task(task, file, payload) for task in _entries(payload)}
+    return Run(name, file, arguments, tasks, base, adapter, config, _mapping(ours, "card"))
+
+
+def _entries(payload: Mapping[str, Any]) -> list[str]:
+    """Tasks, and groups that have an aggregate of their own; other groups are only headings."""
+    configs, groups = _mapping(payload, "configs"), _mapping(payload, "groups")
+    results = {name: entry for name, entry in payload["results"].items() if isinstance(entry, Mapping)}
+    return [name for name in results if name in configs or (name in groups and _parse_metrics(results[name], {}))]
+
+
+def _first(arguments: Mapping[str, Any], keys: Iterable[str]) -> str | None:
+    return next((str(arguments[key]) for key in keys if arguments.get(key)), None)
+
+
+def _text(value: Any) -> str | None:
+    return str(value) if value else None
+
+
+def _last_part(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2] or name
+
+
+def _parse_task(task: str, file: Path, payload: Mapping[str, Any]) -> TaskResult:
+    ours, entry = ours_in(payload), payload["results"][task]
+    count = _mapping(_mapping(payload, "n-samples"), task).get("effective", entry.get("sample_len", 0))
+    version, shots = _mapping(payload, "versions").get(task), _mapping(payload, "n-shot").get(task)
+    is_group = task not in _mapping(payload, "configs")
+    return TaskResult(
+        task=task,
+        version=None if version is None else str(version),
+        n_shot=shots if isinstance(shots, int) else 0,
+        metrics=_parse_metrics(entry, _mapping(_mapping(payload, "higher_is_better"), task)),
+        fingerprint=_text(_mapping(ours, "fingerprints").get(task)),
+        n=count if isinstance(count, int) else 0,
+        samples_path=None if is_group else _samples_path(task, file),
+        config=_mapping(_mapping(payload, "configs"), task),
+        fingerprint_fields=_mapping(_mapping(ours, "fingerprint_fields"), task),
+        sample_data=ours.get("sample_data"),
+        settings=_settings(payload),
+        token_settings=_asked_token_settings(payload),
+        resolved_token_settings=_resolved_token_settings(payload),
+        is_group=is_group,
+        members=_members(task, payload) if is_group else (),
+    )
+
+
+def _members(group: str, payload: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tasks below a group, also those of groups within it."""
+    below, configs = _mapping(payload, "group_subtasks"), _mapping(payload, "configs")
+    found: dict[str, None] = {}
+    queue, seen = [group], {group}
+    while queue:
+        for name in below.get(queue.pop(0)) or ():
+            if name in configs:
+                found[name] = None
+            elif name not in seen:
+                seen.add(name)
+                queue.append(name)
+    return tuple(found)
+
+
+def _asked_token_settings(payload: Mapping[str, Any]) -> dict[str, str] | None:
+    arguments = _mapping(payload, "config").get("model_args")
+    return token_settings(arguments) if arguments else None
+
+
+def _resolved_token_settings(payload: Mapping[str, Any]) -> dict[str, str] | None:
+    found = ours_in(payload).get("token_settings")
+    return {name: str(value) for name, value in found.items()} if isinstance(found, Mapping) else None
+
+
+def _settings(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """What every task of a file was run with, as far as it is logged."""
+    config = _mapping(payload, "config")
+    dtype = config.get("model_dtype") or parse_model_args(config.get("model_args")).get("dtype")
+    found: dict[str, Any] = {} if dtype in (None, "auto") else {"dtype": str(dtype).removeprefix("torch.")}
+    for name in ("chat_template", "system_instruction"):
+        if f"{name}_sha" in payload:
+            found[name] = payload[f"{name}_sha"]
+    if payload.get("chat_template_sha"):
+        found["fewshot_as_multiturn"] = bool(payload.get("fewshot_as_multiturn"))
+    return found
+
+
+def _parse_metrics(entry: Mapping[str, Any], higher: Mapping[str, Any]) -> dict[str, MetricValue]:
+    metrics: dict[str, MetricValue] = {}
+    for key, value in entry.items():
+        metric, comma, name = key.partition(",")
+        if not comma or metric.endswith("_stderr") or not _is_number(value):
+            continue
+        stderr = entry.get(f"{metric}_stderr,{name}")
+        logged = higher.get(metric)
+        direction = logged if isinstance(logged, bool) else None
+        found = MetricValue(metric, name, float(value), float(stderr) if _is_number(stderr) else None, direction)
+        metrics[key if metric in metrics else metric] = found
+    return metrics
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _samples_path(task: str, file: Path) -> Path | None:
+    """The samples of the same date; for a renamed results file, the only ones there are."""
+    if date := date_of(file):
+        path = file.parent / f"samples_{task}_{date}.jsonl"
+        return path if path.is_file() else None
+    found = [path for path in file.parent.glob("samples_*.jsonl") if DATE.sub("", path.stem) == f"samples_{task}"]
+    return found[0] if len(found) == 1 else None

@@ -1,0 +1,283 @@
+"""Per-document scores out of lm-eval's `samples_TASK_DATE.jsonl`, one line at a time.
+
+Only arrays are kept, about 60 bytes for each document: its scores, 64 bits of each hash, and what tells form
+from skill (did the output parse, was it cut off, did it abstain).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness_ext.errors import ResultsError
+from harness_ext.protocol.ties import choice_scores, is_tie
+
+_SAMPLE_PREFIX = "sample-"  # ids of the small data set bundled with this package
+_UNKNOWN = -1  # of a flag that a sample does not carry
+_LONG_TEXT = 80  # characters: shorter texts are labels, names, questions
+_LOOKED_AT = 2_000  # first documents, for columns that repeat
+_DISTINCT = 0.8  # of the texts of a column, at most, when it repeats
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # spreads duplicates of one document over all keys
+
+Numbers = Callable[[Any], Sequence[float]]  # what is kept of a logged value; TypeError or ValueError: not of this kind
+Hashes = NDArray[np.uint64]
+Flags = NDArray[np.int8]  # 1, 0, or -1 where a sample does not say
+
+
+@dataclass(frozen=True)
+class SampleScores:
+    """One metric of one task, document by document; every array has n rows, ordered by doc_id."""
+
+    doc_hash: Hashes
+    occurrence: NDArray[np.int64]  # 0 for the first document with this hash, 1 for its first duplicate …
+    prompt_hash: Hashes
+    values: NDArray[np.float64]  # (n, k): the score in the metric's own unit, or what an aggregation needs
+    targets: Hashes  # of the reference, to find the most frequent answer
+    clusters: Hashes | None  # of the column that names the unit of evidence; None when a document has none
+    parsed: Flags  # the task's `parsed_rate`
+    cut: Flags  # generation ended at the token limit
+    abstained: Flags  # the task's `abstain_f1`
+    tied: Flags  # the best two choices have the same log-probability
+    options: NDArray[np.int16]  # scored choices of the document; 0 where it has none
+    repeated: tuple[str, ...] = ()  # long columns that many documents share, none of which is the unit of evidence
+
+    def __len__(self) -> int:
+        """Number of documents that carry the metric."""
+        return len(self.values)
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """One score for each document, (n,)."""
+        assert self.values.shape[1] == 1, "an aggregation's numbers are no scores"
+        return self.values[:, 0]
+
+    @property
+    def tied_share(self) -> float:
+        """Share of the documents whose best choices tie, among those with choices; 0 where there are none."""
+        known = self.tied[self.tied != _UNKNOWN]
+        return float(known.mean()) if len(known) else 0.0
+
+    def keys(self) -> Hashes:
+        """What identifies a document in any run, its hash and its occurrence in one number."""
+        with np.errstate(over="ignore"):
+            return self.doc_hash + self.occurrence.astype(np.uint64) * _GOLDEN
+
+    def take(self, rows: NDArray[Any]) -> SampleScores:
+        """Some of the documents, in the order of `rows` (indices or a mask)."""
+        parts = {name: part[rows] for name, part in vars(self).items() if isinstance(part, np.ndarray)}
+        return replace(self, **parts)
+
+
+def iter_samples(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the logged samples of a file without holding more than one.
+
+    Raises:
+        ResultsError: a line that is not a complete JSON object, named as file:line.
+    """
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                sample = json.loads(line)
+            except ValueError:
+                sample = None
+            if not isinstance(sample, dict):
+                raise ResultsError(
+                    f"{path}:{number}: not a complete JSON object; was the run cut short? evaluate again"
+                )
+            yield sample
+
+
+def first_sample(path: Path) -> dict[str, Any] | None:
+    """Return the first logged sample, or None for an empty file."""
+    return next(iter_samples(path), None)
+
+
+def is_bundled(sample: Mapping[str, Any]) -> bool:
+    """Whether a logged sample's document belongs to the small data set bundled with this package.
+
+    >>> is_bundled({"doc": {"idx": "sample-3"}}), is_bundled({"doc": {"idx": 3}})
+    (True, False)
+    """
+    doc = sample.get("doc")
+    if not isinstance(doc, Mapping):
+        return False
+    return any(str(doc.get(key, "")).startswith(_SAMPLE_PREFIX) for key in ("id", "idx"))
+
+
+def read_scores(
+    path: Path, metric: str, filter: str, numbers: Numbers | None = None, *, cluster: str | None = None
+) -> SampleScores:
+    """Read one metric of the samples that a filter produced.
+
+    Documents without the metric are left out: HasAns_exact exists only where there is an answer.
+
+    Args:
+        path: of a samples file.
+        metric: its name in the samples.
+        filter: lm-eval's name of it.
+        numbers: what to keep of a logged value; None: the value itself, which must be a number.
+        cluster: column of the documents that names the unit of evidence, such as a passage.
+
+    Raises:
+        ResultsError: a cut line, a sample without its hashes, or values that are no (finite) numbers of this kind.
+    """
+    columns = _Columns(cluster)
+    for number, sample in enumerate(iter_samples(path), start=1):
+        if sample.get("filter", filter) != filter or metric not in sample:
+            continue
+        kept = _numbers(sample[metric], numbers or _score, f"{path}:{number}", metric)
+        if not all(map(math.isfinite, kept)):
+            raise ResultsError(
+                f"{path}:{number}: {metric} is {sample[metric]}; evaluate again, or compare another metric"
+            )
+        columns.add(sample, kept, f"{path}:{number}", number)
+    return columns.finished()
+
+
+def _numbers(value: Any, numbers: Numbers, place: str, metric: str) -> Sequence[float]:
+    try:
+        return numbers(value)
+    except (TypeError, ValueError, IndexError):
+        raise ResultsError(
+            f"{place}: {metric!r} is {type(value).__name__}, not a number per document; compare another metric"
+        ) from None
+
+
+def _score(value: Any) -> tuple[float]:
+    if isinstance(value, (bool, int, float)):
+        return (float(value),)
+    raise TypeError
+
+
+class _Columns:
+    """Growing arrays, one entry for each document."""
+
+    def __init__(self, cluster: str | None) -> None:
+        self._cluster, self._long = cluster, _LongColumns()
+        self._values, self._ids = array("d"), array("q")
+        self._doc, self._prompt, self._target, self._passage = (array("Q") for _ in range(4))
+        self._parsed, self._cut, self._abstained, self._tied = (array("b") for _ in range(4))
+        self._options = array("h")
+
+    def add(self, sample: Mapping[str, Any], values: Sequence[float], place: str, number: int) -> None:
+        """Append one logged sample; `place` names its line in errors, `number` is its document when it says none."""
+        try:
+            self._doc.append(_bits(str(sample["doc_hash"])))
+            self._prompt.append(_bits(str(sample["prompt_hash"])))
+        except KeyError as missing:
+            raise ResultsError(f"{place}: no {missing}; evaluate again with lm-eval 0.4.13 or newer") from None
+        doc_id = sample.get("doc_id", number)
+        self._ids.append(doc_id if isinstance(doc_id, int) else number)
+        self._values.extend(values)
+        self._target.append(_bits(str(sample.get("target_hash", sample.get("target", "")))))
+        self._passage.append(_unit(sample.get("doc"), self._cluster))
+        self._long.add(sample.get("doc"))
+        self._parsed.append(_flag(sample.get("parsed", sample.get("parsed_rate"))))
+        self._cut.append(_flag(sample["finish_reason"] == "length" if "finish_reason" in sample else None))
+        self._abstained.append(_abstained(sample))
+        choices = choice_scores(sample)
+        self._tied.append(_flag(is_tie(choices)))
+        self._options.append(min(len(choices), 1_000))
+
+    def finished(self) -> SampleScores:
+        """The columns by doc_id: data-parallel runs log rank by rank."""
+        n = len(self._ids)
+        order = np.argsort(_array(self._ids, np.int64), kind="stable")
+        doc, passages = _array(self._doc, np.uint64)[order], _array(self._passage, np.uint64)[order]
+        return SampleScores(
+            doc_hash=doc,
+            occurrence=_occurrences(doc),
+            prompt_hash=_array(self._prompt, np.uint64)[order],
+            values=_array(self._values, np.float64).reshape(n, -1 if n else 1)[order],
+            targets=_array(self._target, np.uint64)[order],
+            clusters=passages if n and bool(passages.all()) else None,
+            parsed=_array(self._parsed, np.int8)[order],
+            cut=_array(self._cut, np.int8)[order],
+            abstained=_array(self._abstained, np.int8)[order],
+            tied=_array(self._tied, np.int8)[order],
+            options=_array(self._options, np.int16)[order],
+            repeated=() if n and bool(passages.all()) else self._long.repeated(),
+        )
+
+
+class _LongColumns:
+    """Long texts of the first documents, to see which are shared by several."""
+
+    def __init__(self) -> None:
+        self._seen: defaultdict[str, Counter[int]] = defaultdict(Counter)
+        self._documents = 0
+
+    def add(self, doc: Any) -> None:
+        if self._documents >= _LOOKED_AT or not isinstance(doc, Mapping):
+            return
+        self._documents += 1
+        for name, value in doc.items():
+            if isinstance(value, str) and len(value) >= _LONG_TEXT:
+                self._seen[name][hash(value)] += 1
+
+    def repeated(self) -> tuple[str, ...]:
+        """Columns of which at most four in five texts are distinct."""
+        return tuple(
+            name
+            for name, counts in self._seen.items()
+            if counts.total() >= 2 and len(counts) <= _DISTINCT * counts.total()
+        )
+
+
+def _array(column: array[Any], dtype: Any) -> NDArray[Any]:
+    return np.frombuffer(column, dtype=dtype) if len(column) else np.empty(0, dtype)
+
+
+def _occurrences(keys: Hashes) -> NDArray[np.int64]:
+    """How often each key stood before: [a, b, a] -> [0, 0, 1]."""
+    order = np.argsort(keys, kind="stable")
+    ordered, index = keys[order], np.arange(len(keys))
+    is_first = np.concatenate([[True], ordered[1:] != ordered[:-1]]) if len(keys) else np.empty(0, bool)
+    starts = np.maximum.accumulate(np.where(is_first, index, 0)) if len(keys) else index
+    found = np.empty(len(keys), dtype=np.int64)
+    found[order] = index - starts
+    return found
+
+
+def _bits(text: str) -> int:
+    """64 bits of a hash that lm-eval wrote as hex, or of any other text."""
+    try:
+        return int(text[:16], 16) & 0xFFFFFFFFFFFFFFFF
+    except ValueError:
+        return _digest(text)
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _unit(doc: Any, column: str | None) -> int:
+    """64 bits of what names a document's unit of evidence; 0 when it has none."""
+    value = doc.get(column) if isinstance(doc, Mapping) and column is not None else None
+    if value is None or value == "":
+        return 0
+    return _digest(value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str))
+
+
+def _abstained(sample: Mapping[str, Any]) -> int:
+    """`abstained`, or the decision that the abstention metrics log."""
+    if "abstained" in sample:
+        return _flag(sample["abstained"])
+    decision = sample.get("abstain_f1")
+    return _flag(decision[0] if isinstance(decision, list) and decision else None)
+
+
+def _flag(value: Any) -> int:
+    return _UNKNOWN if not isinstance(value, (bool, int, float)) or math.isnan(value) else int(value > 0)

@@ -1,0 +1,216 @@
+"""What a comparison of this size finds, and which size would decide; with 80 % power."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import stats
+from scipy.special import ndtr, stdtr
+
+from harness_ext.stats.intervals import ALPHA, Estimate, solve_increasing
+from harness_ext.stats.paired import PairedDifference
+from harness_ext.stats.units import LEAST_UNITS
+
+POWER = 0.8
+MOST_DOCUMENTS = 1e9
+MOST_SEEDS = 1_000
+_EXACT_DISCORDANT = 3_000  # expected discordant documents up to which McNemar's power is summed exactly
+
+
+@dataclass(frozen=True)
+class Needed:
+    """The size that would decide, if the true difference is the observed one; and over the interval around it."""
+
+    number: int | None  # None: no size would
+    low: int | None  # the least, over the interval of the difference
+    high: int | None  # the most
+    of: str  # "documents" or "seeds"
+
+
+def detectable_difference(paired: PairedDifference, *, alpha: float = ALPHA) -> float | None:
+    """Smallest true difference that documents like these find with 80 % power; None when none can be found.
+
+    Args:
+        paired: whose variance (or share of discordant documents) is taken as the true one.
+        alpha: level of one test; .05 / m where m tests share .05.
+    """
+    if paired.effective_units < LEAST_UNITS or paired.least_p >= alpha:
+        return None
+    return solve_increasing(lambda d: _finds(paired, d, alpha) - POWER, 1e-7 * paired.span, paired.span)
+
+
+def needed_size(
+    paired: PairedDifference, *, margin: float | None, alpha: float = ALPHA, alpha_equivalence: float = ALPHA
+) -> Needed:
+    """Documents (with three or more seeds: seeds) that would decide with 80 % power.
+
+    Deciding is finding the difference, or finding it equivalent. One number after the fact is no figure: where the
+    true difference is twice or half the observed one, the size is a quarter or four times as large; so the sizes over
+    the whole interval stand beside it.
+
+    Args:
+        paired: undecided.
+        margin: of equivalence; None where there is none.
+        alpha: level of one test of a difference.
+        alpha_equivalence: level of one test of equivalence.
+    """
+    seeds = len(paired.estimate.variances) > 1 and paired.estimate.variances[1][0] > 0
+    size = _seeds_for if seeds else _documents_for
+    interval = paired.interval
+    largest = max(abs(interval.low), abs(interval.high))
+    smallest = 0.0 if interval.low <= 0 <= interval.high else min(abs(interval.low), abs(interval.high))
+    differences = np.linspace(smallest, largest, 9)
+    sizes = [size(paired, float(d), margin, alpha, alpha_equivalence) for d in differences]
+    known = [number for number in sizes if number is not None]
+    return Needed(
+        number=size(paired, abs(paired.difference), margin, alpha, alpha_equivalence),
+        low=min(known) if known else None,
+        high=max(known) if len(known) == len(sizes) else None,
+        of="seeds" if seeds else "documents",
+    )
+
+
+def _documents_for(
+    paired: PairedDifference, difference: float, margin: float | None, alpha: float, alpha_equivalence: float
+) -> int | None:
+    def decided(n: float) -> float:
+        larger = _resized(paired, n / paired.n)
+        found = _finds(larger, difference, alpha)
+        return max(found, _equivalent(larger, difference, margin, alpha_equivalence)) - POWER
+
+    n = solve_increasing(decided, paired.n + 1, MOST_DOCUMENTS)
+    return None if n is None else math.ceil(n - 1e-6)
+
+
+def _seeds_for(
+    paired: PairedDifference, difference: float, margin: float | None, alpha: float, alpha_equivalence: float
+) -> int | None:
+    documents, (variance, _) = paired.estimate.variances[0], paired.estimate.variances[1]
+    for count in range(paired.seeds + 1, MOST_SEEDS):
+        sources = (documents, (variance * paired.seeds / count, count - 1.0))
+        more = _with_estimate(paired, Estimate(paired.difference, sources))
+        found = _finds(more, difference, alpha), _equivalent(more, difference, margin, alpha_equivalence)
+        if max(found) >= POWER:
+            return count
+    return None
+
+
+def _with_estimate(paired: PairedDifference, estimate: Estimate) -> PairedDifference:
+    return replace(paired, estimate=estimate)
+
+
+def _resized(paired: PairedDifference, factor: float) -> PairedDifference:
+    """As if there were `factor` times as many units like these."""
+    (variance, df), *others = paired.estimate.variances
+    least = 2 * paired.span**2 / (paired.units + 2) ** 2 if variance == 0 else 0.0
+    resized = Estimate(paired.difference, (((variance or least) / factor, (df + 1) * factor - 1), *others))
+    return replace(
+        paired,
+        estimate=resized,
+        n=max(2, round(paired.n * factor)),
+        units=max(2, round(paired.units * factor)),
+        effective_units=paired.effective_units * factor,
+        gained=None if paired.gained is None else round(paired.gained * factor),
+        lost=None if paired.lost is None else round(paired.lost * factor),
+        least_class=None if paired.least_class is None else round(paired.least_class * factor),
+        least_p=0.0 if paired.least_p == 0 else 2.0 ** (1 - min(paired.units * factor, 1_000)),
+    )
+
+
+# -- the probability of each verdict -----------------------------------------------------------------------------
+
+
+def _finds(paired: PairedDifference, difference: float, alpha: float) -> float:
+    """Probability of `better` when this is the true difference."""
+    if paired.effective_units < LEAST_UNITS or paired.least_p >= alpha:
+        return 0.0
+    if paired.is_exact:
+        return mcnemar_power(paired.n, _discordance(paired), difference, alpha=alpha)
+    decisive = paired.decisive
+    shrink = paired.n / (paired.n + 2) if paired.least_class is None else 1.0
+    needed = decisive.half_width(alpha) / shrink
+    return _beyond(paired.estimate, difference - needed)
+
+
+def _equivalent(paired: PairedDifference, difference: float, margin: float | None, alpha: float) -> float:
+    """Probability of `equivalent` when this is the true difference."""
+    if not margin or paired.effective_units < LEAST_UNITS:
+        return 0.0
+    if paired.is_exact:
+        return equivalence_power(paired.n, _discordance(paired), difference, margin=margin, alpha=alpha)
+    cautious, units = paired.cautious, paired.least_class or paired.units
+    room = (margin - cautious.half_width(alpha)) * (units + 2) / units
+    if room <= 0:
+        return 0.0
+    return max(0.0, _beyond(paired.estimate, room - difference) + _beyond(paired.estimate, room + difference) - 1)
+
+
+def _beyond(estimate: Estimate, distance: float) -> float:
+    """Probability that an estimate with this standard error errs by less than `distance` to one side."""
+    error = estimate.standard_error
+    if error == 0:
+        return float(distance > 0)
+    degrees = estimate.variances[0][1]
+    return float(ndtr(distance / error) if math.isinf(degrees) else stdtr(degrees, distance / error))
+
+
+def _discordance(paired: PairedDifference) -> float:
+    """Share of discordant documents; of one more each way where there are none."""
+    assert paired.gained is not None
+    assert paired.lost is not None
+    discordant = paired.gained + paired.lost
+    return discordant / paired.n if discordant else 2 / (paired.n + 2)
+
+
+def mcnemar_power(n: int, discordance: float, difference: float, *, alpha: float = ALPHA) -> float:
+    """Probability that exact McNemar and the Bonett–Price interval both find a gain.
+
+    Args:
+        n: documents.
+        discordance: share of documents on which the runs differ; at least the difference.
+        difference: true gain, as a share.
+        alpha: of the test.
+    """
+
+    def accepted(k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        critical = np.floor(stats.binom.isf(alpha / 2, k, 0.5)) + 1  # P(U >= critical) <= alpha / 2
+        z2 = stats.norm.isf(ALPHA / 2) ** 2
+        off_zero = (k + np.sqrt(z2 * (k + 2) / (1 + z2 / (n + 2)))) / 2
+        return np.maximum(critical, np.floor(off_zero) + 1), k.astype(float)
+
+    return _over_discordant(n, discordance, difference, accepted)
+
+
+def equivalence_power(n: int, discordance: float, difference: float, *, margin: float, alpha: float = ALPHA) -> float:
+    """Probability that the Bonett–Price interval lies within +-`margin`; arguments as in `mcnemar_power`."""
+    z = float(stats.norm.isf(alpha / 2))
+
+    def accepted(k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # |x| + z * sqrt(((k + 2) / (n + 2) - x**2) / (n + 2)) <= margin, for x = (2u - k) / (n + 2)
+        a, share = z**2 / (n + 2), (k + 2) / (n + 2)
+        root = (1 + a) * a * share - a * margin**2
+        inside = np.where(root > 0, margin - np.sqrt(np.maximum(root, 0)), margin) / (1 + a)
+        largest = np.where(margin**2 >= a * share, np.minimum(inside, margin), -1.0)
+        low, high = np.ceil((k - largest * (n + 2)) / 2), np.floor((k + largest * (n + 2)) / 2)
+        return np.where(largest < 0, k + 1.0, low), np.where(largest < 0, -1.0, high)
+
+    return _over_discordant(n, discordance, difference, accepted)
+
+
+def _over_discordant(
+    n: int, discordance: float, difference: float, accepted: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+) -> float:
+    """P(low(k) <= U <= high(k)) for K ~ Binomial(n, discordance) and U | K ~ Binomial(K, share that is gained)."""
+    total = min(1.0, max(discordance, difference))
+    gained = (1 + difference / total) / 2
+    spread = 8 * math.sqrt(n * total * (1 - total)) + 8
+    first, last = max(0, math.floor(n * total - spread)), min(n, math.ceil(n * total + spread))
+    step = max(1, round((last - first) / _EXACT_DISCORDANT))
+    k = np.arange(first, last + 1, step)
+    weights = stats.binom.pmf(k, n, total)
+    low, high = accepted(k)
+    inside = stats.binom.cdf(np.minimum(high, k), k, gained) - stats.binom.cdf(low - 1, k, gained)
+    return float((weights * np.maximum(inside, 0)).sum() / weights.sum())

@@ -1,0 +1,174 @@
+"""Every format of every view: complete, escaped, the same bytes each time; and the gate."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+import re
+
+import pytest
+from lm_eval_files import labelled, sample
+from rich.console import Console
+
+from harness_ext.leaderboard import compare_runs
+from harness_ext.comparison.gate import why_it_fails
+from harness_ext.errors import ComparisonError
+from harness_ext.render.records import columns
+from harness_ext.results.load import load_runs
+
+
+def coin(share: float, seed: int, n: int = 300) -> list[float]:
+    rng = random.Random(seed)
+    return [float(rng.random() < share) for _ in range(n)]
+
+
+@pytest.fixture
+def runs(write_run, tmp_path):
+    """A base and three adapters on three tasks: c is good, a is bad, b is as the base; b misses one task."""
+    for name, share in (("base", 0.6), ("a", 0.4), ("b", 0.6), ("c", 0.8)):
+        tasks = {task: labelled(coin(share, 0 if name in ("base", "b") else 1)) for task in ("x_1", "x_2", "y")}
+        if name == "b":
+            del tasks["y"]
+        adapter = "" if name == "base" else f",peft=adapters/{name}"
+        write_run(f"out/{name}", tasks, model_args=f"pretrained=org/tiny{adapter}")
+    return load_runs(tmp_path / "out")
+
+
+def terminal(comparison, width: int, view: str = "auto") -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    for part in comparison.to_terminal(width, view):
+        console.print(part)
+    return console.export_text()
+
+
+def test_many_runs_stand_against_tasks(runs):
+    comparison = compare_runs(runs)
+    head, _, *lines = [line for line in comparison.to_markdown().splitlines() if line.startswith("|")]
+    assert head == "| model | mean rank | x_1 · acc, n=300 | x_2 · acc, n=300 | y · acc, n=300 |"
+    names = [line.split("|")[1].strip() for line in lines]
+    assert names == ["tiny", "c", "a", "b", "(majority)"]  # b has no mean rank: it misses a task
+    best = next(line for line in lines if line.startswith("| c "))
+    assert re.search(r"\*\*\d\d\.\d #1 ▲\*\* · \+\d", best)
+    assert " | – |" in next(line for line in lines if line.startswith("| b "))
+    assert "▼" in next(line for line in lines if line.startswith("| a "))
+    assert [(row.rank, row.baseline_rank) for row in comparison.rows if row.run == "c"] == [(1, 2)] * 3
+
+
+@pytest.mark.parametrize(("sort", "first"), [("name", "a"), ("difference", "c"), ("score", "c"), ("rank", "c")])
+def test_order(runs, sort, first):
+    comparison = compare_runs(runs, sort=sort)
+    assert comparison.rows[0].run == first
+    assert comparison.to_markdown().splitlines()[5].startswith(f"| {first} ")
+
+
+def test_tasks_and_runs_are_chosen_by_pattern(runs):
+    comparison = compare_runs(runs, tasks=["x_*"], only=["a", "c"])
+    assert {(row.task, row.run) for row in comparison.rows} == {(t, r) for t in ("x_1", "x_2") for r in "ac"}
+    assert "Holm's correction over the 4 tests" in comparison.to_markdown()
+    with pytest.raises(ComparisonError, match=r"--tasks 'z\*' matches none of x_1, x_2, y"):
+        compare_runs(runs, tasks=["z*"])
+    with pytest.raises(ComparisonError, match="--runs 'd' matches none of a, b, c"):
+        compare_runs(runs, only=["d"])
+
+
+@pytest.mark.parametrize("options", [{"margin": -1}, {"margin": float("nan")}, {"sort": "random"}])
+def test_impossible_wishes_are_refused(runs, options):
+    with pytest.raises(ComparisonError):
+        compare_runs(runs, **options)
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_board_is_cut_to_the_terminal(runs, width):
+    text = terminal(compare_runs(runs), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert text.count(" model ") == {60: 3, 80: 2, 200: 1}[width]
+    for task in ("x_1", "x_2", "y"):
+        assert task in text
+
+
+def test_csv_is_flat_and_complete(runs):
+    comparison = compare_runs(runs)
+    rows = list(csv.DictReader(io.StringIO(comparison.to_csv())))
+    assert len(rows) == len(comparison.rows) == 8
+    assert list(rows[0]) == columns()
+    assert {row["verdict"] for row in rows} == {"better", "worse", "equivalent"}
+    assert float(rows[0]["difference"]) == pytest.approx(comparison.rows[0].difference, abs=1e-5)
+
+
+def test_json_keeps_small_p_values(runs):
+    found = json.loads(json.dumps(compare_runs(runs).to_json()))
+    assert found["schema"] == 1
+    row = next(row for row in found["rows"] if row["run"] == "c")
+    assert 0 < row["paired"]["p_value"] <= row["p_holm"] < 1e-4
+
+
+def test_latex_compiles_in_principle(write_pair):
+    samples = [sample(i, {"idx": i}, {"acc": float(i % 3 > 0)}) for i in range(60)]
+    path = write_pair("a_b", samples, samples, sst2={"ours": {"variant": "50%_{x}\\"}})
+    text = compare_runs(load_runs(path)).to_latex()
+    assert r"50\%\_\{x\}\textbackslash{}" in text
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1
+    for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
+        assert rule in text
+    assert all(line.count(" & ") == 7 for line in text.splitlines() if line.endswith(r"\\"))
+
+
+def test_the_same_results_give_the_same_bytes(runs):
+    first, second = compare_runs(runs), compare_runs(list(reversed(runs)))
+    for form in ("to_markdown", "to_latex", "to_html", "to_csv", "to_json"):
+        assert getattr(first, form)() == getattr(second, form)(), form
+
+
+def test_views_can_be_chosen(runs):
+    comparison = compare_runs(runs)
+    assert comparison.to_markdown("rows").count("| x_1 ") == 3
+    assert "| model |" in compare_runs(runs, only=["a"], tasks=["y"]).to_markdown("board")
+    assert "#rank" not in comparison.to_markdown("rows")
+
+
+def test_groups_are_shown_and_not_tested(write_run, tmp_path):
+    for name, value in (("base", 0.5), ("a", 0.7)):
+        path = write_run(
+            f"out/{name}",
+            {"x": labelled(coin(value, 1))},
+            model_args="pretrained=org/tiny" + (",peft=a" if name == "a" else ""),
+            groups={"family": {"alias": "family", "acc,none": value}, "heading": {"alias": "heading", " ": " "}},
+        )
+        file = next(path.glob("results_*.json"))
+        payload = json.loads(file.read_text())
+        payload["results"] |= {"family": {"alias": "family", "acc,none": value}, "heading": {" ": " ", "alias": "h"}}
+        file.write_text(json.dumps(payload))
+    comparison = compare_runs(load_runs(tmp_path / "out"))
+    group, task = comparison.rows
+    assert (group.task, group.verdict, group.note) == ("family", None, "a group: its tasks are tested")
+    assert group.difference == pytest.approx(20)
+    assert task.verdict == "better"
+    assert not [warning for warning in comparison.warnings if "family" in warning]
+    assert why_it_fails(comparison, "not-better") is None
+
+
+@pytest.mark.parametrize(
+    ("only", "bar", "told"),
+    [
+        ("c", "not-better", None),
+        (
+            "a",
+            "worse",
+            r"fails --fail-on worse: a on x_1 is worse \(acc -\d+\.\d \[.*\], p <\.0001, n 300\); and 2 more",
+        ),
+        ("b", "worse", None),
+        ("b", "not-better", "b on x_1 is equivalent"),
+    ],
+)
+def test_gate(runs, only, bar, told):
+    found = why_it_fails(compare_runs(runs, only=[only]), bar)
+    assert (found is None) if told is None else re.search(told, found)
+
+
+def test_what_was_not_tested_passes_only_the_lowest_bar(write_pair):
+    samples = labelled(coin(0.5, 1))
+    comparison = compare_runs(load_runs(write_pair("demo", samples, samples, base={"log_samples": False})))
+    assert why_it_fails(comparison, "worse") is None
+    assert "not tested (no samples logged)" in str(why_it_fails(comparison, "undecided"))
