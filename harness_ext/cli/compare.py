@@ -67,6 +67,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--fail-on", choices=BARS, help="exit with 1 when a verdict is worse; is undecided or worse; is not better"
     )
+    made.add_argument(
+        "--statistics",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="Python file that declares metrics of your own (a task's scoring.py); repeatable",
+    )
     made.add_argument("--output", metavar="FILE", help="write there instead of to the screen")
     made.add_argument("--explain", metavar="ID", help="say what a finding of the comparison (R01 ...) means, and stop")
     return made
@@ -84,6 +91,7 @@ def run(options: argparse.Namespace) -> int:
     from harness_ext.comparison.gate import why_it_fails
     from harness_ext.findings import explain
     from harness_ext.leaderboard import compare_runs
+    from harness_ext.metrics.statistic import load_statistics
     from harness_ext.results.load import load_runs
 
     if options.explain:
@@ -96,6 +104,7 @@ def run(options: argparse.Namespace) -> int:
         metric=options.metric,
         margin=margin,
         margins=margins,
+        statistics=[each for file in options.statistics for each in load_statistics(file)],
         clusters=_pairs("--cluster", options.cluster, "TASK=COLUMN"),
         seed=options.seed,
         allow=options.allow,

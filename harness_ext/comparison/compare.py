@@ -23,6 +23,7 @@ from harness_ext.comparison.rows import Comparison, Row
 from harness_ext.comparison.testing import Tested, test, test_group, told_apart
 from harness_ext.errors import ComparisonError, suggest
 from harness_ext.findings import Finding
+from harness_ext.metrics.statistic import Statistic
 from harness_ext.results.comparability import check_allowed, tokenizer_note
 from harness_ext.results.run import Run
 from harness_ext.stats.ranks import Bools, ranks
@@ -49,6 +50,7 @@ def compare_runs(
     margin: float = 1.0,
     margins: Mapping[str, float] | None = None,
     clusters: Mapping[str, str] | None = None,
+    statistics: Sequence[Statistic] = (),
     seed: int = 0,
     allow: Sequence[str] = (),
     tasks: Sequence[str] = (),
@@ -68,6 +70,7 @@ def compare_runs(
         margin: differences up to this many points count as equivalent.
         margins: of single metrics, in the unit they are logged in.
         clusters: column that names the unit of evidence, by task or pattern.
+        statistics: declarations of metrics of your own; see `harness_ext.metrics.statistic.load_statistics`.
         seed: of permutations and bootstraps.
         allow: fields of the protocol that may differ; the rows are marked.
         tasks: names or patterns (`sst2_*`) of tasks; none: all.
@@ -88,7 +91,7 @@ def compare_runs(
     shared, without_metric = _shared_tasks(chosen, others, metric)
     named = [task for task in shared if task in _named(shared, tasks, "--tasks")]
     entrants = contenders(others, group=group_seeds)
-    settings = Settings(margin / 100, dict(margins or {}), dict(clusters or {}), seed, tuple(allow))
+    settings = Settings(margin / 100, dict(margins or {}), dict(clusters or {}), seed, tuple(allow), tuple(statistics))
 
     by_task: dict[str, _TaskTests] = {}
     for task in sorted(named, key=lambda name: chosen.tasks[name].is_group):  # groups after their tasks

@@ -26,6 +26,7 @@ class Settings:
     clusters: Mapping[str, str] = field(default_factory=dict)  # task or pattern -> column
     seed: int = 0
     allow: tuple[str, ...] = ()
+    statistics: tuple[Statistic, ...] = ()  # of metrics that nobody else declares
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def measure(
         candidates: Sequence[Statistic] = (like.declaration,)
     else:
         value = result.primary if metric is None else result.metric(metric)
-        candidates = declared(value.metric, result.metadata, tuple(result.metrics))
+        candidates = declared(value.metric, result.metadata, tuple(result.metrics), settings.statistics)
     untested = Measurement(run, result, value, candidates[0])
     if result.is_group:
         return replace(untested, not_tested="a group")

@@ -136,11 +136,13 @@ def _described(statistic: Statistic, rows: Floats, clusters: Clusters | None, re
 
 
 def parsed_share(result: TaskResult) -> float | None:
-    """Share of outputs that could be read; None when the task does not log `parsed_rate`."""
-    logged = result.metrics.get("parsed_rate")
-    if logged is None:
-        return None
-    return logged.value / (100 if result.metadata.get("metric_scale") == 100 else 1)
+    """Share of outputs that could be read: `parsed_rate`, else, where no output may be empty, 1 - `empty_rate`."""
+    top = 100 if result.metadata.get("metric_scale") == 100 else 1
+    if (logged := result.metrics.get("parsed_rate")) is not None:
+        return logged.value / top
+    if (empty := result.metrics.get("empty_rate")) is not None and "abstain_f1" not in result.metrics:
+        return 1 - empty.value / top
+    return None
 
 
 def _mean_parsed(runs: Iterable[Measurement]) -> float | None:
@@ -214,7 +216,8 @@ def told_apart(tests: Sequence[Tested]) -> tuple[list[int], Bools] | None:
         return None
     pairs = [tests[place].pair for place in places]
     base = pairs[0].base
-    assert base.samples is not None
+    if base.samples is None:  # a group
+        return None
     common = np.ones(len(base.samples), dtype=bool)
     for each in pairs:
         mask = np.zeros(len(common), dtype=bool)
@@ -267,7 +270,8 @@ def test_group(pair: Pair, members: Mapping[str, Tested]) -> Tested:
         logged = (pair.base.value, float(np.mean([run.value for run in pair.runs.values()])))
         if all(abs(a - b) <= 1e-3 * max(1.0, abs(b)) for a, b in zip(values, logged, strict=True)):
             paired = _stratified(tests, weights, words)
-            return Tested(pair, Score(values[0]), Score(values[1]), paired, seeds=seeds)
+            score = logged_score(pair.first) if seeds is None else Score(seeds.mean)
+            return Tested(replace(pair, n=paired.n), logged_score(pair.base), score, paired, seeds=seeds)
     return _untested(pair, "a group that is no mean of its tasks, by size or unweighted", seeds)
 
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
+import os
+import runpy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -139,7 +141,10 @@ def _auroc(rows: Floats) -> float:
 
 
 def declared(
-    metric: str, metadata: Mapping[str, Any] | None = None, siblings: Sequence[str] = ()
+    metric: str,
+    metadata: Mapping[str, Any] | None = None,
+    siblings: Sequence[str] = (),
+    given: Sequence[Statistic] = (),
 ) -> tuple[Statistic, ...]:
     """The declarations of a metric, the likeliest first; never from its values.
 
@@ -152,11 +157,17 @@ def declared(
         metric: its name.
         metadata: of the task's config.
         siblings: the task's other metrics: beside `exact`, SQuAD's `f1` is on 0–100.
+        given: declarations that go before all others but the YAML's.
 
     Raises:
         MetricError: the YAML declares something that no metric has.
     """
-    known = _installed().get(metric) or _table_entry(metric, siblings) or (Statistic(metric),)
+    known = (
+        tuple(each for each in given if each.metric == metric)
+        or _installed().get(metric)
+        or _table_entry(metric, siblings)
+        or (Statistic(metric),)
+    )
     metadata = metadata or {}
     own, scale = metadata.get("metrics"), metadata.get("metric_scale")
     if isinstance(own, Mapping) and isinstance(own.get(metric), Mapping):
@@ -200,6 +211,22 @@ def _table_entry(metric: str, siblings: Sequence[str]) -> tuple[Statistic, ...]:
     from harness_ext.metrics.known import known_statistics
 
     return known_statistics(metric, siblings)
+
+
+def load_statistics(path: str | os.PathLike[str]) -> list[Statistic]:
+    """The metrics that a Python file declares, such as the one that a task names in its YAML.
+
+    Raises:
+        MetricError: the file cannot be run, or declares none.
+    """
+    try:
+        names = runpy.run_path(os.fspath(path))
+    except Exception as error:  # whatever the file's own code raises
+        raise MetricError(f"{path} cannot be run: {type(error).__name__}: {error}; correct it") from error
+    found = [value for value in names.values() if isinstance(value, Statistic)]
+    if not found:
+        raise MetricError(f"{path} declares no Statistic; see harness_ext.metrics.statistic")
+    return found
 
 
 @cache

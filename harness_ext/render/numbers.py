@@ -19,7 +19,7 @@ def format_score(value: float, unit: str = SHARE) -> str:
     >>> format_score(0.92087), format_score(0.21809, "nats")
     ('92.1', '0.218')
     """
-    return f"{shown(value, unit):.{_decimals(unit)}f}"
+    return f"{shown(value, unit):.{_decimals(unit)}f}" if math.isfinite(value) else "–"
 
 
 def format_difference(value: float, unit: str = SHARE, scale: str = "linear") -> str:
@@ -30,6 +30,8 @@ def format_difference(value: float, unit: str = SHARE, scale: str = "linear") ->
     >>> format_difference(-0.1, "perplexity", "log")
     '-9.5%'
     """
+    if not math.isfinite(value):
+        return "–"
     if scale == "log":
         text = f"{100 * math.expm1(min(value, 700.0)):+.1f}"
         return f"{text if float(text) else text[1:]}%"

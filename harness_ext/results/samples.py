@@ -150,8 +150,9 @@ def _numbers(value: Any, numbers: Numbers, place: str, metric: str) -> Sequence[
     try:
         return numbers(value)
     except (TypeError, ValueError, IndexError):
+        shown = json.dumps(value, default=str)
         raise ResultsError(
-            f"{place}: {metric!r} is {type(value).__name__}, not a number per document; compare another metric"
+            f"{place}: {metric} is {shown:.40}, which is no score of a document; compare another metric"
         ) from None
 
 
@@ -184,7 +185,7 @@ class _Columns:
         self._target.append(_bits(str(sample.get("target_hash", sample.get("target", "")))))
         self._passage.append(_unit(sample.get("doc"), self._cluster))
         self._long.add(sample.get("doc"))
-        self._parsed.append(_flag(sample.get("parsed", sample.get("parsed_rate"))))
+        self._parsed.append(_parsed(sample))
         self._cut.append(_flag(sample["finish_reason"] == "length" if "finish_reason" in sample else None))
         self._abstained.append(_abstained(sample))
         choices = choice_scores(sample)
@@ -269,6 +270,16 @@ def _unit(doc: Any, column: str | None) -> int:
     if value is None or value == "":
         return 0
     return _digest(value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str))
+
+
+def _parsed(sample: Mapping[str, Any]) -> int:
+    """`parsed`, else `parsed_rate`; of answers that may not be empty, whether there is one."""
+    for name in ("parsed", "parsed_rate"):
+        if name in sample:
+            return _flag(sample[name])
+    if "empty_rate" in sample and "abstain_f1" not in sample and "abstained" not in sample:
+        return _flag(float(sample["empty_rate"] == 0))
+    return _UNKNOWN
 
 
 def _abstained(sample: Mapping[str, Any]) -> int:

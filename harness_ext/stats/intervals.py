@@ -97,7 +97,7 @@ class Estimate:
         (first, df), *others = self.variances
         enlarged = first * shrink**2 + 2 * limit**2 / (units + 2) ** 2
         rest = tuple((variance * shrink**2, degrees) for variance, degrees in others)
-        return Estimate(self.value * shrink, ((enlarged, df + 2), *rest))
+        return Estimate(self.value * shrink, ((enlarged, df), *rest))
 
     def scaled(self, factor: float) -> Estimate:
         """The same in another unit."""
@@ -276,7 +276,7 @@ def solve_increasing(function: Callable[[float], float], low: float, high: float
         return low
     if function(high) < 0:
         return None
-    return math.exp(float(brentq(lambda log: function(math.exp(log)), math.log(low), math.log(high), xtol=1e-6)))
+    return math.exp(float(brentq(lambda log: function(math.exp(log)), math.log(low), math.log(high), xtol=1e-4)))
 
 
 def replace_value(estimate: Estimate, value: float) -> Estimate:

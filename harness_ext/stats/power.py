@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +16,8 @@ from harness_ext.stats.units import LEAST_UNITS
 POWER = 0.8
 MOST_DOCUMENTS = 1e9
 MOST_SEEDS = 1_000
-_EXACT_DISCORDANT = 3_000  # expected discordant documents up to which McNemar's power is summed exactly
+_EXACT_DISCORDANT = 100  # expected discordant documents up to which McNemar's power is summed exactly
+_NORMAL_FROM = 300  # degrees of freedom beyond which t is normal
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,16 @@ def needed_size(
     """
     seeds = len(paired.estimate.variances) > 1 and paired.estimate.variances[1][0] > 0
     size = _seeds_for if seeds else _documents_for
-    interval = paired.interval
+    observed, interval = abs(paired.difference), paired.interval
     largest = max(abs(interval.low), abs(interval.high))
     smallest = 0.0 if interval.low <= 0 <= interval.high else min(abs(interval.low), abs(interval.high))
-    differences = np.linspace(smallest, largest, 9)
-    sizes = [size(paired, float(d), margin, alpha, alpha_equivalence) for d in differences]
-    known = [number for number in sizes if number is not None]
+    differences = {smallest, observed, largest, *np.linspace(smallest, largest, 7).tolist()}
+    if margin is not None and smallest < 0.6 * margin < largest:
+        differences |= {0.5 * margin, 0.6 * margin}  # the hardest to decide: too large to be nothing, small to be found
+    sizes = {d: size(paired, d, margin, alpha, alpha_equivalence) for d in differences}
+    known = [number for number in sizes.values() if number is not None]
     return Needed(
-        number=size(paired, abs(paired.difference), margin, alpha, alpha_equivalence),
+        number=sizes[observed],
         low=min(known) if known else None,
         high=max(known) if len(known) == len(sizes) else None,
         of="seeds" if seeds else "documents",
@@ -127,20 +129,24 @@ def _finds(paired: PairedDifference, difference: float, alpha: float) -> float:
     """Probability of `better` when this is the true difference."""
     if paired.effective_units < LEAST_UNITS or paired.least_p >= alpha:
         return 0.0
-    if paired.is_exact:
+    if paired.is_exact and paired.n * _discordance(paired) <= _EXACT_DISCORDANT:
         return mcnemar_power(paired.n, _discordance(paired), difference, alpha=alpha)
-    decisive = paired.decisive
     shrink = paired.n / (paired.n + 2) if paired.least_class is None else 1.0
-    needed = decisive.half_width(alpha) / shrink
-    return _beyond(paired.estimate, difference - needed)
+    needed = paired.decisive.half_width(alpha) / shrink
+    if paired.is_exact:  # counts of documents are whole
+        needed += 1 / paired.n
+    error, degrees = paired.estimate.standard_error, paired.estimate.variances[0][1]
+    if error == 0:
+        return float(difference > needed)
+    if degrees > _NORMAL_FROM:
+        return float(ndtr((difference - needed) / error))
+    return float(stats.nct.sf(needed / error, degrees, difference / error))
 
 
 def _equivalent(paired: PairedDifference, difference: float, margin: float | None, alpha: float) -> float:
     """Probability of `equivalent` when this is the true difference."""
     if not margin or paired.effective_units < LEAST_UNITS:
         return 0.0
-    if paired.is_exact:
-        return equivalence_power(paired.n, _discordance(paired), difference, margin=margin, alpha=alpha)
     cautious, units = paired.cautious, paired.least_class or paired.units
     room = (margin - cautious.half_width(alpha)) * (units + 2) / units
     if room <= 0:
@@ -174,43 +180,12 @@ def mcnemar_power(n: int, discordance: float, difference: float, *, alpha: float
         difference: true gain, as a share.
         alpha: of the test.
     """
-
-    def accepted(k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        critical = np.floor(stats.binom.isf(alpha / 2, k, 0.5)) + 1  # P(U >= critical) <= alpha / 2
-        z2 = stats.norm.isf(ALPHA / 2) ** 2
-        off_zero = (k + np.sqrt(z2 * (k + 2) / (1 + z2 / (n + 2)))) / 2
-        return np.maximum(critical, np.floor(off_zero) + 1), k.astype(float)
-
-    return _over_discordant(n, discordance, difference, accepted)
-
-
-def equivalence_power(n: int, discordance: float, difference: float, *, margin: float, alpha: float = ALPHA) -> float:
-    """Probability that the Bonett–Price interval lies within +-`margin`; arguments as in `mcnemar_power`."""
-    z = float(stats.norm.isf(alpha / 2))
-
-    def accepted(k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        # |x| + z * sqrt(((k + 2) / (n + 2) - x**2) / (n + 2)) <= margin, for x = (2u - k) / (n + 2)
-        a, share = z**2 / (n + 2), (k + 2) / (n + 2)
-        root = (1 + a) * a * share - a * margin**2
-        inside = np.where(root > 0, margin - np.sqrt(np.maximum(root, 0)), margin) / (1 + a)
-        largest = np.where(margin**2 >= a * share, np.minimum(inside, margin), -1.0)
-        low, high = np.ceil((k - largest * (n + 2)) / 2), np.floor((k + largest * (n + 2)) / 2)
-        return np.where(largest < 0, k + 1.0, low), np.where(largest < 0, -1.0, high)
-
-    return _over_discordant(n, discordance, difference, accepted)
-
-
-def _over_discordant(
-    n: int, discordance: float, difference: float, accepted: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-) -> float:
-    """P(low(k) <= U <= high(k)) for K ~ Binomial(n, discordance) and U | K ~ Binomial(K, share that is gained)."""
     total = min(1.0, max(discordance, difference))
-    gained = (1 + difference / total) / 2
     spread = 8 * math.sqrt(n * total * (1 - total)) + 8
-    first, last = max(0, math.floor(n * total - spread)), min(n, math.ceil(n * total + spread))
-    step = max(1, round((last - first) / _EXACT_DISCORDANT))
-    k = np.arange(first, last + 1, step)
+    k = np.arange(max(0, math.floor(n * total - spread)), min(n, math.ceil(n * total + spread)) + 1)  # discordant
+    critical = np.floor(stats.binom.isf(alpha / 2, k, 0.5)) + 1  # gained documents for McNemar's p <= alpha
+    z2 = stats.norm.isf(ALPHA / 2) ** 2
+    off_zero = np.floor((k + np.sqrt(z2 * (k + 2) / (1 + z2 / (n + 2)))) / 2) + 1  # and for the interval
     weights = stats.binom.pmf(k, n, total)
-    low, high = accepted(k)
-    inside = stats.binom.cdf(np.minimum(high, k), k, gained) - stats.binom.cdf(low - 1, k, gained)
-    return float((weights * np.maximum(inside, 0)).sum() / weights.sum())
+    found = stats.binom.sf(np.maximum(critical, off_zero) - 1, k, (1 + difference / total) / 2)
+    return float((weights * found).sum() / weights.sum())

@@ -103,10 +103,10 @@ def _t_tests(
     means = scores.mean(axis=0)
     distance = shrink * np.abs(means[:, None] - means[None, :])
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = 2 * stats.t.sf(distance / np.sqrt(enlarged), degrees + 2)
+        found = 2 * stats.t.sf(distance / np.sqrt(enlarged), degrees)
     for run, source in seed_variances.items():
         for other in range(scores.shape[1]):
             sources = [(v * shrink**2, df) for v, df in (source, seed_variances.get(other, (0.0, 1.0)))]
-            estimate = Estimate(float(distance[run, other]), ((float(enlarged[run, other]), degrees + 2), *sources))
+            estimate = Estimate(float(distance[run, other]), ((float(enlarged[run, other]), degrees), *sources))
             found[run, other] = found[other, run] = estimate.p_value()
     return np.where(distance > 1e-12, found, 1.0)

@@ -1,135 +1,326 @@
-"""What the methods promise, simulated: coverage of 95 % intervals, false alarms of each test, power as predicted."""
+"""What the methods promise, simulated: no false verdicts, honest intervals, power as stated.
+
+Scenarios: no difference (and a loss as large as the margin), 2 to 1,000 documents; base rates .05, .5, .95; few and
+many discordant documents; graded scores with many ties, rare large losses, skewed differences; few and uneven
+passages; seeds that differ and do not; AUROC with few positives. Everything is seeded.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from harness_ext.comparison.aggregates import compare_aggregates, readings_of
-from harness_ext.stats import resampling
-from harness_ext.stats.intervals import bonett_price, describe_mean, mcnemar_p, mean_interval
-from harness_ext.stats.paired import minimum_detectable_difference, paired_difference
+from harness_ext.stats import resampling, verdicts
+from harness_ext.stats.paired import PairedDifference, paired_aggregates, paired_auroc, paired_difference
+from harness_ext.stats.power import detectable_difference, needed_size
 from harness_ext.stats.seeds import two_level_difference
+from harness_ext.stats.units import Clusters
+from harness_ext.stats.verdicts import Hypothesis, decide
 
-EXPERIMENTS = 2_000
-COVERAGE, FALSE_ALARMS = (0.93, 0.97), (0.03, 0.07)
+pytestmark = pytest.mark.slow
 
+EXPERIMENTS = 800
+MARGIN = 0.01
+FALSE = 0.05 + 3 * math.sqrt(0.05 * 0.95 / EXPERIMENTS)  # three standard errors above the level promised
+COVERAGE = 0.95 - 3 * math.sqrt(0.05 * 0.95 / EXPERIMENTS)
 
-def within(hits: np.ndarray | list[bool], bounds: tuple[float, float]) -> bool:
-    return bounds[0] <= float(np.mean(hits)) <= bounds[1]
+Rng = np.random.Generator
+Draw = Callable[[Rng], PairedDifference]
 
 
 @pytest.fixture(autouse=True)
-def _fewer_draws(monkeypatch):
-    monkeypatch.setattr(resampling, "PERMUTATIONS", 199)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer draws, and nothing planned: verdicts do not depend on it."""
+    monkeypatch.setattr(resampling, "PERMUTATIONS", 499)
+    monkeypatch.setattr(verdicts, "needed_size", lambda *_, **__: None)
+    monkeypatch.setattr(verdicts, "detectable_difference", lambda *_, **__: None)
 
 
-@pytest.mark.parametrize("clustered", [False, True])
-def test_coverage_of_a_mean(clustered):
-    rng = np.random.default_rng(1)
-    passages = np.repeat(np.arange(50), 4) if clustered else None
-    levels = np.clip(rng.normal(0.4, 0.1 if clustered else 0, (EXPERIMENTS, 50)), 0, 1)
-    scores = rng.beta(4 * levels + 0.1, 4 * (1 - levels) + 0.1, (4, EXPERIMENTS, 50)).transpose(1, 2, 0)
-    truth = np.mean((4 * np.clip(0.4 + 0.1 * rng.normal(0, 1, 10**6), 0, 1) + 0.1) / 4.2) if clustered else 1.7 / 4.2
-    found = [mean_interval(row.reshape(-1), passages) for row in scores]
-    assert within([each.low <= truth <= each.high for each in found], COVERAGE)
+def rates(draw: Draw, *, truth: float = 0.0, seed: int = 0, count: int = EXPERIMENTS) -> tuple[float, float, float]:
+    """Shares of better or worse, of equivalent, and of intervals that hold the truth."""
+    rng, found = np.random.default_rng(seed), np.zeros((count, 3))
+    for place in range(count):
+        paired = draw(rng)
+        verdict = decide([Hypothesis(paired, MARGIN)])[0].verdict
+        inside = paired.interval.low - 1e-9 <= truth <= paired.interval.high + 1e-9
+        found[place] = verdict in ("better", "worse"), verdict == "equivalent", inside
+    return tuple(found.mean(axis=0).tolist())
 
 
-def test_coverage_of_a_rare_clustered_share_that_t_would_put_below_zero():
-    rng = np.random.default_rng(2)
-    passages = np.repeat(np.arange(60), 5)
-    rates = rng.beta(1, 24, (EXPERIMENTS, 60))  # mean .04
-    found = [describe_mean((rng.random(300) < np.repeat(row, 5)).astype(float), passages).interval for row in rates]
-    assert min(each.low for each in found) >= 0
-    assert within([each.low <= 0.04 <= each.high for each in found], (0.92, 0.98))
+# -- right or wrong, and graded; documents are independent --------------------------------------------------------
 
 
-def test_coverage_of_a_binary_difference():
-    cells = np.random.default_rng(3).multinomial(300, [0.15, 0.05, 0.80], EXPERIMENTS)
-    found = [bonett_price(int(gained), int(lost), 300) for gained, lost, _ in cells]
-    assert within([each.low <= 0.10 <= each.high for each in found], COVERAGE)
+def binary(n: int, base: float, redrawn: float) -> Draw:
+    def draw(rng: Rng) -> PairedDifference:
+        before = rng.random(n) < base
+        after = np.where(rng.random(n) < redrawn, rng.random(n) < base, before)
+        return paired_difference(before.astype(float), after.astype(float))
+
+    return draw
 
 
-def test_coverage_of_a_clustered_difference():
-    rng = np.random.default_rng(4)
-    passages = np.repeat(np.arange(50), 4)
-    hits = []
-    for shift in rng.normal(0.05, 0.2, (EXPERIMENTS, 50)):
-        found = mean_interval(np.repeat(shift, 4) + rng.normal(0, 0.2, 200), passages)
-        hits.append(found.low <= 0.05 <= found.high)
-    assert within(hits, COVERAGE)
+@pytest.mark.parametrize("n", [2, 5, 20, 50, 200, 1000])
+@pytest.mark.parametrize("base", [0.05, 0.5, 0.95])
+@pytest.mark.parametrize("redrawn", [0.05, 0.6])
+def test_nothing_is_found_where_nothing_differs(n: int, base: float, redrawn: float) -> None:
+    decided, _, coverage = rates(binary(n, base, redrawn))
+    assert decided <= FALSE
+    assert coverage >= COVERAGE
 
 
-@pytest.mark.parametrize(("seeds", "between"), [(3, 0.02), (3, 0.05), (5, 0.05)])
-def test_coverage_over_documents_and_seeds(seeds, between):
-    rng = np.random.default_rng(5)
-    hits = []
+@pytest.mark.parametrize("n", [20, 50, 200, 1000])
+@pytest.mark.parametrize(("gained", "lost"), [(0.005, 0.015), (0.02, 0.03), (0.295, 0.305)])
+def test_a_loss_as_large_as_the_margin_is_not_equivalent(n: int, gained: float, lost: float) -> None:
+    def draw(rng: Rng) -> PairedDifference:
+        change = rng.random(n)
+        before = (change < lost).astype(float)
+        return paired_difference(before, ((change >= lost) & (change < lost + gained)).astype(float))
+
+    _, equivalent, coverage = rates(draw, truth=-MARGIN)
+    assert equivalent <= FALSE
+    assert coverage >= COVERAGE
+
+
+def half_zeros(rng: Rng, n: int) -> np.ndarray:
+    z = rng.random(n)
+    return np.where(z < 0.5, 0.0, np.where(z < 0.6, 1.0, np.round(rng.random(n), 1)))
+
+
+def graded(n: int, same: float) -> Draw:
+    def draw(rng: Rng) -> PairedDifference:
+        before = half_zeros(rng, n)
+        return paired_difference(before, np.where(rng.random(n) < same, before, half_zeros(rng, n)))
+
+    return draw
+
+
+def skewed(n: int) -> Draw:
+    """One in ten gains .9, all others lose .1."""
+    return lambda rng: paired_difference(np.full(n, 0.1), 0.1 + np.where(rng.random(n) < 0.1, 0.9, -0.1))
+
+
+@pytest.mark.parametrize("n", [2, 5, 6, 20, 50, 200, 1000])
+@pytest.mark.parametrize("make", [lambda n: graded(n, 0.7), lambda n: graded(n, 0.95), skewed])
+def test_graded_scores(n: int, make: Callable[[int], Draw]) -> None:
+    decided, equivalent, coverage = rates(make(n))
+    assert decided <= FALSE
+    assert coverage >= COVERAGE
+    assert equivalent <= FALSE or n >= 1000  # where it is true
+
+
+@pytest.mark.parametrize("n", [2, 5, 20, 50, 100, 200, 300, 500, 1000])
+def test_rare_large_losses_are_not_equivalent(n: int) -> None:
+    """Two documents in a hundred lose half a point, others tremble: a loss as large as the margin."""
+
+    def draw(rng: Rng) -> PairedDifference:
+        delta = np.where(rng.random(n) < 0.3, rng.choice([-0.02, 0.02], n), 0.0)
+        delta[rng.random(n) < 0.02] = -0.5
+        return paired_difference(np.full(n, 0.6), 0.6 + delta)
+
+    _, equivalent, coverage = rates(draw, truth=-MARGIN)
+    assert equivalent <= FALSE
+    assert coverage >= COVERAGE
+
+
+@pytest.mark.parametrize("n", [50, 200, 1000])
+def test_intervals_are_not_too_wide_either(n: int) -> None:
+    """Where a good part of the documents differs."""
+    for draw in (binary(n, 0.5, 0.6), graded(n, 0.2)):
+        _, _, coverage = rates(draw)
+        assert coverage <= 0.975 + 3 * math.sqrt(0.025 * 0.975 / EXPERIMENTS)
+
+
+# -- passages -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sizes", "interaction"),
+    [
+        ([50] * 2, 0.2), ([20] * 5, 0.2), ([10] * 12, 0.2), ([10] * 20, 0.2), ([10] * 48, 0.2),
+        ([127] + [10] * 19, 0.3), ([260] + [10] * 39, 0.3), ([160] + [10] * 47, 0.3),
+        (np.random.default_rng(0).geometric(0.1, 60).tolist(), 0.2),
+    ],
+    ids=["2", "5", "12", "20", "48", "20-uneven", "40-uneven", "48-uneven", "60-geometric"],
+)  # fmt: skip
+def test_passages(sizes: list[int], interaction: float) -> None:
+    codes = np.repeat(np.arange(len(sizes)), sizes)
+    clusters, n = Clusters(codes), len(codes)
+
+    def draw(rng: Rng) -> PairedDifference:
+        level = rng.beta(2, 2, len(sizes))[codes]
+        before = (rng.random(n) < level).astype(float)
+        shift = rng.normal(0, interaction, len(sizes))[codes]
+        redrawn = (rng.random(n) < np.clip(level + shift, 0, 1)).astype(float)
+        return paired_difference(before, np.where(rng.random(n) < 0.4, redrawn, before), clusters)
+
+    decided, equivalent, coverage = rates(draw)
+    assert decided <= FALSE
+    assert equivalent <= FALSE
+    assert coverage >= COVERAGE
+
+
+@pytest.mark.parametrize(("count", "size"), [(8, 40), (15, 40), (30, 40)])
+def test_passages_of_which_one_in_ten_loses_ten_points(count: int, size: int) -> None:
+    codes = np.repeat(np.arange(count), size)
+
+    def draw(rng: Rng) -> PairedDifference:
+        hit = (rng.random(count) < 0.1)[codes] & (rng.random(count * size) < 0.1)
+        return paired_difference(np.ones(count * size), 1.0 - hit, Clusters(codes))
+
+    assert rates(draw)[1] <= FALSE
+
+
+# -- seeds --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("n", [20, 100, 872])
+@pytest.mark.parametrize("between", [0.0, 0.01, 0.03])
+def test_seeds(seeds: int, n: int, between: float) -> None:
+    def draw(rng: Rng) -> PairedDifference:
+        latent, level, document = rng.random(n), rng.normal(0, between, (seeds, 1)), rng.normal(0, 0.1, n)
+        share = np.clip(0.7 + level + document, 0, 1)
+        after = np.where(rng.random((seeds, n)) < 0.7, latent < share, rng.random((seeds, n)) < share)
+        return two_level_difference((latent < 0.7).astype(float), after.astype(float), limits=(0, 1))
+
+    decided, equivalent, coverage = rates(draw, count=EXPERIMENTS // 2)
+    assert decided <= FALSE + 0.01
+    assert equivalent <= FALSE + 0.01
+    assert coverage >= COVERAGE - 0.01
+
+
+def test_two_seeds_speak_of_these_adapters() -> None:
+    """Conditional on the two adapters, whose true mean is then what is estimated."""
+    rng, hits = np.random.default_rng(1), []
     for _ in range(EXPERIMENTS):
-        documents, levels = rng.normal(0.05, 0.3, 100), rng.normal(0, between, (seeds, 1))
-        found = two_level_difference(np.zeros(100), documents + levels + rng.normal(0, 0.3, (seeds, 100))).interval
-        hits.append(found.low <= 0.05 <= found.high)
-    assert within(hits, (0.93, 0.98))  # from above where seeds hardly differ
+        levels = 0.7 + rng.normal(0, 0.03, (2, 1))
+        before = (rng.random(872) < 0.7).astype(float)
+        found = two_level_difference(before, (rng.random((2, 872)) < levels).astype(float), limits=(0, 1))
+        hits.append(found.interval.low <= float(levels.mean()) - 0.7 <= found.interval.high)
+    assert np.mean(hits) >= COVERAGE
 
 
-def test_coverage_of_the_bootstrap_of_macro_f1(monkeypatch):
-    monkeypatch.setattr(resampling, "RESAMPLES", 400)
-    rng = np.random.default_rng(6)
-    (reading,) = readings_of("macro_f1")
-    truth = 0.9 - 0.75  # of symmetric errors on balanced classes macro-F1 is accuracy
-    hits = []
-    for _ in range(400):
-        gold = np.arange(300) % 2
-        sides = [np.stack([gold, np.where(rng.random(300) < p, gold, 1 - gold)], axis=1) for p in (0.75, 0.9)]
-        found = compare_aggregates(reading, sides[0].astype(float), sides[1].astype(float), None).interval
-        hits.append(found.low <= truth <= found.high)
-    assert within(hits, (0.92, 0.975))
+# -- classes ------------------------------------------------------------------------------------------------------
 
 
-def test_false_alarms_of_mcnemar():
-    cells = np.random.default_rng(7).multinomial(2_000, [0.1, 0.1, 0.8], EXPERIMENTS)
-    assert within([mcnemar_p(int(gained), int(lost)) < 0.05 for gained, lost, _ in cells], FALSE_ALARMS)
+@pytest.mark.parametrize(
+    ("n", "share"), [(12, 0.5), (30, 0.1), (30, 0.2), (50, 0.1), (50, 0.2), (100, 0.05), (100, 0.1), (100, 0.5)]
+)
+def test_auroc_with_few_positives(n: int, share: float) -> None:
+    def draw(rng: Rng) -> PairedDifference:
+        labels = np.zeros(n)
+        labels[: min(max(2, rng.binomial(n, share)), n - 2)] = 1
+        return paired_auroc(labels, rng.normal(labels, 1), rng.normal(labels, 1))
+
+    decided, equivalent, _ = rates(draw)
+    assert decided <= FALSE
+    assert equivalent <= FALSE
 
 
-@pytest.mark.parametrize("units", [12, 60])
-def test_false_alarms_of_the_sign_flip(units):
-    rng = np.random.default_rng(8)
-    draws = rng.exponential(1, (EXPERIMENTS, units)) * rng.choice([-1, 1], (EXPERIMENTS, units))
-    assert within([resampling.sign_flip_p(row, seed=n) < 0.05 for n, row in enumerate(draws)], FALSE_ALARMS)
+@pytest.mark.parametrize(("count", "size"), [(2, 50), (3, 50), (5, 40), (8, 25), (20, 15)])
+def test_auroc_with_few_passages(count: int, size: int) -> None:
+    codes = np.repeat(np.arange(count), size)
+
+    def draw(rng: Rng) -> PairedDifference:
+        labels = (rng.random(count * size) < 0.5).astype(float)
+        sides = [rng.normal(labels * (1 + rng.normal(0, 1, count)[codes]), 1) for _ in range(2)]
+        return paired_auroc(labels, *sides, Clusters(codes))
+
+    decided, equivalent, _ = rates(draw)
+    assert decided <= FALSE
+    assert equivalent <= FALSE
 
 
-def test_false_alarms_of_pooled_sign_flips(monkeypatch):
-    monkeypatch.setattr(resampling, "POOLED_UNITS", 40)
-    draws = np.random.default_rng(9).standard_t(5, (EXPERIMENTS, 400))
-    assert within([resampling.sign_flip_p(row, seed=n) < 0.05 for n, row in enumerate(draws)], FALSE_ALARMS)
+def test_a_metric_of_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resampling, "RESAMPLES", 300)
+
+    def draw(rng: Rng) -> PairedDifference:
+        sums = [np.column_stack([rng.exponential(1, 60), np.full(60, 2.0)]) for _ in range(2)]
+        return paired_aggregates(*sums, lambda total: np.log(total[:, 0] / total[:, 1]), n=60)
+
+    decided, equivalent, coverage = rates(draw, count=400)
+    assert decided <= FALSE + 0.01
+    assert equivalent <= FALSE + 0.01
+    assert coverage >= COVERAGE - 0.02
 
 
-def test_false_alarms_of_randomised_macro_f1(monkeypatch):
-    monkeypatch.setattr(resampling, "RESAMPLES", 2)
-    rng = np.random.default_rng(10)
-    (reading,) = readings_of("macro_f1")
-    gold = np.arange(120) % 3
-    alarms = []
-    for n in range(1_000):
-        sides = [
-            np.stack([gold, np.where(rng.random(120) < 0.7, gold, rng.integers(0, 3, 120))], axis=1) for _ in range(2)
-        ]
-        alarms.append(compare_aggregates(reading, *(s.astype(float) for s in sides), None, seed=n).p_value < 0.05)
-    assert within(alarms, FALSE_ALARMS)
+# -- many tests at once -------------------------------------------------------------------------------------------
 
 
-def test_false_alarms_over_documents_and_seeds():
-    rng = np.random.default_rng(11)
-    alarms = []
-    for _ in range(1_000):
-        documents, levels = rng.normal(0, 0.3, 100), rng.normal(0, 0.04, (3, 1))
-        delta = documents + levels + rng.normal(0, 0.3, (3, 100))
-        alarms.append(two_level_difference(np.zeros(100), delta).p_value < 0.05)
-    assert within(alarms, (0.025, 0.07))
+@pytest.mark.parametrize(("tasks", "adapters"), [(1, 10), (20, 1), (20, 10)])
+def test_holm_over_a_whole_comparison(tasks: int, adapters: int) -> None:
+    rng, alarms = np.random.default_rng(2), []
+    for _ in range(60):
+        hypotheses = []
+        for _ in range(tasks):
+            before = (rng.random(100) < 0.6).astype(float)
+            for _ in range(adapters):
+                after = np.where(rng.random(100) < 0.4, rng.random(100) < 0.6, before).astype(float)
+                hypotheses.append(Hypothesis(paired_difference(before, after), MARGIN))
+        alarms.append(any(each.verdict in ("better", "worse") for each in decide(hypotheses)))
+    assert np.mean(alarms) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 60)
 
 
-def test_power_is_as_predicted():
-    rng = np.random.default_rng(12)
-    plain = paired_difference(np.zeros(200), rng.normal(0, 0.3, 200))
-    effect = minimum_detectable_difference(plain) * 0.3 / (plain.standard_error * np.sqrt(200))  # at the true spread
-    found = [resampling.sign_flip_p(row, seed=n) < 0.05 for n, row in enumerate(rng.normal(effect, 0.3, (1_000, 200)))]
-    assert within(found, (0.76, 0.84))
+# -- power --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "discordance"), [(50, 0.2), (100, 0.1), (200, 0.05), (872, 0.1), (3000, 0.1)])
+def test_the_detectable_difference_is_found_four_times_in_five(n: int, discordance: float) -> None:
+    half = round(n * discordance / 2)
+    before = np.zeros(n)
+    before[:half] = 1
+    after = np.zeros(n)
+    after[half : 2 * half] = 1
+    difference = detectable_difference(paired_difference(before, after))
+    assert difference is not None
+    total = max(2 * half / n, difference)
+    cells = np.random.default_rng(3).multinomial(
+        n, [(total + difference) / 2, (total - difference) / 2, 1 - total], 2000
+    )
+    found = [_verdict_of_counts(int(up), int(down), n) == "better" for up, down, _ in cells]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.03)
+
+
+def _verdict_of_counts(gained: int, lost: int, n: int) -> str:
+    before, after = np.zeros(n), np.zeros(n)
+    before[:lost], after[lost : lost + gained] = 1, 1
+    return decide([Hypothesis(paired_difference(before, after), MARGIN)])[0].verdict
+
+
+@pytest.mark.parametrize("units", [8, 12, 40])
+def test_power_over_passages(units: int) -> None:
+    codes, rng = np.repeat(np.arange(units), 20), np.random.default_rng(4)
+
+    def one(effect: float) -> PairedDifference:
+        delta = effect + rng.normal(0, 0.2, 20 * units) + rng.normal(0, 0.05, units)[codes]
+        return paired_difference(np.full(20 * units, 0.3), 0.3 + delta, Clusters(codes), limits=(None, None))
+
+    plain = [one(0.0) for _ in range(200)]
+    typical = plain[0]
+    variance = float(np.mean([each.estimate.variances[0][0] for each in plain]))
+    estimate = type(typical.estimate)(0.0, ((variance, typical.estimate.variances[0][1]),))
+    effect = detectable_difference(PairedDifference(**{**vars(typical), "estimate": estimate}))
+    assert effect is not None
+    found = [decide([Hypothesis(one(effect), None)])[0].verdict == "better" for _ in range(1000)]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.04)
+
+
+@pytest.mark.parametrize("difference", [0.0, 0.0025, 0.005])
+def test_the_size_that_would_decide_does(difference: float) -> None:
+    n, total = 2000, 0.05
+    gained, lost = round(n * (total + difference) / 2), round(n * (total - difference) / 2)
+    before, after = np.zeros(n), np.zeros(n)
+    before[:lost], after[lost : lost + gained] = 1, 1
+    needed = needed_size(paired_difference(before, after), margin=MARGIN)
+    assert needed.number is not None
+    assert needed.low is not None
+    assert needed.high is not None
+    assert needed.low <= needed.number <= needed.high
+    shares = [gained / n, lost / n, 1 - (gained + lost) / n]
+    cells = np.random.default_rng(5).multinomial(needed.number, shares, 1500)
+    words = [_verdict_of_counts(int(up), int(down), needed.number) for up, down, _ in cells]
+    decided = max(words.count("equivalent"), words.count("better")) / len(words)
+    assert decided == pytest.approx(0.8, abs=0.035)

@@ -37,5 +37,6 @@ def labelled(values: Sequence[float], metric: str = "acc") -> list[dict]:
 
 
 def mean(samples: Sequence[dict], metric: str) -> float:
+    """The mean of what documents logged; 0 of what is no number, whose aggregate a test gives itself."""
     values = [s[metric] for s in samples if metric in s]
-    return sum(values) / len(values)
+    return sum(values) / len(values) if all(isinstance(value, (int, float)) for value in values) else 0.0

@@ -1,0 +1,85 @@
+"""Metrics that are no mean of documents, computed from what is logged: against scikit-learn and sacrebleu."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import sacrebleu
+from sklearn import metrics
+
+from harness_ext.metrics.statistic import Statistic, declared
+
+
+def computed(metric: str) -> Statistic:
+    """The last declaration of a metric: the one for pairs, where it may also be logged as a number."""
+    return declared(metric)[-1]
+
+
+def label_pairs(seed: int, classes: int, n: int = 60) -> list[tuple[int, int | None]]:
+    """Gold and predicted labels; None for an output that did not parse."""
+    rng = np.random.default_rng(seed)
+    gold = rng.integers(0, classes, n)
+    predicted = np.where(rng.random(n) < 0.6, gold, rng.integers(-1, classes, n))
+    return [(g, None if p < 0 else p) for g, p in zip(gold.tolist(), predicted.tolist(), strict=True)]
+
+
+# Oracle: scikit-learn, unparsed outputs a class of their own that no gold label has.
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_label_metrics(seed, classes):
+    pairs = label_pairs(seed, classes)
+    gold, predicted = zip(*((g, -1 if p is None else p) for g, p in pairs), strict=True)
+    expected = metrics.f1_score(gold, predicted, average="macro", labels=sorted(set(gold)))
+    assert computed("macro_f1")(pairs) == pytest.approx(expected)
+    assert computed("mcc")(pairs) == pytest.approx(metrics.matthews_corrcoef(gold, predicted))
+    expected = metrics.f1_score(gold, predicted, labels=[1], average="macro")
+    assert computed("f1")(pairs) == pytest.approx(expected)
+
+
+def test_abstention():
+    logged = [(True, False), (True, True), (False, False), (False, True), (True, False)]  # (abstained, has an answer)
+    for name, expected in (("abstain_precision", 2 / 3), ("abstain_recall", 2 / 3), ("abstain_f1", 2 / 3)):
+        assert computed(name)(logged) == pytest.approx(expected)
+
+
+def test_auroc():
+    rng = np.random.default_rng(7)
+    gold, scores = rng.integers(0, 2, 70), rng.integers(0, 12, 70) / 3.0  # with ties
+    pairs = list(zip(gold.tolist(), (scores + gold).tolist(), strict=True))
+    assert computed("auroc")(pairs) == pytest.approx(metrics.roc_auc_score(gold, scores + gold))
+    with pytest.raises(ValueError, match="class of two"):
+        computed("auroc")([(2, 0.5)])
+
+
+def test_sums_of_loglikelihoods():
+    logged = [(-10.0, 20), (-30.0, 40)]  # nats, bytes or words
+    assert computed("bits_per_byte")(logged) == pytest.approx(40 / 60 / math.log(2))
+    for name in ("word_perplexity", "byte_perplexity", "perplexity"):
+        assert computed(name)(logged) == pytest.approx(math.exp(40 / 60))
+    (first, _) = declared("perplexity")
+    assert first([-2.0, -3.0]) == pytest.approx(math.exp(2.5))  # lambada logs numbers
+
+
+SENTENCES = ("the cat sat on the mat", "a dog ran over the hill", "it rained all day in the town")
+
+
+# Oracle: sacrebleu's corpus score.
+def test_bleu():
+    texts = ["the cat sat on a mat", "a dog ran over the hill", "it rained all night in the town"]
+    _, stock, ours = declared("bleu")  # a number; (references, prediction); (prediction, references)
+    expected = sacrebleu.corpus_bleu(texts, [SENTENCES]).score
+    assert ours([(text, [gold]) for text, gold in zip(texts, SENTENCES, strict=True)]) == pytest.approx(expected)
+    assert stock(list(zip(SENTENCES, texts, strict=True))) == pytest.approx(expected)
+    assert ours.in_shares()([(text, [gold]) for text, gold in zip(texts, SENTENCES, strict=True)]) == pytest.approx(
+        expected / 100
+    )
+
+
+def test_bleu_with_several_references_and_another_form():
+    *_, ours = declared("bleu")
+    expected = sacrebleu.corpus_bleu(["the cat sat"], [["a cat sat"], ["the cat slept here"]]).score
+    assert ours([("the cat sat", ["a cat sat", "the cat slept here"])]) == pytest.approx(expected)
+    with pytest.raises(TypeError):
+        ours.numbers((["references"], "prediction"))

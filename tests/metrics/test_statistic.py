@@ -1,0 +1,143 @@
+"""A metric's declaration: what is known, what a YAML says, and that hooks and comparison compute the same."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn_metrics
+
+from harness_ext import hooks
+from harness_ext.errors import MetricError
+from harness_ext.metrics.known import known_statistics
+from harness_ext.metrics.statistic import POINTS, SHARE, Statistic, declared, load_statistics
+
+
+@pytest.mark.parametrize(
+    ("metric", "siblings", "unit", "higher"),
+    [
+        ("acc", (), SHARE, True), ("acc_norm", (), SHARE, True), ("exact_match", (), SHARE, True),
+        ("f1", (), SHARE, True), ("f1", ("exact",), POINTS, True), ("HasAns_f1", (), POINTS, True),
+        ("bleu", (), POINTS, True), ("bleu_acc", (), SHARE, True), ("rouge1_max", (), POINTS, True),
+        ("wer", (), SHARE, False), ("log_loss", (), "nats", False),
+        ("HasAns_bits_per_byte", (), "bits per byte", False),
+        ("word_perplexity", (), "perplexity", False), ("mcc", (), SHARE, True), ("pass@1", (), SHARE, True),
+        ("judge_score", (), "", None),
+    ],
+)  # fmt: skip
+def test_units(metric, siblings, unit, higher):
+    found = declared(metric, siblings=siblings)
+    assert {each.unit for each in found} == {unit}
+    assert {each.higher_is_better for each in found} == {higher}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "unit", "limits", "margin"),
+    [
+        ({}, "", (None, None), None),
+        ({"metric_scale": 1}, SHARE, (0, 1), 0.01),
+        ({"metric_scale": 100}, POINTS, (0, 100), 1.0),
+        ({"metrics": {"mine": {"unit": "marks", "range": [1, 5], "margin": 0.1}}}, "marks", (1, 5), 0.1),
+        ({"metrics": {"mine": {"unit": "share"}}}, SHARE, (0, 1), 0.01),
+        ({"metric_scale": 100, "metrics": {"mine": {"unit": "seconds"}}}, "seconds", (None, None), None),
+    ],
+)
+def test_a_task_declares_its_metrics(metadata, unit, limits, margin):
+    (found,) = declared("mine", metadata)
+    assert (found.unit, found.limits, found.default_margin) == (unit, limits, margin)
+
+
+def test_a_task_cannot_rescale_what_has_a_unit_of_its_own():
+    (found,) = declared("log_loss", {"metric_scale": 100})
+    assert found.unit == "nats"
+
+
+# Oracle: scikit-learn; hooks and comparison compute the same.
+@pytest.mark.parametrize("seed", range(3))
+def test_hooks_and_declarations_agree(seed):
+    rng = np.random.default_rng(seed)
+    gold = rng.integers(0, 3, 80).tolist()
+    predicted = [int(g) if rng.random() < 0.6 else int(rng.integers(0, 3)) for g in gold]
+    pairs = list(zip(gold, predicted, strict=True))
+    (macro,), (mcc,) = known_statistics("macro_f1"), known_statistics("mcc")
+    assert macro(pairs) == pytest.approx(hooks.macro_f1(pairs))
+    assert macro(pairs) == pytest.approx(sklearn_metrics.f1_score(gold, predicted, average="macro"))
+    assert mcc(pairs) == pytest.approx(hooks.mcc(pairs))
+    assert mcc(pairs) == pytest.approx(sklearn_metrics.matthews_corrcoef(gold, predicted))
+    ranked = [(int(g > 0), float(g + rng.normal())) for g in gold]
+    (auroc,) = known_statistics("auroc")
+    assert auroc(ranked) == pytest.approx(hooks.auroc(ranked))
+    decisions = [(bool(rng.random() < 0.4), bool(rng.random() < 0.5)) for _ in range(60)]
+    for name in ("abstain_precision", "abstain_recall", "abstain_f1"):
+        (statistic,) = known_statistics(name)
+        assert 100 * statistic(decisions) == pytest.approx(getattr(hooks, name)(decisions))
+
+
+def test_points_become_shares():
+    (found,) = declared("exact")
+    assert found.in_shares() == Statistic("exact", SHARE, 0, 1, higher_is_better=True)
+    bleu = known_statistics("bleu")[1]
+    logged = [(["the cat sat on the mat today"], "the cat sat on a mat today")]
+    assert bleu.in_shares()(logged) == pytest.approx(bleu(logged) / 100)
+
+
+OWN = """
+import numpy as np
+from harness_ext.metrics.statistic import Statistic
+
+ratio = Statistic("ratio", unit="words", low=0, margin=0.5, numbers=lambda pair: (pair[0], pair[1]),
+                  score=lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1))
+"""
+
+
+def test_one_file_declares_a_metric_for_lm_eval_and_for_compare(tmp_path, write_pair):
+    file = tmp_path / "scoring.py"
+    file.write_text(OWN)
+    (ratio,) = load_statistics(file)
+    rng = np.random.default_rng(0)
+    sides = [[[int(w), 1] for w in rng.poisson(mean, 200)] for mean in (12, 8)]
+    assert ratio([tuple(pair) for pair in sides[0]]) == pytest.approx(np.mean([w for w, _ in sides[0]]))
+
+    from lm_eval_files import sample
+
+    from harness_ext.leaderboard import compare_runs
+    from harness_ext.results.load import load_runs
+
+    samples = [[sample(i, {"idx": i}, {"ratio": pair}) for i, pair in enumerate(side)] for side in sides]
+    logged = {
+        name: {"metrics": {"demo": {"ratio,none": ratio(side)}}}
+        for name, side in zip(("base", "sst2"), sides, strict=True)
+    }
+    runs = load_runs(write_pair("demo", *samples, **logged))
+    (row,) = compare_runs(runs, statistics=[ratio]).rows
+    assert (row.unit, row.margin) == ("words", 0.5)
+    assert row.difference == pytest.approx(ratio(sides[1]) - ratio(sides[0]))
+    (untested,) = compare_runs(runs).rows
+    assert untested.verdict is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("x = 1\n", "declares no Statistic"), ("x = 1 / 0\n", "ZeroDivisionError")]
+)
+def test_a_file_without_metrics(text, message, tmp_path):
+    file = Path(tmp_path, "scoring.py")
+    file.write_text(text)
+    with pytest.raises(MetricError, match=message):
+        load_statistics(file)
+
+
+def test_perplexity_and_bits():
+    (word,) = known_statistics("word_perplexity")
+    assert word([(-10.0, 20), (-30.0, 40)]) == pytest.approx(math.exp(40 / 60))
+    assert known_statistics("bits_per_byte")[1]([(-10.0, 20), (-30.0, 40)]) == pytest.approx(40 / 60 / math.log(2))
+    assert known_statistics("perplexity")[0]([-1.0, -3.0]) == pytest.approx(math.exp(2))
+
+
+def test_brier_score_is_lm_evals_sum():
+    """Twice our `brier`, which is halved so that it lies on 0–1."""
+    score = known_statistics("brier_score")[1]
+    assert score([(0, [0.8, 0.2]), (1, [0.6, 0.4])]) == pytest.approx(np.mean([0.08, 0.72]))
+    assert json.dumps(score.limits) == "[0, 2]"
