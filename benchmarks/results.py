@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness_ext.leaderboard import compare_runs
 from harness_ext.engine.evaluate import evaluate
 from harness_ext.errors import HarnessExtError
+from harness_ext.leaderboard import compare_runs
 from harness_ext.models.adapters import read_card
 from harness_ext.models.sources import fetch_model
 from harness_ext.results.load import load_runs

@@ -82,13 +82,13 @@ def test_the_page_works(
     assert "next: harness-ext check tasks/news" in shown
     assert "news: ok, 24 documents of validation, 96 to train on" in shown
     assert "world_recall" in Path("tasks/news/news.yaml").read_text()
-    assert "majority 25" in shown  # the comparison
+    assert re.search(r"^ majority( 25\.0|.*\n 25\.0)", shown, re.MULTILINE)  # of the comparison; may be folded
     assert "1 task: no errors" in shown
     assert not [file.name for file in tmp_path.iterdir() if file.name.startswith(".")]
 
 
 def test_every_finding_is_explained() -> None:
-    from harness_ext.protocol.checks.findings import CATALOGUE
+    from harness_ext.catalogue import CATALOGUE
 
     explained = set(re.findall(r"\bC\d\d\b", PAGE.read_text(encoding="utf-8")))
-    assert explained == set(CATALOGUE)
+    assert explained == {id for id in CATALOGUE if id.startswith("C")}

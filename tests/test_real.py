@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness_ext.leaderboard import compare_runs
 from harness_ext.engine.evaluate import VariantResults, evaluate
+from harness_ext.leaderboard import compare_runs
 from harness_ext.models.sources import fetch_model
 from harness_ext.protocol.locations import tasks_path
 from harness_ext.results.load import load_runs

@@ -5,27 +5,41 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness_ext.cli.parser import CHECK_FAILED, add_include_path, command_parser
+from harness_ext.cli.parser import CHECK_FAILED, add_explain, add_include_path, command_parser
+from harness_ext.errors import HarnessExtError
 
 
 def parser() -> argparse.ArgumentParser:
     """What `harness-ext check` takes."""
     made = command_parser(
         "check", run, "Check tasks before any model is loaded; exit code 1 when one is broken.",
-        "  harness-ext check sst2_choice\n  harness-ext check tasks/ --model smollm2-135m-instruct",
+        "  harness-ext check sst2_choice\n  harness-ext check tasks/ --model smollm2-135m-instruct\n"
+        "  harness-ext check --explain C20",
     )  # fmt: skip
-    made.add_argument("tasks", nargs="+", metavar="TASK", help="names, YAML files, or folders of them")
+    made.add_argument("tasks", nargs="*", metavar="TASK", help="names, YAML files, or folders of them")
     made.add_argument("--model", metavar="MODEL", help="whose tokenizer to check answers and labels with")
     add_include_path(made)
+    add_explain(made)
     return made
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print every finding."""
+    """Print every finding, or explain one."""
+    from harness_ext.findings import explain
+
+    if options.explain:
+        print(explain(options.explain))
+        return 0
+    if not options.tasks:
+        raise HarnessExtError("check needs a TASK: a name, a YAML file or a folder; see harness-ext check --help")
+    return _check(options)
+
+
+def _check(options: argparse.Namespace) -> int:
     from harness_ext.models.sources import resolve_model
     from harness_ext.protocol.check import check_tasks
     from harness_ext.protocol.checks.answers import encoder
-    from harness_ext.protocol.checks.findings import count
+    from harness_ext.protocol.checks.report import count
 
     encode = None
     if options.model:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness_ext.cli.parser import CHECK_FAILED, command_parser
+from harness_ext.cli.parser import CHECK_FAILED, add_explain, command_parser
 from harness_ext.errors import HarnessExtError
 
 if TYPE_CHECKING:
@@ -30,7 +30,10 @@ def parser() -> argparse.ArgumentParser:
         "  harness-ext compare results/sst2\n  harness-ext compare results/* --format markdown --output comparison.md\n"
         "  harness-ext compare results/sst2 --fail-on worse    # exit code 1 when a verdict is worse",
     )  # fmt: skip
-    made.add_argument("results", nargs="*", metavar="RESULTS", help="folders or results files that lm-eval wrote")
+    made.add_argument(
+        "results", nargs="*", metavar="RESULTS",
+        help="folders or results files of lm-eval, logs of Inspect, outputs of EvalScope, or a CSV",
+    )  # fmt: skip
     made.add_argument("--baseline", metavar="NAME", help="the run to compare with (default: the base of the adapters)")
     made.add_argument("--metric", metavar="NAME", help="metric to compare (default: each task's primary one)")
     made.add_argument(
@@ -75,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
         help="Python file that declares metrics of your own (a task's scoring.py); repeatable",
     )
     made.add_argument("--output", metavar="FILE", help="write there instead of to the screen")
-    made.add_argument("--explain", metavar="ID", help="say what a finding of the comparison (R01 ...) means, and stop")
+    add_explain(made)
     return made
 
 
@@ -91,12 +94,14 @@ def run(options: argparse.Namespace) -> int:
     from harness_ext.comparison.gate import why_it_fails
     from harness_ext.findings import explain
     from harness_ext.leaderboard import compare_runs
-    from harness_ext.metrics.statistic import load_statistics
+    from harness_ext.metrics.declarations import load_statistics
     from harness_ext.results.load import load_runs
 
     if options.explain:
         print(explain(options.explain))
         return 0
+    if not options.results:
+        raise HarnessExtError("compare needs RESULTS: folders or results files; see harness-ext compare --help")
     margin, margins = _margins(options.margin)
     comparison = compare_runs(
         load_runs(*options.results),

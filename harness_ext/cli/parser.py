@@ -46,6 +46,11 @@ def command_parser(
     return parser
 
 
+def add_explain(parser: argparse.ArgumentParser) -> None:
+    """What a finding means, instead of running the command."""
+    parser.add_argument("--explain", metavar="ID", help="say what a finding (C20, R07, ...) means, and stop")
+
+
 def add_include_path(parser: argparse.ArgumentParser) -> None:
     """Folders of further tasks, under both spellings."""
     parser.add_argument(

@@ -31,6 +31,7 @@ from harness_ext.stats.verdicts import Decision, Hypothesis, decide, retention
 
 Order = Literal["name", "rank", "difference", "score"]
 ORDERS: tuple[str, ...] = get_args(Order)
+_BASELINE_NAMES = ("base", "baseline")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def compare_runs(
         margin: differences up to this many points count as equivalent.
         margins: of single metrics, in the unit they are logged in.
         clusters: column that names the unit of evidence, by task or pattern.
-        statistics: declarations of metrics of your own; see `harness_ext.metrics.statistic.load_statistics`.
+        statistics: declarations of metrics of your own; see `harness_ext.metrics.declarations.load_statistics`.
         seed: of permutations and bootstraps.
         allow: fields of the protocol that may differ; the rows are marked.
         tasks: names or patterns (`sst2_*`) of tasks; none: all.
@@ -286,6 +287,8 @@ def _tasks_of(chosen: Run, run: Run) -> list[str]:
 def find_baseline(runs: Sequence[Run], name: str | None = None) -> Run:
     """Find the run to compare with: the named one, or the one without an adapter that the others build on.
 
+    Where several could be it, as in results of tools that know no adapters, the only one called base or baseline is.
+
     Raises:
         ComparisonError: fewer than two runs, equal names, an unknown name, no candidate, or several.
     """
@@ -303,6 +306,8 @@ def find_baseline(runs: Sequence[Run], name: str | None = None) -> Run:
     bare = [run for run in runs if run.adapter is None]
     adapted = [run for run in runs if run.adapter is not None]
     fitting = [run for run in bare if adapted and all(_same_base(run, other) for other in adapted)] or bare
+    if len(fitting) > 1:
+        fitting = [run for run in fitting if run.name in _BASELINE_NAMES] or fitting
     if len(fitting) == 1:
         return fitting[0]
     if not bare:

@@ -10,9 +10,9 @@ from harness_ext.comparison.contenders import Contender
 from harness_ext.comparison.rows import Cost, Floor, Row, Score
 from harness_ext.comparison.testing import Tested
 from harness_ext.findings import Finding
+from harness_ext.formatting import format_score
 from harness_ext.metrics.statistic import SHARE
 from harness_ext.protocol.ties import MOST_TIED
-from harness_ext.render.numbers import format_score
 from harness_ext.results.run import Run
 from harness_ext.results.samples import SampleScores
 from harness_ext.stats.seeds import ENOUGH_SEEDS
@@ -283,6 +283,8 @@ def notes_for(rows: Sequence[Row], margin: float, *, has_adapter: bool) -> list[
         how = f"margin {own_margin:g}" if own_margin else "no margin: never equivalent"
         by_ratio = ", compared by ratio" if scale == "log" else ""
         notes.append(f"{metric} in {unit}{by_ratio}, {how}.")
+    if any(row.metric == "brier" for row in rows):
+        notes.append("brier is half the sum of squares, on 0–100 points; lm-eval's brier_score is the whole sum, 0–2.")
     notes += _methods("Score intervals", ((s.method, row.task) for row in rows for s in (row.baseline, row.score)))
     notes += _methods("Paired tests", ((row.paired.method, row.task) for row in tested if row.paired))
     if tested:

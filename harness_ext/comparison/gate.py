@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 from harness_ext.comparison.rows import Comparison, Row
-from harness_ext.render.numbers import format_difference, format_difference_interval, format_p
+from harness_ext.formatting import format_difference, format_difference_interval, format_p
 
 Bar = Literal["worse", "undecided", "not-better"]
 BARS: tuple[str, ...] = get_args(Bar)

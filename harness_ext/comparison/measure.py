@@ -9,8 +9,9 @@ import numpy as np
 
 from harness_ext.comparison.units import cluster_column
 from harness_ext.errors import ResultsError
-from harness_ext.metrics.statistic import POINTS, SHARE, Floats, Statistic, declared
-from harness_ext.results.run import MetricValue, Run, TaskResult
+from harness_ext.metrics.declarations import declared
+from harness_ext.metrics.statistic import POINTS, SHARE, Floats, Statistic
+from harness_ext.results.run import LM_EVAL, MetricValue, Run, TaskResult
 from harness_ext.results.samples import SampleScores
 
 _ROUNDING = 1e-4  # by which a logged metric may miss what its samples give, of the metric's unit (at least of one)
@@ -96,7 +97,7 @@ def measure(
         like: the baseline's measurement, whose metric, filter and declaration hold for this run, too.
 
     Raises:
-        ResultsError: the task has no such metric.
+        ResultsError: the task has no such metric, or another tool's numbers are not on the metric's declared scale.
     """
     result = run.tasks[task]
     if like is not None:
@@ -123,6 +124,7 @@ def measure(
             continue
         factor = _reproducing(value.value, statistic, samples.values)
         if factor is not None:
+            _check_scale(run, task, statistic, samples.values)
             found = replace(untested, declaration=statistic, samples=samples, cluster_declared=is_declared)
             return replace(found, factor=factor * found.scale if statistic.is_mean else 1.0)
         reasons.append(
@@ -136,6 +138,19 @@ def _reason(error: ResultsError, result: TaskResult) -> str:
     text = str(error).removeprefix(f"{result.samples_path}:")
     line, colon, rest = text.partition(": ")
     return f"line {line}: {rest.partition(';')[0]}" if colon and line.isdigit() else text.partition(";")[0]
+
+
+def _check_scale(run: Run, task: str, statistic: Statistic, values: Floats) -> None:
+    """Refuse percentages under a name that stands for shares, where nobody but the name tells the scale."""
+    low, high = statistic.limits
+    outside = (low is not None and values.min() < low) or (high is not None and values.max() > high)
+    if run.tool != LM_EVAL and statistic.is_mean and outside:
+        upper = "no limit" if high is None else f"{high:g}"
+        raise ResultsError(
+            f"{run.path}: {statistic.metric} on {task} is from {values.min():g} to {values.max():g} in {run.name}, but "
+            f"a metric of this name is on {'no limit' if low is None else f'{low:g}'} to {upper}; rescale it, or "
+            "declare it with --statistics"
+        )
 
 
 def _reproducing(logged: float, statistic: Statistic, values: Floats) -> float | None:

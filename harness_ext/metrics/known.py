@@ -1,6 +1,6 @@
 """The table of metrics that lm-eval's tasks and ours log: units, ranges, directions, and how they are computed.
 
-A name stands for what lm-eval 0.4.13 logs under it. What is not here has no unit: see `statistic.declared`.
+A name stands for what lm-eval 0.4.13 logs under it. What is not here has no unit: see `declarations.declared`.
 """
 
 from __future__ import annotations

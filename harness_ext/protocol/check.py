@@ -22,8 +22,8 @@ from harness_ext.protocol import datasets, render
 from harness_ext.protocol.checks import answers, documents, dry_score, leaks, settings, templates
 from harness_ext.protocol.checks.answers import Encode
 from harness_ext.protocol.checks.dry_score import silent
-from harness_ext.protocol.checks.findings import Place, Report
-from harness_ext.protocol.checks.source import TaskSource, read_source
+from harness_ext.protocol.checks.report import Report
+from harness_ext.protocol.checks.source import Place, TaskSource, read_source
 
 YAML_ENDINGS = (".yaml", ".yml")
 
@@ -165,10 +165,13 @@ def _broken(source: TaskSource) -> bool:
 
 
 def _report(name: str, source: TaskSource, verified: str | None) -> Report:
-    unique = dict.fromkeys(source.findings)
-    found = sorted(unique, key=lambda finding: (str(finding.place.file) != str(source.file), finding.place.line))
-    broken = any(finding.level == "error" for finding in found)
-    return Report(name, tuple(found), None if broken else verified)
+    """The findings in the order of lines, those of included files last."""
+    own = str(source.file)
+    findings = sorted(
+        dict.fromkeys(source.findings),
+        key=lambda finding: (finding.numbers["file"] != own, finding.numbers["line"]),
+    )
+    return Report(name, tuple(findings), None if _broken(source) else verified)
 
 
 def _check_task_file(
@@ -186,7 +189,7 @@ def _check_task_file(
                 return None
     else:
         failure = TaskError("")
-        if any(finding.id == "C04" and "dataset_kwargs" in finding.message for finding in source.findings):
+        if any(finding.id == "C04" and "dataset_kwargs" in finding.text for finding in source.findings):
             return None  # other documents would be loaded than are meant
     task = documents.bare_task(source, hub_answers=hub_answers)
     if task is not None and documents.check_splits(source, task):

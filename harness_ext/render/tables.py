@@ -9,8 +9,7 @@ import numpy as np
 
 from harness_ext.comparison.gain import FORMS, SKILL
 from harness_ext.comparison.rows import Comparison, Cost, Floor, Gain, Row, Score
-from harness_ext.render.grid import Cell, Column, Grid, cell
-from harness_ext.render.numbers import (
+from harness_ext.formatting import (
     format_count,
     format_difference,
     format_difference_interval,
@@ -19,6 +18,7 @@ from harness_ext.render.numbers import (
     format_p,
     format_score,
 )
+from harness_ext.render.grid import Cell, Column, Grid, cell
 
 View = Literal["auto", "rows", "board"]
 VIEWS: tuple[str, ...] = get_args(View)
@@ -184,7 +184,7 @@ def needed_lines(row: Row) -> list[str]:
     what = "n" if needed.of == "documents" else "seeds"
     ends = [format_n(end) if end is not None else "…" for end in (needed.low, needed.high)]
     number = "…" if needed.number is None else format_n(needed.number)
-    return [f"needs {what}≈{number} ({ends[0]}–{ends[1]})"]
+    return [f"needs {what}≈{number}", f"({ends[0]}–{ends[1]})"]
 
 
 def _finds_line(row: Row) -> list[str]:
@@ -281,7 +281,7 @@ def _board_cell(row: Row | None, rows: Sequence[Row]) -> Cell:
     size = f"n={row.n:,}" if len(sizes) > 1 and row.n else None
     difference = difference_cell(row).in_one_line()
     return cell(
-        first, difference, *_seed_lines(row), _parsed(row.score), size, *needed_lines(row), strong=row.rank == 1
+        first, difference, *_seed_lines(row), _parsed(row.score), size, " ".join(needed_lines(row)) or None, strong=row.rank == 1
     )
 
 

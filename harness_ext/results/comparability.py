@@ -30,7 +30,10 @@ _CONFIG_FIELDS = (  # of a task's config: what a fingerprint covers, where one i
 )
 _SETTINGS = ("dtype", "chat_template", "system_instruction", "fewshot_as_multiturn")
 _CHAT_ARGUMENTS = {"chat_template_args", "enable_thinking"}  # the token settings that shape the prompt's text
-_SAME_PROMPT = {"dtype", "version", "generation_kwargs", "process_results", "filters", "filter_list", DOCUMENTS}
+_SAME_PROMPT = {
+    "dtype", "version", "generation_kwargs", "process_results", "filters", "filter_list", DOCUMENTS,
+    "dataset", "epochs", "scorers", "metric_list", "aggregation",  # of Inspect and EvalScope
+}  # fmt: skip
 ALLOWABLE = ("version", "num_fewshot", "fingerprint", *_SETTINGS, *TOKEN_SETTINGS, *_CONFIG_FIELDS, DOCUMENTS, PROMPTS)
 
 

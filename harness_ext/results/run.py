@@ -9,8 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from harness_ext.errors import ResultsError, suggest
-from harness_ext.results.samples import Numbers, SampleScores, first_sample, is_bundled, read_scores
+from harness_ext.results.samples import (
+    Numbers,
+    SampleReader,
+    SampleScores,
+    first_sample,
+    is_bundled,
+    iter_samples,
+    read_scores,
+)
 
+LM_EVAL = "lm-eval"
 PRIMARY_METRICS = ("acc", "exact_match", "exact", "em", "f1")  # the first one found is the headline
 
 
@@ -48,6 +57,7 @@ class TaskResult:
     resolved_token_settings: Mapping[str, str] | None = None  # as the run logged them; None in stock and older results
     is_group: bool = False  # an aggregate over other tasks
     members: tuple[str, ...] = ()  # of a group: the tasks below it
+    read_samples: SampleReader = field(default=iter_samples, repr=False)  # other tools log in forms of their own
 
     @property
     def primary(self) -> MetricValue:
@@ -72,6 +82,8 @@ class TaskResult:
     @cached_property
     def is_sample(self) -> bool:
         """Whether the documents are the bundled sample: the first logged sample tells, else the results file."""
+        if self.read_samples is not iter_samples:
+            return False
         sample = first_sample(self.samples_path) if self.samples_path else None
         return bool(self.sample_data) if sample is None else is_bundled(sample)
 
@@ -99,7 +111,8 @@ class TaskResult:
         """
         if self.samples_path is None:
             raise ResultsError(f"{self.task}: no samples were logged; evaluate again with --log_samples")
-        return read_scores(self.samples_path, metric, filter or self.metric(metric).filter, numbers, cluster=cluster)
+        filter = filter or self.metric(metric).filter
+        return read_scores(self.samples_path, metric, filter, numbers, cluster=cluster, samples=self.read_samples)
 
 
 @dataclass(frozen=True)
@@ -114,3 +127,4 @@ class Run:
     adapter: str | None
     config: Mapping[str, Any] = field(repr=False)
     card: Mapping[str, Any] = field(default_factory=dict, repr=False)  # facts of the adapter's training, where logged
+    tool: str = LM_EVAL  # that wrote the results

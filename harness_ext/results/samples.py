@@ -29,6 +29,7 @@ _LOOKED_AT = 2_000  # first documents, for columns that repeat
 _DISTINCT = 0.8  # of the texts of a column, at most, when it repeats
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # spreads duplicates of one document over all keys
 
+SampleReader = Callable[[Path], Iterator[dict[str, Any]]]  # logged samples of a file, in the form lm-eval logs them
 Numbers = Callable[[Any], Sequence[float]]  # what is kept of a logged value; TypeError or ValueError: not of this kind
 Hashes = NDArray[np.uint64]
 Flags = NDArray[np.int8]  # 1, 0, or -1 where a sample does not say
@@ -117,7 +118,13 @@ def is_bundled(sample: Mapping[str, Any]) -> bool:
 
 
 def read_scores(
-    path: Path, metric: str, filter: str, numbers: Numbers | None = None, *, cluster: str | None = None
+    path: Path,
+    metric: str,
+    filter: str,
+    numbers: Numbers | None = None,
+    *,
+    cluster: str | None = None,
+    samples: SampleReader = iter_samples,
 ) -> SampleScores:
     """Read one metric of the samples that a filter produced.
 
@@ -129,12 +136,13 @@ def read_scores(
         filter: lm-eval's name of it.
         numbers: what to keep of a logged value; None: the value itself, which must be a number.
         cluster: column of the documents that names the unit of evidence, such as a passage.
+        samples: yields the samples of the file; lm-eval's are one a line.
 
     Raises:
         ResultsError: a cut line, a sample without its hashes, or values that are no (finite) numbers of this kind.
     """
     columns = _Columns(cluster)
-    for number, sample in enumerate(iter_samples(path), start=1):
+    for number, sample in enumerate(samples(path), start=1):
         if sample.get("filter", filter) != filter or metric not in sample:
             continue
         kept = _numbers(sample[metric], numbers or _score, f"{path}:{number}", metric)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from dataclasses import dataclass, replace
 
@@ -91,13 +92,16 @@ def _seeds_for(
     paired: PairedDifference, difference: float, margin: float | None, alpha: float, alpha_equivalence: float
 ) -> int | None:
     documents, (variance, _) = paired.estimate.variances[0], paired.estimate.variances[1]
-    for count in range(paired.seeds + 1, MOST_SEEDS):
+
+    def decides(count: int) -> bool:
         sources = (documents, (variance * paired.seeds / count, count - 1.0))
         more = _with_estimate(paired, Estimate(paired.difference, sources))
         found = _finds(more, difference, alpha), _equivalent(more, difference, margin, alpha_equivalence)
-        if max(found) >= POWER:
-            return count
-    return None
+        return max(found) >= POWER
+
+    counts = range(paired.seeds + 1, MOST_SEEDS)
+    place = bisect.bisect_left(counts, True, key=decides)
+    return counts[place] if place < len(counts) else None
 
 
 def _with_estimate(paired: PairedDifference, estimate: Estimate) -> PairedDifference:
@@ -107,6 +111,7 @@ def _with_estimate(paired: PairedDifference, estimate: Estimate) -> PairedDiffer
 def _resized(paired: PairedDifference, factor: float) -> PairedDifference:
     """As if there were `factor` times as many units like these."""
     (variance, df), *others = paired.estimate.variances
+    unseen = 0 if paired.gained or paired.lost else 1  # discordant documents each way, where there are none
     least = 2 * paired.span**2 / (paired.units + 2) ** 2 if variance == 0 else 0.0
     resized = Estimate(paired.difference, (((variance or least) / factor, (df + 1) * factor - 1), *others))
     return replace(
@@ -115,8 +120,8 @@ def _resized(paired: PairedDifference, factor: float) -> PairedDifference:
         n=max(2, round(paired.n * factor)),
         units=max(2, round(paired.units * factor)),
         effective_units=paired.effective_units * factor,
-        gained=None if paired.gained is None else round(paired.gained * factor),
-        lost=None if paired.lost is None else round(paired.lost * factor),
+        gained=None if paired.gained is None else round((paired.gained + unseen) * factor),
+        lost=None if paired.lost is None else round((paired.lost + unseen) * factor),
         least_class=None if paired.least_class is None else round(paired.least_class * factor),
         least_p=0.0 if paired.least_p == 0 else 2.0 ** (1 - min(paired.units * factor, 1_000)),
     )
@@ -129,7 +134,7 @@ def _finds(paired: PairedDifference, difference: float, alpha: float) -> float:
     """Probability of `better` when this is the true difference."""
     if paired.effective_units < LEAST_UNITS or paired.least_p >= alpha:
         return 0.0
-    if paired.is_exact and paired.n * _discordance(paired) <= _EXACT_DISCORDANT:
+    if paired.is_exact and paired.n * max(_discordance(paired), difference) <= _EXACT_DISCORDANT:
         return mcnemar_power(paired.n, _discordance(paired), difference, alpha=alpha)
     shrink = paired.n / (paired.n + 2) if paired.least_class is None else 1.0
     needed = paired.decisive.half_width(alpha) / shrink

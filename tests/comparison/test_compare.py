@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import io
 import json
 import random
@@ -9,8 +10,10 @@ from lm_eval_files import labelled, sample
 from rich.console import Console
 
 from harness_ext.comparison.compare import find_baseline
-from harness_ext.leaderboard import compare_runs
 from harness_ext.errors import ComparisonError, ResultsError
+from harness_ext.findings import Finding
+from harness_ext.leaderboard import Leaderboard, compare_runs
+from harness_ext.render.grid import escape_markdown
 from harness_ext.results.load import load_runs
 
 
@@ -50,8 +53,24 @@ def everything(comparison) -> dict[str, str]:
         "markdown": comparison.to_markdown(),
         "json": json.dumps(comparison.to_json(), ensure_ascii=False),
         "html": comparison._repr_html_(),
-        "pandas": str(comparison.to_pandas().attrs["warnings"]) + str(comparison.to_pandas().attrs["notes"]),
+        "pandas": "\n".join(comparison.to_pandas().attrs["warnings"] + comparison.to_pandas().attrs["notes"]),
     }
+
+
+def said(comparison: Leaderboard, id: str) -> list[Finding]:
+    """Warnings of one kind, each of which has to stand in every format."""
+    found = [finding for finding in comparison.findings if finding.id == id]
+    shown = everything(comparison)
+    for finding in found:
+        assert finding.level == "warning"
+        written = {
+            "markdown": escape_markdown(finding.text),
+            "json": json.dumps(finding.text, ensure_ascii=False)[1:-1],
+            "html": html.escape(finding.text),
+        }
+        for form, text in shown.items():
+            assert written.get(form, finding.text) in text, form
+    return found
 
 
 # The founding experiment: 13 % because outputs did not parse, 95 % after training.
@@ -62,15 +81,19 @@ def test_the_founding_case_is_better_and_says_why(write_pair):
     (row,) = comparison.rows
     assert row.n == 872
     assert row.verdict == "better"
-    assert row.baseline.value == pytest.approx(13, abs=0.5)
-    assert row.score.value == pytest.approx(95, abs=0.1)
-    assert row.paired.interval.low > 75
-    assert row.baseline.parsed == pytest.approx(14.4, abs=0.1)
-    assert row.score.parsed == 100
-    assert (row.floor.kind, round(row.floor.value, 2)) == ("majority", 50.92)
+    assert row.baseline.value == pytest.approx(0.13, abs=0.005)
+    assert row.score.value == pytest.approx(0.95, abs=0.001)
+    assert row.paired.interval.low > 0.75
+    assert row.baseline.parsed == pytest.approx(0.144, abs=0.001)
+    assert row.score.parsed == 1
+    assert (row.floor.kind, round(row.floor.value, 4)) == ("majority", 0.5092)
+    (parsed,) = said(comparison, "R01")
+    assert (parsed.where, parsed.numbers) == ("sst2_generate, tiny", {"parsed": row.baseline.parsed})
+    (floor,) = said(comparison, "R02")
+    assert floor.numbers == {"score": row.baseline.value, "floor": row.floor.value}
     for shown, text in everything(comparison).items():
-        assert "only 14.4 % of the outputs parsed" in text, shown
-        assert "below always giving the most frequent answer (50.9)" in text, shown
+        assert "14.4 %" in text, shown
+        assert "50.9" in text, shown
         assert "says nothing about the method" in text, shown
     assert "parsed 14.4%" in comparison.to_markdown()
 
@@ -85,8 +108,10 @@ def test_worse_than_always_abstaining_is_said_of_both(write_pair):
     assert row.paired.units == 150
     assert "clustered by passage" in row.baseline.method
     assert row.paired.mcnemar_p < 1e-10
-    for shown, text in everything(comparison).items():
-        assert text.count("is worse than always abstaining (50.1)") == 2, shown
+    found = said(comparison, "R02")
+    assert [each.where for each in found] == ["squad_v2, tiny", "squad_v2, sst2"]
+    assert [each.numbers["floor"] for each in found] == [pytest.approx(601 / 1200)] * 2
+    assert all("50.1" in each.text for each in found)
 
 
 def test_the_same_scores_twice_are_equivalent(write_pair):
@@ -103,16 +128,20 @@ def test_undecided_says_what_would_decide(write_pair):
     comparison = compare_runs(load_runs(write_pair("demo", labelled(before), labelled(after))))
     (row,) = comparison.rows
     assert row.verdict == "undecided"
-    assert row.needed_n > row.n
-    assert row.detectable > abs(row.paired.difference)
-    assert "needs n≈" in comparison.to_markdown()
+    needed = row.decision.needed
+    assert (needed.of, row.decision.lacking) == ("documents", None)
+    assert row.n < needed.low <= needed.number <= needed.high
+    assert row.decision.detectable > abs(row.paired.difference)
+    text = comparison.to_markdown()
+    assert "needs n≈" in text
+    assert f"finds ±{100 * row.decision.detectable:.1f}" in text
 
 
 def test_lower_can_be_better(write_pair):
     before, after = ([sample(i, {"idx": i}, {"brier": v}) for i in range(50)] for v in (0.4, 0.1))
     both = {"higher_is_better": {"demo": {"brier": False}}}
     (row,) = compare_runs(load_runs(write_pair("demo", before, after, both=both))).rows
-    assert row.paired.difference == pytest.approx(-30)
+    assert row.paired.difference == pytest.approx(-0.3)
     assert row.verdict == "better"
 
 
@@ -130,7 +159,7 @@ def test_a_run_that_is_all_zero_is_read_on_the_scale_of_the_other(write_pair):
     path = write_pair("squad", squad([0.0] * 64, unanswerable=0), squad(coin(0.5, 64, 1), unanswerable=0))
     (row,) = compare_runs(load_runs(path)).rows
     assert row.baseline.value == 0
-    assert 30 < row.score.value < 70
+    assert 0.3 < row.score.value < 0.7
     assert row.baseline.method == "Clopper–Pearson"
 
 
@@ -138,7 +167,8 @@ def test_scores_as_fractions_under_a_metric_in_points(write_pair):
     samples = labelled(coin(0.5, 200, 1), "exact")
     in_points = {"metrics": {"demo": {"exact,none": 100 * sum(s["exact"] for s in samples) / 200}}}
     (row,) = compare_runs(load_runs(write_pair("demo", samples, samples, both=in_points))).rows
-    assert row.baseline.value == pytest.approx(in_points["metrics"]["demo"]["exact,none"])
+    assert row.baseline.value == pytest.approx(in_points["metrics"]["demo"]["exact,none"] / 100)
+    assert (row.unit, row.paired.gained, row.paired.lost) == ("share", 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +176,7 @@ def test_scores_as_fractions_under_a_metric_in_points(write_pair):
     [
         ({"base": {"log_samples": False}}, "no samples logged"),
         ({"sst2": {"log_samples": False}}, "no samples logged"),
-        ({"sst2": {"metrics": {"demo": {"acc,none": 0.9}}}}, "not a mean over documents"),
+        ({"sst2": {"metrics": {"demo": {"acc,none": 0.9}}}}, "not the mean of its documents"),
     ],
 )
 def test_what_cannot_be_tested_is_shown_and_says_so(write_pair, by_run, reason):
@@ -155,19 +185,21 @@ def test_what_cannot_be_tested_is_shown_and_says_so(write_pair, by_run, reason):
     comparison = compare_runs(load_runs(write_pair("demo", samples, samples, **by_run)))
     (row,) = comparison.rows
     assert (row.verdict, row.paired, row.note) == (None, None, reason)
-    for shown, text in everything(comparison).items():
-        assert reason in text, shown
+    (finding,) = said(comparison, "R09")
+    assert reason in finding.text
+    assert finding.next_step in finding.text
     assert len(comparison.to_pandas()) == 1
 
 
-def test_a_corpus_metric_has_no_paired_test(write_pair):
+def test_a_corpus_metric_that_its_pairs_do_not_give_has_no_paired_test(write_pair):
     samples = [sample(i, {"idx": i}, {"mcc": [0, 1]}) for i in range(9)]
     values = {"metrics": {"demo": {"mcc,none": 0.3}}}
     with_number = [{**s, "mcc": 0.3} for s in samples]
     path = write_pair("demo", with_number, with_number, both=values)
     for file in path.rglob("samples_*.jsonl"):
         file.write_text(file.read_text().replace('"mcc": 0.3', '"mcc": [0, 1]'))
-    assert compare_runs(load_runs(path)).rows[0].note == "no score per document"
+    (row,) = compare_runs(load_runs(path)).rows
+    assert (row.verdict, row.note) == (None, "not what mcc gives for its documents")
 
 
 def test_sample_data_is_marked_everywhere(write_pair):
@@ -183,7 +215,9 @@ def test_another_limit_is_joined_and_said(write_pair):
     scores = coin(0.5, 200, 1)
     comparison = compare_runs(load_runs(write_pair("demo", labelled(scores), labelled(scores[:120]))))
     assert comparison.rows[0].n == 120
-    assert any("compared on the 120 documents both have; 80" in warning for warning in comparison.warnings)
+    (finding,) = said(comparison, "R06")
+    assert finding.numbers == {"compared": 120, "left_out": 80}
+    assert "120" in finding.text
 
 
 def test_order_of_the_logged_samples_does_not_matter(write_pair, write_run):
@@ -193,11 +227,16 @@ def test_order_of_the_logged_samples_does_not_matter(write_pair, write_run):
     assert compare_runs(load_runs(write_pair("demo", before, ranks))) == plain
 
 
-@pytest.mark.parametrize(("per_passage", "message"), [(64, "stand on one passage"), (4, "only 16 passages")])
-def test_few_passages_are_warned_about(write_pair, per_passage, message):
+@pytest.mark.parametrize(("per_passage", "units"), [(64, 1), (16, 4), (4, 16), (1, None)])
+def test_few_passages_are_warned_about(write_pair, per_passage, units):
     sides = [squad(coin(0.5, 64, seed), unanswerable=0, per_passage=per_passage) for seed in (1, 2)]
     comparison = compare_runs(load_runs(write_pair("squad", *sides)))
-    assert any(message in warning for warning in comparison.warnings)
+    found = [finding.numbers for finding in said(comparison, "R07")]
+    assert found == ([] if units is None else [{"units": units, "effective": pytest.approx(units)}])
+    (row,) = comparison.rows
+    assert (row.paired is None) == (units == 1)
+    if units == 4:
+        assert (row.verdict, row.decision.lacking) == ("undecided", "units")
 
 
 def changed(samples: list[dict], **fields: str) -> list[dict]:
@@ -275,9 +314,10 @@ def test_the_baseline_finds_itself_or_is_named(write_pair, write_run, tmp_path):
 def test_an_adapter_of_another_base_is_warned_about(write_pair):
     samples = labelled(coin(0.5, 40, 1))
     path = write_pair("demo", samples, samples, sst2={"model_args": "pretrained=org/big,peft=adapters/sst2"})
-    assert any(
-        "trained on org/big, not on the baseline's org/tiny" in w for w in compare_runs(load_runs(path)).warnings
-    )
+    (finding,) = said(compare_runs(load_runs(path)), "R04")
+    assert finding.where == "sst2"
+    assert "org/big" in finding.text
+    assert "org/tiny" in finding.text
 
 
 def test_runs_without_a_shared_task_are_refused_and_single_tasks_reported(write_run, tmp_path):
@@ -289,7 +329,8 @@ def test_runs_without_a_shared_task_are_refused_and_single_tasks_reported(write_
     write_run("more", {"b": samples, "c": samples}, model_args="pretrained=org/tiny,peft=more")
     comparison = compare_runs(load_runs(tmp_path))
     assert [(row.task, row.run) for row in comparison.rows] == [("b", "more")]
-    assert "more: c left out, tiny was not evaluated on it" in comparison.warnings
+    (finding,) = [each for each in said(comparison, "R11") if each.text.startswith("more: c ")]
+    assert finding.where == "more"
 
 
 def test_a_metric_that_only_one_run_has_is_refused(write_pair):
@@ -310,7 +351,7 @@ def test_rows_are_ordered_and_output_has_the_same_bytes(write_run, tmp_path):
     first, second = (compare_runs(load_runs(tmp_path)) for _ in range(2))
     assert [(row.task, row.run) for row in first.rows] == [("x", "a"), ("x", "z"), ("y", "a"), ("y", "z")]
     assert everything(first) == everything(second)
-    assert "after Holm's correction over the 4 tests here" in first.to_markdown()
+    assert "Holm's correction over the 4 tests" in first.to_markdown()
 
 
 def test_names_do_not_break_the_formats(write_pair):
@@ -349,8 +390,8 @@ def test_a_field_that_differs_is_refused_or_allowed_and_marked(write_pair):
         compare_runs(runs)
     comparison = compare_runs(runs, allow=["dtype"])
     assert comparison.rows[0].allowed == ("dtype",)
-    for shown, text in everything(comparison).items():
-        assert "as --allow said" in text, shown
+    (finding,) = said(comparison, "R05")
+    assert (finding.where, finding.numbers) == ("demo, bfloat16", {"fields": ["dtype"]})
     assert "bfloat16† |" in comparison.to_markdown()
     with pytest.raises(ComparisonError, match=r"--allow 'dtyp' is no field; did you mean 'dtype'\?"):
         compare_runs(runs, allow=["dtyp"])
@@ -525,11 +566,11 @@ def test_choices_that_tie_in_most_documents_are_warned_about(write_pair):
     tied = chosen([(-1.5, -1.5)] * 30 + [(-1.0, -2.0)] * 10)
     clear = chosen([(-1.5, -1.5)] * 10 + [(-2.0, -1.0)] * 30)
     comparison = compare_runs(load_runs(write_pair("demo", tied, clear)))
-    (warning,) = [warning for warning in comparison.warnings if "same score" in warning]
-    assert warning.startswith("demo, tiny: ")
-    assert "75 %" in warning
+    (finding,) = said(comparison, "R10")
+    assert (finding.where, finding.numbers) == ("demo, tiny", {"share": 0.75})
+    assert "75 %" in finding.text
     comparison = compare_runs(load_runs(write_pair("demo", clear, tied)))
-    assert [w.partition(":")[0] for w in comparison.warnings if "same score" in w] == ["demo, sst2"]
+    assert [finding.where for finding in said(comparison, "R10")] == ["demo, sst2"]
 
 
 # -- metrics that are no means -----------------------------------------------------------------------------------
@@ -553,7 +594,7 @@ def test_macro_f1_is_tested_from_its_pairs(write_pair):
     (row,) = comparison.rows
     assert row.verdict == "better"
     assert row.paired.method == "approximate randomisation (R = 10,000), paired bootstrap of documents (R = 10,000)"
-    assert row.score.value == pytest.approx(100 * by_run["sst2"]["metrics"]["demo"]["macro_f1,none"])
+    assert row.score.value == pytest.approx(by_run["sst2"]["metrics"]["demo"]["macro_f1,none"])
     assert row.score.interval.low < row.score.value < row.score.interval.high
 
 
@@ -562,9 +603,13 @@ def test_own_units_are_no_points(write_pair):
     both = {"higher_is_better": {"demo": {"log_loss": False}}}
     comparison = compare_runs(load_runs(write_pair("demo", before, after, both=both)))
     (row,) = comparison.rows
-    assert (row.unit, row.verdict) == ("nats", "better")
-    assert "| -0.500 [-0.500, -0.500] |" in comparison.to_markdown()
-    assert "log_loss in nats, margin 0.01." in comparison.to_markdown()
+    assert (row.unit, row.margin, row.verdict) == ("nats", 0.01, "better")
+    assert row.difference == pytest.approx(-0.5)
+    assert row.paired.interval.low < -0.5 < row.paired.interval.high  # that all are alike is no certainty
+    assert "| -0.500 [-0.5" in comparison.to_markdown()
+    assert "log_loss in nats, margin 0.01" in comparison.to_markdown()
+    (written,) = comparison.to_json()["rows"]
+    assert (written["unit"], written["difference"]) == ("nats", pytest.approx(-0.5))
 
 
 def test_holm_takes_back_what_is_significant_alone(write_run, tmp_path):
@@ -574,7 +619,13 @@ def test_holm_takes_back_what_is_significant_alone(write_run, tmp_path):
     write_run("out/base", tasks, model_args="pretrained=org/tiny")
     write_run("out/a", {**tasks, "t00": labelled(after)}, model_args="pretrained=org/tiny,peft=a")
     (first, *_) = compare_runs(load_runs(tmp_path / "out")).rows
-    (alone,) = compare_runs(load_runs(tmp_path / "out"), tasks=["t00"]).rows
+    chosen = compare_runs(load_runs(tmp_path / "out"), tasks=["t00"])
+    (alone,) = chosen.rows
     assert (alone.verdict, first.verdict) == ("better", "undecided")
-    assert first.p_holm == pytest.approx(12 * first.paired.p_value)
-    assert first.needed_n > first.n
+    assert first.decision.p_holm == pytest.approx(12 * first.paired.p_value)
+    assert first.decision.lacking == "p"
+    assert first.decision.needed.number > first.n
+    (finding,) = [finding for finding in chosen.findings if finding.id == "R14"]  # chosen after looking?
+    assert finding.text in chosen.notes
+    assert finding.text not in chosen.warnings
+    assert len(finding.numbers["rows"]) == 11

@@ -33,14 +33,14 @@ def test_every_document_counts_for_one_reason(write_pair):
     assert {name: part.n for name, part in parts.items()} == {
         "parsing": 10, "stopping": 10, "abstaining": 10, "skill": 20,
     }  # fmt: skip
-    assert [part.difference for part in parts.values()] == pytest.approx([20, 20, 20, 10])
+    assert [part.difference for part in parts.values()] == pytest.approx([0.2, 0.2, 0.2, 0.1])
     assert sum(part.difference for part in parts.values()) == pytest.approx(row.paired.difference)
-    assert (row.gain.skill_before, row.gain.skill_after) == (50, 75)
+    assert (row.gain.skill_before, row.gain.skill_after) == (0.5, 0.75)
     assert all(part.interval.low <= part.difference <= part.interval.high for part in parts.values())
     text = comparison.to_markdown()
     assert "Where the gain comes from" in text
     assert "50.0 → 75.0" in text
-    assert comparison.to_pandas().loc[0, "gain_parsing"] == pytest.approx(20)
+    assert comparison.to_pandas().loc[0, "gain_parsing"] == pytest.approx(20)  # in points
 
 
 def test_forced_choice_has_no_form(write_pair):

@@ -9,7 +9,8 @@ import pytest
 import sacrebleu
 from sklearn import metrics
 
-from harness_ext.metrics.statistic import Statistic, declared
+from harness_ext.metrics.declarations import declared
+from harness_ext.metrics.statistic import Statistic
 
 
 def computed(metric: str) -> Statistic:

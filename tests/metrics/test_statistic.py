@@ -12,8 +12,9 @@ from sklearn import metrics as sklearn_metrics
 
 from harness_ext import hooks
 from harness_ext.errors import MetricError
+from harness_ext.metrics.declarations import declared, load_statistics
 from harness_ext.metrics.known import known_statistics
-from harness_ext.metrics.statistic import POINTS, SHARE, Statistic, declared, load_statistics
+from harness_ext.metrics.statistic import POINTS, SHARE, Statistic
 
 
 @pytest.mark.parametrize(

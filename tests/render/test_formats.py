@@ -12,14 +12,14 @@ import pytest
 from lm_eval_files import labelled, sample
 from rich.console import Console
 
-from harness_ext.leaderboard import compare_runs
 from harness_ext.comparison.gate import why_it_fails
 from harness_ext.errors import ComparisonError
+from harness_ext.leaderboard import compare_runs
 from harness_ext.render.records import columns
 from harness_ext.results.load import load_runs
 
 
-def coin(share: float, seed: int, n: int = 300) -> list[float]:
+def coin(share: float, seed: int, n: int = 400) -> list[float]:
     rng = random.Random(seed)
     return [float(rng.random() < share) for _ in range(n)]
 
@@ -46,7 +46,7 @@ def terminal(comparison, width: int, view: str = "auto") -> str:
 def test_many_runs_stand_against_tasks(runs):
     comparison = compare_runs(runs)
     head, _, *lines = [line for line in comparison.to_markdown().splitlines() if line.startswith("|")]
-    assert head == "| model | mean rank | x_1 · acc, n=300 | x_2 · acc, n=300 | y · acc, n=300 |"
+    assert head == "| model | mean rank | x_1 · acc, n=400 | x_2 · acc, n=400 | y · acc, n=400 |"
     names = [line.split("|")[1].strip() for line in lines]
     assert names == ["tiny", "c", "a", "b", "(majority)"]  # b has no mean rank: it misses a task
     best = next(line for line in lines if line.startswith("| c "))
@@ -94,12 +94,17 @@ def test_csv_is_flat_and_complete(runs):
     assert len(rows) == len(comparison.rows) == 8
     assert list(rows[0]) == columns()
     assert {row["verdict"] for row in rows} == {"better", "worse", "equivalent"}
-    assert float(rows[0]["difference"]) == pytest.approx(comparison.rows[0].difference, abs=1e-5)
+    for written, row in zip(rows, comparison.rows, strict=True):  # shares are written as points, p-values as they are
+        assert written["unit"] == "points"
+        assert float(written["difference"]) == pytest.approx(100 * row.difference, abs=1e-5)
+        assert float(written["score"]) == pytest.approx(100 * row.score.value, abs=1e-5)
+        assert float(written["p_holm"]) == pytest.approx(row.decision.p_holm, rel=1e-2)
 
 
 def test_json_keeps_small_p_values(runs):
     found = json.loads(json.dumps(compare_runs(runs).to_json()))
-    assert found["schema"] == 1
+    assert found["schema"] == 2
+    assert found["margin"] == 1
     row = next(row for row in found["rows"] if row["run"] == "c")
     assert 0 < row["paired"]["p_value"] <= row["p_holm"] < 1e-4
 
@@ -128,7 +133,7 @@ def test_views_can_be_chosen(runs):
     assert "#rank" not in comparison.to_markdown("rows")
 
 
-def test_groups_are_shown_and_not_tested(write_run, tmp_path):
+def test_groups_of_unknown_tasks_are_shown_and_not_tested(write_run, tmp_path):
     for name, value in (("base", 0.5), ("a", 0.7)):
         path = write_run(
             f"out/{name}",
@@ -142,10 +147,11 @@ def test_groups_are_shown_and_not_tested(write_run, tmp_path):
         file.write_text(json.dumps(payload))
     comparison = compare_runs(load_runs(tmp_path / "out"))
     group, task = comparison.rows
-    assert (group.task, group.verdict, group.note) == ("family", None, "a group: its tasks are tested")
-    assert group.difference == pytest.approx(20)
+    assert (group.task, group.is_group, group.verdict) == ("family", True, None)
+    assert group.note
+    assert group.difference == pytest.approx(0.2)
     assert task.verdict == "better"
-    assert not [warning for warning in comparison.warnings if "family" in warning]
+    assert not [finding for finding in comparison.findings if "family" in finding.text]
     assert why_it_fails(comparison, "not-better") is None
 
 
@@ -156,7 +162,7 @@ def test_groups_are_shown_and_not_tested(write_run, tmp_path):
         (
             "a",
             "worse",
-            r"fails --fail-on worse: a on x_1 is worse \(acc -\d+\.\d \[.*\], p <\.0001, n 300\); and 2 more",
+            r"fails --fail-on worse: a on x_1 is worse \(acc -\d+\.\d \[.*\], p <\.0001, n 400\); and 2 more",
         ),
         ("b", "worse", None),
         ("b", "not-better", "b on x_1 is equivalent"),

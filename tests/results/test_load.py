@@ -150,16 +150,18 @@ def test_samples_are_ordered_counted_and_complete(write_run):
     samples = [
         sample(2, doc, {"exact": 3}),
         sample(0, doc, {"exact": 1, "HasAns_exact": 1}),
-        sample(1, {"question": "r", "context": "two"}, {"exact": True, "HasAns_exact": float("nan")}),
+        sample(1, {"question": "r", "context": "two"}, {"exact": True}),
     ]
     path = write_run("out", {"a": samples}, metrics={"a": {"HasAns_exact,none": 1.0}})
     result = load_runs(path)[0].tasks["a"]
-    scores = result.samples("exact")
+    scores = result.samples("exact", cluster="context")
     assert scores.scores.tolist() == [1, 1, 3]  # by doc_id: ranks log one after the other
     assert scores.occurrence.tolist() == [0, 0, 1]
     assert scores.clusters is not None
     assert len(np.unique(scores.clusters)) == 2
-    assert len(result.samples("HasAns_exact")) == 1  # absent and NaN are both left out
+    assert result.samples("exact", cluster="passage").clusters is None  # no document has it
+    assert result.samples("exact").clusters is None
+    assert len(result.samples("HasAns_exact")) == 1  # where it is absent, it does not apply
 
 
 @pytest.mark.parametrize(("doc", "expected"), [({"id": "sample-1"}, True), ({"idx": "sample-9"}, True), ({}, False)])
@@ -198,6 +200,10 @@ def broken(kind: str, path: Path) -> Path:
             samples.write_text('{"doc_id": 0, "acc": 1.0}\n')
         case "pairs":
             samples.write_text(samples.read_text().replace('"acc": 1', '"acc": [1, 2]'))
+        case "not finite":
+            samples.write_text(samples.read_text().replace('"acc": 1', '"acc": NaN'))
+        case "nothing":
+            samples.write_text(samples.read_text().replace('"acc": 1', '"acc": null'))
     return path
 
 
@@ -211,7 +217,9 @@ def broken(kind: str, path: Path) -> Path:
         ("other json", rf"results_{DATE}\.json: not a results file"),
         ("cut samples", rf"samples_a_{DATE}\.jsonl:3: not a complete JSON object"),
         ("old samples", rf"samples_a_{DATE}\.jsonl:1: no 'doc_hash'"),
-        ("pairs", rf"samples_a_{DATE}\.jsonl:1: 'acc' is list, not a number"),
+        ("pairs", rf"samples_a_{DATE}\.jsonl:1: acc is \[1, 2\]"),
+        ("not finite", rf"samples_a_{DATE}\.jsonl:1: acc is nan"),
+        ("nothing", rf"samples_a_{DATE}\.jsonl:1: acc is null"),
     ],
 )
 def test_broken_files_are_named_in_one_line(write_run, kind, message):

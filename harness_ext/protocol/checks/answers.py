@@ -10,8 +10,8 @@ from lm_eval.api.task import ConfigurableTask
 from transformers import AutoConfig, AutoTokenizer
 
 from harness_ext.errors import ModelError
+from harness_ext.findings import Level
 from harness_ext.protocol.checks.documents import Sampled
-from harness_ext.protocol.checks.findings import Level
 from harness_ext.protocol.checks.source import TaskSource
 from harness_ext.protocol.checks.templates import gold_answers
 from harness_ext.protocol.token_settings import check_appends_nothing

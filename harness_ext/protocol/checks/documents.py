@@ -13,8 +13,8 @@ from lm_eval.config.task import TaskConfig
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from harness_ext.errors import DatasetError, HarnessExtError, suggest
+from harness_ext.findings import Level
 from harness_ext.protocol import datasets
-from harness_ext.protocol.checks.findings import Level
 from harness_ext.protocol.checks.settings import DOCUMENTS_HOOK, TASK_KEYS
 from harness_ext.protocol.checks.source import TaskSource
 

@@ -11,8 +11,8 @@ import jinja2.meta
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.utils import env
 
+from harness_ext.findings import Level
 from harness_ext.protocol.checks.documents import Sampled, first_line
-from harness_ext.protocol.checks.findings import Level
 from harness_ext.protocol.checks.source import TaskSource
 from harness_ext.protocol.render import DEFAULT_FEWSHOT_SEED
 

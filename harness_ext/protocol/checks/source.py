@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from harness_ext.protocol.checks.findings import Finding, Level, Place
+from harness_ext.findings import Finding, Level
 
 Path_ = tuple["str | int", ...]  # ("metric_list", 0, "metric")
+
+
+class Place(NamedTuple):
+    """A line of a file."""
+
+    file: Path
+    line: int  # 1 for the first
+
+    def __str__(self) -> str:
+        """`file:line`, from the working directory where the file is below it."""
+        file = self.file.relative_to(Path.cwd()) if self.file.is_relative_to(Path.cwd()) else self.file
+        return f"{file}:{self.line}"
 
 
 class FunctionName(str):
@@ -47,11 +59,12 @@ class TaskSource:
 
     def add(self, id: str, level: Level, message: str, *path: str | int) -> None:
         """Note a finding at a value."""
-        self.findings.append(Finding(id, level, " ".join(message.split()), self.place(*path)))
+        self.add_at(id, level, message, self.place(*path))
 
     def add_at(self, id: str, level: Level, message: str, place: Place) -> None:
         """Note a finding at a line."""
-        self.findings.append(Finding(id, level, " ".join(message.split()), place))
+        numbers = {"file": str(place.file), "line": place.line}
+        self.findings.append(Finding(id, level, str(place), " ".join(message.split()), numbers))
 
     def functions(self) -> Iterator[tuple[Path_, FunctionName]]:
         """Every `!function`, with its path."""

@@ -1,0 +1,474 @@
+"""Everything that `check` (C...) and `compare` (R...) can find: what it is, why it matters, an example, the remedy.
+
+An id keeps its meaning from release to release. `docs/findings.md` is generated from this table; `--explain ID` prints
+an entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An entry of the catalogue."""
+
+    what: str  # title
+    why: str  # why the fault gives wrong numbers, or fails
+    example: str  # as the command prints it
+    remedy: str
+
+
+CATALOGUE: Mapping[str, Rule] = {
+    # -- tasks: `harness-ext check` --
+    "C01": Rule(
+        "The YAML cannot be read",
+        "The file is not valid YAML, or not UTF-8. lm-eval skips such a file and mentions it in its debug "
+        "log only, so the task is simply unknown. Common causes are indentation with a tab, an unquoted text "
+        "that contains `: `, and a quote that is never closed.",
+        "news.yaml:11: error C01 has a ':' inside an unquoted text; put the text into quotes",
+        "Fix the line that the finding names: indent with spaces, quote texts that contain `: `, and save "
+        "the file as UTF-8. The only tag that lm-eval knows is `!function`.",
+    ),
+    "C02": Rule(
+        "The YAML is not a mapping",
+        "A task is a mapping from settings to values. lm-eval silently skips a file that is empty or holds a "
+        "list or a single text instead.",
+        "news.yaml:1: error C02 is a list, no mapping; write `key: value` lines",
+        "Write the settings as `key: value` lines without indentation. To run several tasks under one name, "
+        "write a group: `group: NAME`, and the tasks as a list under `task:`.",
+    ),
+    "C03": Rule(
+        "Duplicate key",
+        "When a key appears twice, YAML keeps the last value and gives no warning. The prompt or metric that "
+        "you read near the top of the file is then not the one that is used.",
+        "news.yaml:12: error C03 key 'doc_to_text' stands here and on line 2; YAML keeps the last and says "
+        "nothing: drop one",
+        "Delete one of the two. The finding names both lines.",
+    ),
+    "C04": Rule(
+        "Unknown key",
+        "lm-eval cannot build a task with an unknown top-level key. In `dataset_kwargs`, `load_documents` "
+        "ignores an unknown key and may load documents other than those you meant; in `generation_kwargs`, "
+        "the setting you meant keeps its default.",
+        "news.yaml:13: error C04 unknown key 'doc_to_taget'; did you mean 'doc_to_target'?",
+        "Use the suggested key, or delete the line. Notes and settings of your own belong under `metadata:`, "
+        "where any key is allowed.",
+    ),
+    "C05": Rule(
+        "Missing or circular include",
+        "lm-eval skips a file whose `include:` does not exist or leads back to the file itself, and mentions "
+        "it in its debug log only. The task is then unknown.",
+        "news.yaml:2: error C05 include '_base.yaml' is no file in /home/me/tasks/news; correct the name",
+        "Correct the name; it is relative to the folder of the file that includes it. To break a circle, "
+        "move the shared settings into a file that includes nothing.",
+    ),
+    "C06": Rule(
+        "Task without a name, or with a name already taken",
+        "lm-eval finds tasks by name. It skips a file without `task:`, and of two files with the same name "
+        "it keeps only one, so you may be evaluating the other file.",
+        "news_short.yaml:1: error C06 task name 'news' is taken by news.yaml:1; lm-eval skips one of them: "
+        "choose another name",
+        "Give each task a name of its own. If a file only holds settings for others to include, begin its "
+        "file name with `_`; the check then leaves it alone.",
+    ),
+    "C07": Rule(
+        "A !function that does not import",
+        "lm-eval looks for the function in a Python file beside the YAML, then in the installed modules. The "
+        "task cannot be loaded when the module is missing, lacks that function, or fails while it is "
+        "imported.",
+        "news.yaml:14: error C07 !function scoring.score_new: module 'scoring' has no 'score_new'; did you "
+        "mean 'score_news'?",
+        "Write `!function FILE.NAME` for a function in `FILE.py` beside the YAML, or the full dotted path of "
+        "an installed function. If the import itself fails, fix the exception that the finding quotes.",
+    ),
+    "C08": Rule(
+        "Invalid value",
+        "Some settings must be a mapping, a list or one of a few words, and some need others: "
+        "`multiple_choice` needs `doc_to_choice`, and every task needs documents. lm-eval fails on such a "
+        "task, often with an exception that does not name the key. `generation_kwargs` in a task that "
+        "generates nothing has no effect and is only a warning.",
+        "news.yaml:10: error C08 output_type 'multiple_choices' is unknown; did you mean 'multiple_choice'?",
+        "Write the value in the form that the finding asks for, use the suggested word, or add the missing setting.",
+    ),
+    "C09": Rule(
+        "Unknown metric",
+        "lm-eval looks for a metric it does not know in Hugging Face Evaluate. If it is not there either, "
+        "lm-eval logs an error and continues: a generation task fails after the model has answered, and a "
+        "forced choice drops the metric from its results.",
+        "news.yaml:16: error C09 unknown metric 'exact_mach'; did you mean 'exact_match'?",
+        "Correct the name. Mark a metric of the Evaluate library with `hf_evaluate: true`; return a metric "
+        "of your own from a `process_results` hook.",
+    ),
+    "C10": Rule(
+        "Metric without aggregation or direction",
+        "lm-eval knows the aggregation of its own metrics only, and fails to load a task whose metric has "
+        "none. With `process_results` but no `metric_list`, it takes the mean of whatever the hook returns, "
+        "which is wrong for an F1 or a correlation. Without `higher_is_better`, nothing says which direction "
+        "is an improvement; that is a warning.",
+        "news.yaml:17: error C10 metric 'exact' has no aggregation; add `aggregation: mean`, or a function",
+        "Give each metric in `metric_list` an `aggregation:` (`mean` or a function) and `higher_is_better: "
+        "true` or `false`.",
+    ),
+    "C11": Rule(
+        "Unknown aggregation",
+        "lm-eval logs a warning when it loads the task, and fails only when it aggregates: after the model "
+        "has answered every document.",
+        "news.yaml:18: error C11 unknown aggregation 'maen' of 'exact'; did you mean 'mean'?",
+        "Use the suggested name, or a function of your own, such as `aggregation: !function scoring.weighted_f1`.",
+    ),
+    "C12": Rule(
+        "Unknown or malformed filter",
+        "Filters turn a raw output into the answer that is scored. lm-eval cannot load a task with a filter "
+        "that it does not know, or with an entry that lacks a name or its list of steps.",
+        "news.yaml:19: error C12 unknown filter 'take_frist'; did you mean 'take_first'?",
+        "Give each entry of `filter_list` a `name:` and, under `filter:`, a list of steps that each begin "
+        "with `- function:`.",
+    ),
+    "C13": Rule(
+        "Group member that cannot be built",
+        "lm-eval takes a member that it does not know for a task defined inside the group. Such a task has "
+        "no documents, so the whole group fails to load, with an exception that does not name the member.",
+        "topics.yaml:2: error C13 members cannot be built: task 'topics' cannot be built: TypeError: "
+        "expected str, bytes or os.PathLike object, not NoneType; correct its YAML, or the columns of its "
+        "data",
+        "Compare the names under `task:` with those that `lm_eval ls tasks` lists, and pass the folders of "
+        "the members with `--include_path`. If all names are right, check each member by itself.",
+    ),
+    "C14": Rule(
+        "Missing data file",
+        "A file or folder of documents does not exist, so the task cannot be loaded. With `load_documents`, "
+        "relative paths in `data_dir` and `data_files` start from the folder of the YAML, not from the "
+        "working directory.",
+        "news.yaml:3: error C14 documents are missing: /home/me/tasks/news/data/t.csv does not exist; check "
+        "the path under 'train'; check the path",
+        "Correct the path, or put the file there.",
+    ),
+    "C15": Rule(
+        "Documents cannot be loaded",
+        "The data are there but cannot be used: an empty file or split, a damaged row, or a label outside "
+        "the choices. Evaluation and training stop at the same fault.",
+        "news.yaml:3: error C15 documents cannot be loaded: data/train.jsonl (train): row 2 has label 1, "
+        "outside the 1 choices ['good']; correct the label or the choices; correct the data or its settings",
+        "Fix the file or row that the finding names. If the data are right, correct the settings that "
+        "describe them, such as `choices` or `label`.",
+    ),
+    "C16": Rule(
+        "Missing split",
+        "The data have no split of this name, or the task names no split to evaluate. Without the evaluated "
+        "split the task cannot run. A missing `training_split` or `fewshot_split` is a warning, since "
+        "evaluation without examples does not read it.",
+        "news.yaml:8: error C16 validation_split 'valid' is not in the data, which has train, validation; "
+        "did you mean 'validation'?",
+        "Name one of the splits that the finding lists.",
+    ),
+    "C17": Rule(
+        "Template names a missing column",
+        "A template sees only the columns of its document. lm-eval stops at any other name. Behind "
+        "`default('')` it does not even stop: the name renders to nothing, and the model is asked about a "
+        "text that is not in the prompt.",
+        "news.yaml:11: error C17 doc_to_text names 'txt', which is no column; did you mean 'text'?",
+        "Use one of the columns that the finding lists, or add the column in `process_docs`.",
+    ),
+    "C18": Rule(
+        "Template does not render",
+        "lm-eval renders `doc_to_text`, `doc_to_target` and `doc_to_choice` for every document, so one "
+        "failure stops the whole evaluation. The cause is invalid Jinja, a template that is not set, a value "
+        "of an unexpected type, or an exception in a function of the task. Few-shot prompts that cannot be "
+        "built are reported here, too.",
+        "news.yaml:11: error C18 doc_to_text is no valid template (unexpected '}'); correct it",
+        "Correct the template, the function, or the document whose number the finding gives. If few-shot "
+        "prompts fail, lower `num_fewshot` or draw examples from a larger split.",
+    ),
+    "C19": Rule(
+        "Template is constant or renders to nothing",
+        "A text that is neither a column nor a template is the same for every document, so the model is "
+        "never asked about the document. `{column}` in single braces stays in the prompt as it is written, a "
+        "missing value becomes the word `None`, and an empty gold answer tests nothing.",
+        "news.yaml:11: error C19 doc_to_text has {text} in single braces, which stays as it is; write {{text}}",
+        "Write the name of a column, or `{{column}}` in double braces. Fill empty cells, or drop their "
+        "documents in `process_docs`.",
+    ),
+    "C20": Rule(
+        "White space doubled or missing",
+        "lm-eval joins description, prompt, `target_delimiter` and answer as they are. A space that is "
+        "doubled or missing gives tokens that the model has rarely seen in that place; scores drop, and "
+        "another choice may win.",
+        "news.yaml:11: warning C20 doc_to_text ends in white space and the delimiter begins with it: the "
+        "white space is doubled; end the template with its last word (20 of 20 documents)",
+        "End `doc_to_text` with its last word, begin answers with their first, and let `target_delimiter` (a "
+        'space by default) stand between them. End `description` with `"\\n\\n"`.',
+    ),
+    "C21": Rule(
+        "Gold answer is not among the choices",
+        "lm-eval logs a warning and counts the document as wrong, whatever the model says. Labels that count "
+        "from 1 are worse: all gold answers are off by one, and only the last label is noticed.",
+        "news.yaml:13: error C21 doc_to_target gives 2, outside the 2 choices (10 of 20 documents, first 1); "
+        "correct the labels or the choices",
+        "Let `doc_to_target` give the position of the gold answer, counted from 0, or exactly one of the "
+        "texts in `doc_to_choice`.",
+    ),
+    "C22": Rule(
+        "Invalid choices",
+        "The choice with the highest log-probability wins, the first one in a tie. The second of two equal "
+        "choices can therefore never win, an empty choice has nothing to score, and a single choice always "
+        "wins.",
+        "news.yaml:12: error C22 doc_to_choice gives 'good' twice (20 of 20 documents, first 0); correct it",
+        "Let `doc_to_choice` give a list of different, non-empty texts for each document: at least two, "
+        "unless a `process_results` hook scores the log-probability of a single answer.",
+    ),
+    "C23": Rule(
+        "Stop string inside gold answers",
+        "Generation ends at the first stop string in `until`. A gold answer that contains one can never be "
+        "produced in full, so even a perfect model loses that document. A stop string in `target_delimiter` "
+        "ends the output before the answer begins.",
+        "news.yaml:13: error C23 stop string 'e' occurs in the gold answers of 14 of 20 documents (first: "
+        "0), which are cut there; choose another",
+        "Remove the string from `generation_kwargs: until`, or replace it by one that no answer contains. If "
+        "it is in `target_delimiter`, change either of them.",
+    ),
+    "C24": Rule(
+        "max_gen_toks is too small",
+        "Generation stops after `max_gen_toks` tokens, or 256 if the task does not say. A longer gold answer "
+        "is cut and cannot match. It is an error when more than 1 % of the gold answers are longer, "
+        "otherwise a warning. Lengths depend on the tokenizer, so this needs `--model`.",
+        "news.yaml:14: error C24 max_gen_toks 5 is too small: 20 of 20 gold answers are longer (up to 7 "
+        "tokens); raise it",
+        "Raise `generation_kwargs: max_gen_toks` at least to the length that the finding gives.",
+    ),
+    "C25": Rule(
+        "Labels that share a first token or have several tokens",
+        "A label's score is the sum of its tokens' log-probabilities. A first token that labels share does "
+        "not help to tell them apart, and a label with more tokens tends to score lower whatever the "
+        "document says. This needs `--model`.",
+        "news.yaml:12: warning C25 labels 'very good', 'very bad' begin with the same token: the first token "
+        "cannot tell them apart; choose other words",
+        "Choose label words of one token each, with different first tokens. If the labels are fixed, report "
+        "`acc_norm`, which divides each score by the length of its label.",
+    ),
+    "C26": Rule(
+        "Few-shot leak",
+        "lm-eval leaves the evaluated document out of its own examples only when `fewshot_split` is the test "
+        "split. With any other evaluated split, some prompts contain the document together with its answer, "
+        "and the score is too high. It is an error when the task sets `num_fewshot`, and a warning when "
+        "`--num_fewshot` would cause it.",
+        "news.yaml:9: error C26 few-shot leak: 8 of 20 documents are examples in their own prompt, since "
+        "fewshot_split 'validation' holds them; name another fewshot_split (lm-eval leaves the document out "
+        "only when it is the test split)",
+        "Draw examples from another split, usually `fewshot_split: train`.",
+    ),
+    "C27": Rule(
+        "Evaluated documents in the training split",
+        "An adapter trained on these documents has seen the answers that it is tested on, so its gain is "
+        "overstated. The text columns of the prompt are compared word for word, ignoring case and white "
+        "space.",
+        "news.yaml:7: warning C27 20 of 872 evaluated documents (2.3%) stand word for word in the training "
+        "split (first: 0), by text; drop them there",
+        "Remove the documents from the training split. If both splits are the same one, name another; "
+        "`harness-ext train` refuses such a task.",
+    ),
+    "C28": Rule(
+        "Gold answers do not get full marks",
+        "The check sends each gold answer through the task's own requests, filters and scoring. If that does "
+        "not score 1 (or 100), no model can. The most common cause is the space before a generated answer, "
+        "which the scoring does not strip. For a metric where lower is better, gold answers must score lower "
+        "than wrong ones.",
+        "news.yaml:15: error C28 gold answers score 0 exact, not 1; first lost: document 0, gold 'apple'; "
+        "correct process_results",
+        "Start with the document that the finding names. Strip outputs in the hook, or add a filter such as "
+        "`remove_whitespace`; check `doc_to_target` and `higher_is_better`.",
+    ),
+    "C29": Rule(
+        "A wrong answer scores",
+        "The check also scores wrong answers: another choice or nonsense, which may get at most 10 % of full "
+        "marks, and in generation another document's gold answer, at most 60 %. Scoring that accepts more "
+        "rewards any output, and hides the difference between base and adapter.",
+        "news.yaml:15: error C29 a wrong answer on every document scores 1 exact of 1; correct the scoring",
+        "Compare the output with this document's own gold answer. Look for a test that an empty or short "
+        "text always passes, and for a metric that lm-eval makes binary (C37).",
+    ),
+    "C30": Rule(
+        "Abstaining does not score abstain_baseline",
+        "`abstain_baseline` is the score of always abstaining, and `compare` warns about scores that do not "
+        "exceed it (R02, R03). If the task's scoring gives another value for an empty answer, or for "
+        "`abstain_answer`, those warnings use the wrong threshold.",
+        "news.yaml:15: error C30 always answering '' scores 0 exact, but the task declares 1 "
+        "(abstain_baseline); correct the abstain words",
+        "Let the hook recognise an empty answer and the text in `metadata: abstain_answer` as abstaining, or "
+        "correct the `abstain_baseline` that it returns.",
+    ),
+    "C31": Rule(
+        "Scoring fails",
+        "The hook, a filter or an aggregation raises an exception on a gold, a wrong or an empty answer. "
+        "Real models give empty outputs too, and the evaluation would fail after the model has answered "
+        "every document.",
+        "news.yaml:15: error C31 process_results fails on document 0 (answer 'apple'): KeyError: 'answr'; "
+        "correct the hook, the filters or the data",
+        "Make the hook return a score for every answer, including an empty one. The finding names the "
+        "document, the answer and the exception.",
+    ),
+    "C32": Rule(
+        "metric_list and scoring differ",
+        "lm-eval takes the mean of a metric that scoring returns but `metric_list` does not name, which is "
+        "wrong for anything but an average. A metric that is listed but never returned is silently missing "
+        "from the results.",
+        "news.yaml:16: error C32 metric_list names 'exact', which scoring gives for none of the documents "
+        "looked at; did you mean 'exakt'?",
+        "Use the same names in `process_results` and `metric_list`. A metric that only some documents have "
+        "is fine if they are rare; the finding is then a note.",
+    ),
+    "C33": Rule(
+        "primary_metric is not in metric_list",
+        "`metadata: primary_metric` names the metric that `compare` tests. If the task does not log it, the "
+        "comparison stops with an error.",
+        "news.yaml:45: error C33 primary_metric 'accc' is not in metric_list (acc, brier); did you mean 'acc'?",
+        "Name a metric of `metric_list`, or add this one to the list.",
+    ),
+    "C34": Rule(
+        "metric_scale does not fit",
+        "`metadata: metric_scale` says what full marks are: 1 or 100. `compare` takes the unit, the margin "
+        "and constant-answer baselines from it, so a wrong scale puts them off by a factor of 100.",
+        "news.yaml:22: error C34 metric_scale is 1, but gold answers score 100 exact; set it to 100",
+        "Set it to what gold answers score.",
+    ),
+    "C35": Rule(
+        "All documents have the same gold answer",
+        "A model that always gives this answer gets full marks, so the score says nothing about the task. "
+        "The check looks at up to 200 documents, spread over the split.",
+        "news.yaml:11: warning C35 all 9 documents looked at have the gold answer 'apple': always saying "
+        "that is right; evaluate on more kinds",
+        "Evaluate documents with different answers. If the data have them, check `doc_to_target` and "
+        "whatever `process_docs` leaves out.",
+    ),
+    "C36": Rule(
+        "The task cannot be trained on",
+        "The task can be evaluated. `harness-ext train` needs a training split whose documents have an "
+        "answer; a task that scores whole texts (`loglikelihood_rolling`) has no answers.",
+        "news.yaml:1: note C36 has no training_split: it can be evaluated, not trained on",
+        "Nothing, if you only evaluate. To train, add `training_split:`.",
+    ),
+    "C37": Rule(
+        "Several gold answers with a metric that lm-eval makes binary",
+        "When `doc_to_target` gives a list, lm-eval scores 1 as soon as one answer gets more than 0. A "
+        "graded metric such as chrF is then 1 for almost any output.",
+        "news.yaml:15: warning C37 doc_to_target gives several answers: lm-eval makes chrf 1 for anything "
+        "above 0; score with a process_results hook",
+        "Score in a `process_results` hook that takes the best value over the gold answers, or use "
+        "`exact_match`, which is 0 or 1 anyway.",
+    ),
+    "C38": Rule(
+        "Documents out of reach",
+        "The documents are neither in a local folder nor on a Hub that answers. Only the YAML was checked; "
+        "templates, leaks and scores were not. The task itself may be fine.",
+        "news.yaml:3: note C38 not verified: documents out of reach (connect to the Hub, or name local files)",
+        "Connect to the Hub, or set `HARNESS_EXT_DATA` to a folder that holds the data; then check again.",
+    ),
+    "C39": Rule(
+        "The task cannot be built",
+        "The YAML passed every other check, yet lm-eval or the task's own class raises an exception when the "
+        "task is built. Evaluation would fail in the same way.",
+        "news.yaml:1: error C39 cannot be built: task 'news' cannot be built: ModuleNotFoundError: No module "
+        "named 'nltk'; correct its YAML, or the columns of its data",
+        "Fix what the exception reports; often a package has to be installed, or a column is missing.",
+    ),
+    "C40": Rule(
+        "File that lm-eval will not find",
+        "In the folders of `--include_path`, lm-eval looks for `*.yaml` only. A task in a `.yml` file is "
+        "unknown by its name.",
+        "news.yml:1: warning C40 lm-eval looks for *.yaml under --include_path, not *.yml; rename it",
+        "Rename the file to `.yaml`.",
+    ),
+    # -- comparison: `harness-ext compare` --
+    "R01": Rule(
+        "Many outputs did not parse",
+        "A score of unreadable outputs measures their format, not what the model knows. Below 95 % the score is mostly "
+        "about form; a base model often looks useless for this reason alone.",
+        "sst2_generate, base: only 83.7 % of the outputs parsed",
+        "Compare `acc_parsed` too, or ask by forced choice (`sst2_choice`), which cannot fail to parse.",
+    ),
+    "R02": Rule(
+        "A score below what a constant answer gets",
+        "Always giving the most frequent answer, abstaining, or guessing needs no model. A score below it has a cause "
+        "that is not lack of knowledge: wrong parsing, swapped labels, a prompt that the model does not follow.",
+        "squad_v2_generate, sst2: exact 4.97 is worse than always abstaining (50.07)",
+        "Look at logged samples; check the task with `harness-ext check`.",
+    ),
+    "R03": Rule(
+        "A score that cannot be told from a constant answer",
+        "The interval of the score reaches down to what a constant answer gets.",
+        "sst2_choice, base: acc 51.3 cannot be told from always giving the most frequent answer (50.9)",
+        "Evaluate more documents, or take the score for chance.",
+    ),
+    "R04": Rule(
+        "An adapter of another base",
+        "Its card names another base than the baseline, so the difference mixes base and adapter.",
+        "mine: was trained on org/a, not on the baseline's org/b",
+        "Evaluate the adapter's own base and compare with that.",
+    ),
+    "R05": Rule(
+        "Protocols differ, as --allow accepted",
+        "The difference may come from the protocol instead of the adapter.",
+        "sst2_choice, mine: not the baseline's dtype, as --allow said",
+        "Evaluate both runs alike.",
+    ),
+    "R06": Rule(
+        "Documents that only one run has",
+        "Runs are compared on the documents both have; a different --limit leaves the rest out.",
+        "sst2: base and mine are compared on the 400 documents both have; 472 that only one has are left out",
+        "Evaluate both with the same --limit.",
+    ),
+    "R07": Rule(
+        "Few independent units",
+        "Questions on one passage are not independent. With fewer than 40 effective units standard errors are shaky; "
+        "fewer than 6 cannot decide anything (two-sided sign flips of five units never reach p < .05).",
+        "squad: 12 passages carry as much evidence as 8.3 of equal size",
+        "Evaluate more passages, not more questions on the same ones.",
+    ),
+    "R08": Rule(
+        "A repeated column that is not declared",
+        "Many documents share a long text, so they may not be independent; intervals are then too short.",
+        "my_task: 'article' is shared by several documents",
+        "Declare it: `metadata: cluster: article` in the task's YAML, or --cluster my_task=article.",
+    ),
+    "R09": Rule(
+        "A row that is not tested",
+        "Without a number for each document there is no paired test; the logged values stand alone.",
+        "wikitext, base: word_perplexity is not tested (no samples logged)",
+        "Evaluate with --log_samples, or compare another metric.",
+    ),
+    "R10": Rule(
+        "Choices that tie",
+        "Where the best choices have the same log-probability the first one wins, so accuracy counts how often the "
+        "first choice is right.",
+        "sst2_choice, base: the best choices have the same score in 80 % of the documents",
+        "Check the tokenizer: `harness-ext check TASK --model MODEL`.",
+    ),
+    "R11": Rule(
+        "Tasks that not all runs have",
+        "What only one run was evaluated on cannot be compared.",
+        "mine: not evaluated on sst2_generate",
+        "Evaluate every run on the same tasks.",
+    ),
+    "R12": Rule(
+        "A metric without a unit",
+        "Nobody declared the metric's unit and margin. It can be better or worse, but nothing says which difference is "
+        "too small to matter, so it is never equivalent.",
+        "my_task: judge_score has no declared unit",
+        "Declare it: `metadata: metrics: {judge_score: {unit: marks, range: [1, 5], margin: 0.1}}`, or --margin "
+        "judge_score=0.1.",
+    ),
+    "R13": Rule(
+        "Tasks without the metric",
+        "--metric names a metric that these tasks do not log; they are left out.",
+        "--metric f1: 16 tasks do not log it and are left out",
+        "Compare them by their own metric, without --metric.",
+    ),
+    "R14": Rule(
+        "Rows that were filtered out",
+        "Holm's correction covers the rows of this comparison. Choosing rows after having seen the results makes the "
+        "p-values too small.",
+        "--tasks left out 9 of the 10 tasks that both runs have",
+        "Choose tasks and runs before looking, or report the whole comparison.",
+    ),
+}

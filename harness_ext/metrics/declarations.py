@@ -1,0 +1,113 @@
+"""Which declaration holds for a metric of a task: the YAML's, an installed package's, or the table's."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import runpy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from harness_ext.errors import MetricError, suggest
+from harness_ext.metrics.known import known_statistics
+from harness_ext.metrics.statistic import POINTS, SHARE, Statistic
+
+ENTRY_POINTS = "harness_ext.statistics"  # of packages that bring metrics
+_DECLARABLE = ("unit", "range", "margin", "higher_is_better", "scale")
+
+
+def declared(
+    metric: str,
+    metadata: Mapping[str, Any] | None = None,
+    siblings: Sequence[str] = (),
+    given: Sequence[Statistic] = (),
+) -> tuple[Statistic, ...]:
+    """The declarations of a metric, the likeliest first; never from its values.
+
+    The task's own YAML (`metadata: metrics: {NAME: {unit: ..., margin: ...}}`, else `metric_scale`) goes before
+    installed packages, these before the table of lm-eval's and our metrics. A metric nobody declares has no unit and
+    no margin: it can be better or worse, not equivalent. A name may have several declarations that keep different
+    numbers (`f1` as a number or as a pair of labels); the first that fits what was logged counts.
+
+    Args:
+        metric: its name.
+        metadata: of the task's config.
+        siblings: the task's other metrics: beside `exact`, SQuAD's `f1` is on 0–100.
+        given: declarations that go before all others but the YAML's.
+
+    Raises:
+        MetricError: the YAML declares something that no metric has.
+    """
+    known = (
+        tuple(each for each in given if each.metric == metric)
+        or _installed().get(metric)
+        or known_statistics(metric, siblings)
+        or (Statistic(metric),)
+    )
+    metadata = metadata or {}
+    own, scale = metadata.get("metrics"), metadata.get("metric_scale")
+    if isinstance(own, Mapping) and isinstance(own.get(metric), Mapping):
+        return tuple(_redeclared(each, own[metric]) for each in known)
+    if scale in (1, 100) and all(each.unit in ("", SHARE, POINTS) and not each.describes for each in known):
+        unit, top = (SHARE, 1.0) if scale == 1 else (POINTS, 100.0)
+        return tuple(_rescaled(each, unit, top) for each in known)
+    return known
+
+
+def _rescaled(statistic: Statistic, unit: str, top: float) -> Statistic:
+    """A metric on the scale that its task declares; what is computed from sums keeps its own."""
+    if statistic.unit == unit or not statistic.is_mean:
+        return statistic
+    low = 0.0 if statistic.low is None or statistic.low >= 0 else -top
+    return replace(statistic, unit=unit, low=low, high=top, margin=None)
+
+
+def _redeclared(statistic: Statistic, own: Mapping[str, Any]) -> Statistic:
+    for name in own:
+        if name not in _DECLARABLE:
+            raise MetricError(
+                f"metadata: metrics: {statistic.metric}: no field {name!r}{suggest(str(name), _DECLARABLE)}; it has "
+                f"{', '.join(_DECLARABLE)}"
+            )
+    unit = str(own.get("unit", statistic.unit))
+    low, high = own.get("range", {SHARE: (0, 1), POINTS: (0, 100)}.get(unit, statistic.limits))
+    margin = own.get("margin", statistic.margin if unit == statistic.unit else None)
+    return replace(
+        statistic,
+        unit=unit,
+        low=None if low is None else float(low),
+        high=None if high is None else float(high),
+        margin=None if margin is None else float(margin),
+        higher_is_better=own.get("higher_is_better", statistic.higher_is_better),
+        scale=own.get("scale", statistic.scale),
+    )
+
+
+def load_statistics(path: str | os.PathLike[str]) -> list[Statistic]:
+    """The metrics that a Python file declares, such as the one that a task names in its YAML.
+
+    Raises:
+        MetricError: the file cannot be run, or declares none.
+    """
+    try:
+        names = runpy.run_path(os.fspath(path))
+    except Exception as error:  # whatever the file's own code raises
+        raise MetricError(f"{path} cannot be run: {type(error).__name__}: {error}; correct it") from error
+    found = [value for value in names.values() if isinstance(value, Statistic)]
+    if not found:
+        raise MetricError(f"{path} declares no Statistic; see harness_ext.metrics.statistic")
+    return found
+
+
+@cache
+def _installed() -> dict[str, tuple[Statistic, ...]]:
+    """Metrics of installed packages, by name: entry points that load a `Statistic`."""
+    found: dict[str, tuple[Statistic, ...]] = {}
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        statistic = point.load()
+        if not isinstance(statistic, Statistic):
+            raise MetricError(f"entry point {point.name!r} of {ENTRY_POINTS} is no Statistic; correct {point.value}")
+        found[statistic.metric] = (*found.get(statistic.metric, ()), statistic)
+    return found

@@ -1,0 +1,105 @@
+"""The catalogue of findings: complete, used, and printed by the documentation page and by `--explain`."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import harness_ext
+from harness_ext import cli
+from harness_ext.catalogue import CATALOGUE, Rule
+from harness_ext.errors import HarnessExtError
+from harness_ext.findings import Finding, catalogue_page, explain
+
+PACKAGE = Path(harness_ext.__file__).parent
+PAGE = Path(__file__).parents[1] / "docs" / "findings.md"
+REGENERATE = (
+    'python -c "from harness_ext.findings import catalogue_page; '
+    "open('docs/findings.md','w').write(catalogue_page())\""
+)
+ID = re.compile(r"[CR]\d\d")
+RULES = pytest.mark.parametrize(("id", "rule"), CATALOGUE.items(), ids=CATALOGUE)
+
+
+def ids_in_code() -> set[str]:
+    """Every text in the package that is an id, whole."""
+    files = [file for file in PACKAGE.rglob("*.py") if file.name != "catalogue.py"]
+    return {
+        node.value
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and ID.fullmatch(node.value)
+    }
+
+
+def test_the_page_is_generated() -> None:
+    assert PAGE.read_text(encoding="utf-8") == catalogue_page(), f"docs/findings.md is out of date; run: {REGENERATE}"
+
+
+def test_every_id_in_the_code_is_explained_and_every_entry_is_used() -> None:
+    assert ids_in_code() == set(CATALOGUE)
+
+
+def test_ids_have_no_gaps() -> None:
+    for letter, last in (("C", 40), ("R", 14)):
+        assert [id for id in CATALOGUE if id.startswith(letter)] == [f"{letter}{n:02}" for n in range(1, last + 1)]
+
+
+@RULES
+def test_no_entry_is_empty(id: str, rule: Rule) -> None:
+    texts = (rule.what, rule.why, rule.example, rule.remedy)
+    assert all(text.strip() == text and text for text in texts)
+    assert not rule.what.endswith(".")
+    assert rule.why.endswith(".")
+    assert rule.remedy.endswith(".")
+    if id.startswith("C"):
+        assert re.match(rf"[\w/]+\.ya?ml:\d+: (error|warning|note) {id} \S", rule.example)
+
+
+@RULES
+def test_entries_refer_to_entries(id: str, rule: Rule) -> None:
+    mentioned = set(re.findall(r"\b[CR]\d\d\b", f"{rule.why} {rule.remedy}"))
+    assert mentioned <= set(CATALOGUE) - {id}
+
+
+def test_a_finding_is_one_line_and_hashable() -> None:
+    finding = Finding("C04", "error", "news.yaml:3", "unknown key 'zebra'", {"file": "news.yaml", "line": 3})
+    assert str(finding) == "news.yaml:3: error C04 unknown key 'zebra'"
+    assert len({finding, Finding("C04", "error", "news.yaml:3", "unknown key 'zebra'", finding.numbers)}) == 1
+
+
+# -- --explain ---------------------------------------------------------------------------------------------------
+
+
+@RULES
+def test_explain_prints_the_whole_entry(id: str, rule: Rule) -> None:
+    text = explain(id.lower())
+    assert text.startswith(f"{id}  ")
+    assert [part for part in (rule.what, rule.why, rule.example, rule.remedy) if part not in text] == []
+
+
+@pytest.mark.parametrize("id", ["C99", "R0", "", "zebra"])
+def test_unknown_ids_are_refused(id: str) -> None:
+    with pytest.raises(HarnessExtError, match="C01 to C40 and R01 to R14"):
+        explain(id)
+
+
+@pytest.mark.parametrize("command", ["check", "compare"])
+@pytest.mark.parametrize("id", ["C20", "R07"])
+def test_commands_explain_every_id(command: str, id: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, "--explain", id]) == 0
+    assert capsys.readouterr().out == explain(id) + "\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("check", "--explain", "C99"), ("compare", "--explain", "X1"), ("check",), ("compare",)]
+)
+def test_an_error_of_use_is_one_line(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("harness-ext: ")
+    assert printed.err.count("\n") == 1
