@@ -6,7 +6,7 @@ import json
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +17,11 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from tqdm import tqdm
 
 from harness_ext.engine.decoding import (
+    OwnGenerateError,
     Preparation,
     StopRule,
     TokenChoice,
-    depends_on_the_row,
+    look_at_rows,
     prepare,
     why_not_in_a_tree,
 )
@@ -218,9 +219,9 @@ class TreeLM(HFLM):
         pairs = [TokenPair(ids[:-1], ids[-1:]) for ids in prompts if len(ids) > 1]
         if not pairs or rule.max_new_tokens < 1 or not self._takes_trees(pairs, new_tokens=rule.max_new_tokens):
             return super().generate_until(requests, disable_tqdm)
-        choice = TokenChoice([each.processors for each in prepared], bool(prepared[0].config.do_sample))
+        choice = TokenChoice.of(prepared)
         generated = self._decode_all(prompts, choice, rule, disable_tqdm)
-        if not choice.do_sample and not self._confirm(requests, prompts, generated, choice):
+        if not choice.do_sample and not self._confirm(requests, prompts, generated, settings):
             return super().generate_until(requests, disable_tqdm)
         return [
             self._finish(request, len(prompt), answer, stops)
@@ -232,31 +233,37 @@ class TreeLM(HFLM):
         return list(handle_stop_sequences(list(settings["until"]), eos=eos))
 
     def _prepare(self, prompts: Sequence[Sequence[int]], settings: Any) -> list[Preparation] | None:
-        """What `generate` prepares for these settings: one preparation for all prompts, or one for each.
+        """What `generate` prepares for each prompt; one preparation for all where it does not depend on the prompt.
 
         Returns:
             None when `hf` has to generate by itself.
         """
-        stops = self._stop_strings(settings)
-        others = {name: value for name, value in settings.items() if name not in ("until", "max_gen_toks")}
-        if "max_length" in others or f"generation {self.peft}" in self._reasons:
+        if "max_length" in settings or f"generation {self.peft}" in self._reasons:
             return None
-
-        def generate(length: int) -> Callable[..., Any]:
-            limit = length + settings["max_gen_toks"]
-            return lambda context, **how: self._model_generate(
-                context, max_length=limit, stop=stops, **{**others, **how}
+        try:
+            first = self._preparation(prompts[0], settings)
+        except OwnGenerateError:
+            self._warn_once(
+                f"prefix trees are disabled for generation by {self._label}: it has a `generate` of its own"
             )
+            return None
+        if reason := why_not_in_a_tree(first):
+            self._warn_once(f"prefix trees are disabled for generation with {reason}")
+            return None
+        if not look_at_rows(first.processors):
+            return [first] * len(prompts)
+        return [first, *(self._preparation(prompt, settings) for prompt in prompts[1:])]
 
-        def prepared(prompt: Sequence[int]) -> Preparation:
-            return prepare(generate(len(prompt)), prompt, device=self.device)
+    def _preparation(self, prompt: Sequence[int], settings: Any) -> Preparation:
+        others = {name: value for name, value in settings.items() if name not in ("until", "max_gen_toks")}
+        limit = len(prompt) + settings["max_gen_toks"]
+
+        def generate(context: torch.Tensor, **how: Any) -> Any:
+            how = {**others, **how}
+            return self._model_generate(context, max_length=limit, stop=self._stop_strings(settings), **how)
 
         try:
-            first = prepared(prompts[0])
-            if reason := why_not_in_a_tree(first):
-                self._warn_once(f"prefix trees are disabled for generation with {reason}")
-                return None
-            return [first, *map(prepared, prompts[1:])] if depends_on_the_row(first) else [first]
+            return prepare(generate, prompt, device=self.device)
         except (ValueError, TypeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ModelError(
@@ -277,7 +284,7 @@ class TreeLM(HFLM):
         return [generated[number] for number in range(len(prompts))]
 
     def _confirm(
-        self, requests: Sequence[Instance], prompts: list[list[int]], generated: list[Generated], choice: TokenChoice
+        self, requests: Sequence[Instance], prompts: list[list[int]], generated: list[Generated], settings: Any
     ) -> bool:
         """Whether plain passes choose the same tokens for the longest and a random greedy answer of each task."""
         by_task: dict[str, list[int]] = defaultdict(list)
@@ -287,7 +294,7 @@ class TreeLM(HFLM):
         for numbers in by_task.values():
             longest = max(numbers, key=lambda number: len(prompts[number]) + len(generated[number].tokens))
             for number in {longest, random.Random(len(numbers)).choice(numbers)}:
-                gap = self._replay_gap(number, prompts[number], generated[number].tokens, choice)
+                gap = self._replay_gap(prompts[number], generated[number].tokens, settings)
                 if gap > (SUPPORT_TOLERANCE if self.model.dtype == torch.float32 else LOW_PRECISION_TOLERANCE):
                     key, reason = f"generation {self.peft}", f"a plain pass answers differently by {gap:.2g} nats"
                     self._reasons[key] = reason
@@ -296,12 +303,16 @@ class TreeLM(HFLM):
         return True
 
     @torch.no_grad()
-    def _replay_gap(self, prompt: int, ids: list[int], tokens: list[int], choice: TokenChoice) -> float:
-        """How far the scores of generated tokens lie below the best ones in a plain pass over prompt and answer."""
+    def _replay_gap(self, ids: list[int], tokens: list[int], settings: Any) -> float:
+        """How far the scores of generated tokens lie below the best ones in a plain pass over prompt and answer.
+
+        Processors are prepared for this prompt anew and see one row at a time, so a mix-up of rows shows, too.
+        """
+        processors = self._preparation(ids, settings).processors
         whole = torch.tensor([ids + tokens], device=self.device)
-        logits = self.model(whole[:, :-1]).logits[0, len(ids) - 1 :]  # (tokens, V)
-        places = range(len(tokens))
-        scores = choice.scores(logits, [prompt] * len(tokens), ([*ids, *tokens[:place]] for place in places))
+        logits = self.model(whole[:, :-1]).logits[0, len(ids) - 1 :].float()  # (tokens, V)
+        rows = [processors(whole[:, : len(ids) + n], logits[n : n + 1]) for n in range(len(tokens))]
+        scores = torch.cat(rows)
         taken = scores.gather(1, whole[0, len(ids) :, None])[:, 0]
         return float((scores.amax(dim=-1) - taken).nan_to_num(nan=torch.inf).max())
 

@@ -129,6 +129,10 @@ FROM_FILE: dict[str, tuple[dict[str, Any], bool]] = {
     "at least five": ({"min_new_tokens": 5, "eos_token_id": [1, *range(50, 300)]}, True),
     "a least length": ({"min_length": 30, "eos_token_id": [1, *range(50, 300)]}, True),
     "bad words": ({"bad_words_ids": [[number] for number in range(60, 260)]}, True),
+    "no token twice": ({"no_repeat_ngram_size": 1}, True),
+    "bad words and biases": ({"bad_words_ids": [[n] for n in range(60, 160)], "sequence_bias": [[[5, 6], 4.0]]}, True),
+    "decaying": ({"exponential_decay_length_penalty": [2, 1.3]}, True),
+    "sampling from one, with a penalty": ({"repetition_penalty": 1.3, "top_k": 1}, True),
     "several end tokens": ({"eos_token_id": [1, *range(50, 100)]}, True),
     "at most three": ({"max_new_tokens": 3}, True),
     "forced end": ({"forced_eos_token_id": 7}, True),
@@ -138,12 +142,44 @@ FROM_FILE: dict[str, tuple[dict[str, Any], bool]] = {
 }
 
 
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]], ids=["five", "one"])
 @pytest.mark.parametrize("name", FROM_FILE)
-def test_the_generation_config_of_the_model_counts(tmp_path: Path, name: str) -> None:
+def test_the_generation_config_of_the_model_counts(tmp_path: Path, name: str, prompts: list[str]) -> None:
     values, takes_trees = FROM_FILE[name]
+    sampled = {"do_sample": True, "temperature": 1.0} if values.get("top_k") == 1 else {}
+    settings = {**GREEDY, **sampled, "max_gen_toks": 40}
     hf, tree = both(save_model(tmp_path, generation_config=values))
-    assert ask(tree, GREEDY) == ask(hf, GREEDY)
+    assert ask(tree, settings, prompts) == ask(hf, settings, prompts)
     assert in_trees(tree) is takes_trees
+
+
+def test_a_generate_of_the_models_own_is_called(tmp_path: Path) -> None:
+    hf, tree = both(save_model(tmp_path))
+    for lm in (hf, tree):
+        lm.model.generate = lambda input_ids, **_: input_ids.repeat(1, 2)
+    assert ask(tree, GREEDY) == ask(hf, GREEDY) != [""] * len(PROMPTS)
+    assert any("`generate` of its own" in warning for warning in tree._warnings)
+
+
+def test_a_mix_up_of_rows_is_found_at_run_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The replay does not share the code that chose the tokens."""
+    hf, tree = both(save_model(tmp_path, generation_config={"repetition_penalty": 1.5}))
+    expected = ask(hf, GREEDY)
+    monkeypatch.setattr("harness_ext.engine.decoding.look_at_rows", lambda _: False)
+    monkeypatch.setattr(transformers.LogitsProcessorList, "__call__", _without_ids(transformers.LogitsProcessorList))
+    assert ask(tree, GREEDY) == expected
+    assert any("a plain pass answers differently" in warning for warning in tree._warnings)
+
+
+def _without_ids(kind: Any) -> Any:
+    """Processors that are given no token ids see an empty prompt."""
+    original = kind.__call__
+
+    def call(self: Any, ids: Any, scores: torch.Tensor) -> torch.Tensor:
+        ids = torch.zeros(len(scores), 0, dtype=torch.long) if ids is None else ids
+        return original(self, ids, scores)  # type: ignore[no-any-return]
+
+    return call
 
 
 def test_these_settings_matter(tmp_path: Path) -> None:
