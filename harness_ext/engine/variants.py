@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from harness_ext.engine.lm import TreeLM
 from harness_ext.errors import AdapterError, HarnessExtError, ModelError, TaskError
 from harness_ext.models.adapters import adapter_folder, check_adapter, expand_adapters
-from harness_ext.models.attach import BaseProof, attach, works_on_some_tokens_only
+from harness_ext.models.attach import BaseProof, attach, settle, works_on_some_tokens_only
 from harness_ext.protocol.render import PromptSettings, render
 
 logger = logging.getLogger(__name__)
@@ -111,6 +111,7 @@ class PeftHost:
         if isinstance(lm, TreeLM):
             lm.generation_records.clear()
         if variant.folder is None:
+            settle(self._model)
             yield {}
             return
         try:
@@ -136,6 +137,7 @@ class PeftHost:
                 probes=self._proof.probes,
             )
             is_alike = comparable and self._proof.is_answered_alike(attached.model)
+            settle(attached.model)
         if attached.untrained_tokens:
             listed = ", ".join(map(repr, attached.untrained_tokens[:5]))
             logger.warning("%s has no trained embedding for %s of its tokenizer", variant.name, listed)

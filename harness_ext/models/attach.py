@@ -34,6 +34,7 @@ from harness_ext.models.onednn import share_layouts
 LORA_KINDS = {"LORA"}
 GENTLE_STARTS = {"gaussian", "orthogonal"}  # values of init_lora_weights that leave the base's weights alone
 SHARED_IN_PEFT = ("vblora_vector_bank", "prompt_encoder", "tinylora_v", "unilora_theta_d")  # saved once, not per layer
+CHECKED_WIDTH = 1024  # words of a row, in checksums
 MERGE_TOLERANCE = 1e-2  # nats; a merged float32 model differs by about 1e-4
 
 
@@ -150,7 +151,8 @@ class BaseProof:
             model: the base, on its device.
             probes: token ids of a few prompts.
         """
-        return cls(model, checksums(model), probes, last_logits(model, probes))
+        answers = last_logits(model, probes)
+        return cls(model, checksums(model), probes, answers)
 
     def check(self, adapter: str) -> None:
         """Make sure that nothing of the base has changed.
@@ -161,9 +163,10 @@ class BaseProof:
         Raises:
             AdapterError: a parameter, a buffer or an answer differs in a single bit.
         """
+        answers = last_logits(self.model, self.probes)
         now = checksums(self.model)
         changed = [name for name in self.checksums.keys() | now.keys() if self.checksums.get(name) != now.get(name)]
-        if not changed and not all(map(torch.equal, last_logits(self.model, self.probes), self.answers)):
+        if not changed and not all(map(torch.equal, answers, self.answers)):
             changed = ["its answers"]
         if changed:
             raise AdapterError(
@@ -189,28 +192,52 @@ def _equal_where_both_have_tokens(one: Tensor, other: Tensor) -> bool:
 
 @torch.no_grad()
 def checksums(model: nn.Module) -> dict[str, int]:
-    """Sum of the bits of each parameter and buffer as 64-bit integers, computed where it lies."""
-    sums = {name: _bit_sum(tensor) for name, tensor in _named_tensors(model) if tensor.device.type != "meta"}
+    """Checksum of the bits of each parameter and buffer, in their order, computed where it lies."""
+    sums = {name: _checksum(tensor) for name, tensor in _named_tensors(model) if tensor.device.type != "meta"}
     return {name: int(value) for name, value in sums.items()}
 
 
-def _bit_sum(tensor: Tensor) -> Tensor:
+def _checksum(tensor: Tensor) -> Tensor:
+    """Sums of a table of 64-bit words along both sides, weighted by their places.
+
+    A changed word adds to one row and one column: an odd and an even weight, so the two can never cancel out.
+    """
     bits = tensor.detach().contiguous().flatten().view(torch.uint8)
     if bits.storage_offset() % 8:
         bits = bits.clone()
-    whole = bits.numel() // 8 * 8
-    return bits[:whole].view(torch.int64).sum() + bits[whole:].sum(dtype=torch.int64)
+    words = bits[: bits.numel() // 8 * 8].view(torch.int64)
+    whole = words.numel() // CHECKED_WIDTH * CHECKED_WIDTH
+    table = words[:whole].view(-1, CHECKED_WIDTH)
+    columns = table.sum(dim=0)
+    rows = torch.cat([table.sum(dim=1), words[whole:], bits[words.numel() * 8 :].to(torch.int64)])
+    places = torch.arange(max(len(rows), CHECKED_WIDTH), device=bits.device)
+    return (rows * (2 * places[: len(rows)] + 1)).sum() + (columns * 2 * places[:CHECKED_WIDTH]).sum()
 
 
 @torch.no_grad()
 def last_logits(model: Any, probes: Sequence[Sequence[int]]) -> list[Tensor]:
     """Logits (V,) after each prompt, one plain pass each; NaN becomes 0, since NaN equals nothing."""
-    answers = []
-    for ids in probes:
-        tokens = torch.tensor([list(ids)], device=model.device)
-        decoder = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
-        answers.append(model(input_ids=tokens, **decoder).logits[0, -1].nan_to_num())
+    settle(model)
+    answers = [_logits_after(model, ids).nan_to_num() for ids in probes]
+    settle(model)
     return answers
+
+
+@torch.no_grad()
+def settle(model: Any) -> None:
+    """Let a model forget the lengths it has seen, so that it answers as if just loaded.
+
+    Dynamic and long rotary embeddings choose their frequencies by the longest sequence, and keep them until a short one
+    comes. Here comes one of a single token.
+    """
+    _logits_after(model, [0])
+
+
+def _logits_after(model: Any, ids: Sequence[int]) -> Tensor:
+    tokens = torch.tensor([list(ids)], device=model.device)
+    decoder = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
+    logits: Tensor = model(input_ids=tokens, **decoder).logits[0, -1]
+    return logits
 
 
 def works_on_some_tokens_only(config: PeftConfig) -> bool:
