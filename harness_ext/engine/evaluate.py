@@ -38,7 +38,7 @@ from harness_ext.engine.isolation import Failures, evaluate_isolated, one_line
 from harness_ext.engine.lm import RequestKey, TreeLM
 from harness_ext.engine.variants import PeftHost, Variant, base_and_adapters, probe_prompts, with_embedded_tokens
 from harness_ext.engine.writing import why_not_writable, write_results
-from harness_ext.errors import AdapterError, ModelError, TaskError, suggest
+from harness_ext.errors import AdapterError, ModelError, TaskError, first_line, suggest
 from harness_ext.models.adapters import CONFIG_FILE, WEIGHTS_FILE, find_base, read_card
 from harness_ext.models.sources import check_is_plain, resolve_model, weights_sha256
 from harness_ext.models.torch_setup import choose_device, choose_dtype
@@ -97,7 +97,7 @@ def evaluate(
     try:
         config = EvaluatorConfig(model=model, model_args=model_args, tasks=list(tasks), **settings)._configure()
     except (TypeError, ValueError) as error:
-        raise TaskError(f"evaluate: {str(error).splitlines()[0]}") from error
+        raise TaskError(f"evaluate: {first_line(error)}") from error
     done = list(run(config, adapters=adapters))
     for each in done:
         for name, reason in each.failures.items():
@@ -178,7 +178,7 @@ def _load(model_class: type[HFLM], config: EvaluatorConfig, base: str) -> HFLM:
     except TypeError as error:
         raise ModelError(f"--model_args: {error}; see the arguments of --model {config.model}") from error
     except (OSError, ValueError, KeyError, AssertionError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ModelError(f"{base} cannot be loaded: {reason:.200}; check --model_args") from error
 
 

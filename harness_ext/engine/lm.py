@@ -27,7 +27,7 @@ from harness_ext.engine.decoding import (
 )
 from harness_ext.engine.generation import Generated, TreeDecoder
 from harness_ext.engine.scoring import NanLogits, ScoredContinuation, score_continuations
-from harness_ext.errors import ModelError
+from harness_ext.errors import ModelError, first_line
 from harness_ext.models.attach import attach
 from harness_ext.models.fast_paths import use_fast_paths
 from harness_ext.models.forward import LOW_PRECISION_TOLERANCE, SUPPORT_TOLERANCE, TokenPair, why_no_trees
@@ -265,7 +265,7 @@ class TreeLM(HFLM):
         try:
             return prepare(generate, prompt, device=self.device)
         except (ValueError, TypeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise ModelError(
                 f"transformers cannot generate with these settings ({reason:.200}); check --gen_kwargs, the task's "
                 "generation_kwargs and the model's generation_config.json"

@@ -17,7 +17,7 @@ from lm_eval.models.utils import configure_pad_token
 from transformers import AutoTokenizer
 
 from harness_ext.engine.lm import TreeLM
-from harness_ext.errors import AdapterError, HarnessExtError, ModelError, TaskError
+from harness_ext.errors import AdapterError, HarnessExtError, ModelError, TaskError, first_line
 from harness_ext.models.adapters import adapter_folder, check_adapter, expand_adapters
 from harness_ext.models.attach import BaseProof, attach, settle, works_on_some_tokens_only
 from harness_ext.protocol.render import PromptSettings, render
@@ -184,7 +184,7 @@ def _answering(error_class: type[HarnessExtError], name: str) -> Iterator[None]:
     except HarnessExtError:
         raise
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise error_class(
             f"{name} cannot answer a prompt of the tasks ({type(error).__name__}: {reason:.200}); check that this "
             "architecture and adapter work together in transformers and peft"
@@ -213,7 +213,7 @@ def _load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise AdapterError(
             f"the tokenizer in {folder} cannot be read ({reason:.160}); copy it again, delete it, or name one with "
             "--model_args tokenizer=TOKENIZER"

@@ -27,7 +27,7 @@ from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from harness_ext.errors import AdapterError
+from harness_ext.errors import AdapterError, first_line
 from harness_ext.models.sources import FETCHABLE, packaged_model_folder, weights_sha256
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def read_card(adapter: str | Path) -> AdapterCard | None:
         return AdapterCard(**{field.name: values[field.name] for field in fields(AdapterCard)})
     except (ValueError, KeyError, TypeError) as error:
         raise AdapterError(
-            f"{path} is damaged ({_reason(error)}); train the adapter again or delete the card"
+            f"{path} is damaged ({first_line(error)}); train the adapter again or delete the card"
         ) from error
 
 
@@ -115,7 +115,7 @@ def adapter_folder(adapter: str | Path) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError, ValueError) as error:
         raise AdapterError(
             f"there is no adapter folder {adapter}, and the Hub gives no adapter of this name "
-            f"({type(error).__name__}: {_reason(error):.120}); check the name and the network"
+            f"({type(error).__name__}: {first_line(error):.120}); check the name and the network"
         ) from error
 
 
@@ -141,7 +141,12 @@ def check_adapter(adapter: str | Path) -> PeftConfig:
                 raise AdapterError(f"{folder / WEIGHTS_FILE} is empty; train the adapter again")
         return PeftConfig.from_pretrained(str(folder))
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise AdapterError(f"{folder} is damaged ({_reason(error)}); copy it again or train it again") from error
+        raise AdapterError(f"{folder} is damaged ({first_line(error)}); copy it again or train it again") from error
+
+
+def kind_of(config: PeftConfig) -> str:
+    """peft's name of an adapter's method: LORA, IA3, ..."""
+    return str(getattr(config.peft_type, "value", config.peft_type))
 
 
 def _conversion_command(folder: Path) -> str:
@@ -181,10 +186,6 @@ def check_base_weights(adapter: str | Path, base: str) -> None:
             "%s was trained on other weights of %s (sha256 %s…, here %s…): its scores will differ from its card's",
             adapter, card.base, card.base_sha256[:12], found[:12],
         )  # fmt: skip
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def save_adapter(

@@ -27,7 +27,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from harness_ext.errors import AdapterError
-from harness_ext.models.adapters import WEIGHTS_FILE, check_adapter, check_base_weights, read_card
+from harness_ext.models.adapters import WEIGHTS_FILE, check_adapter, check_base_weights, kind_of, read_card
 from harness_ext.models.lora_product import fuse_lora
 from harness_ext.models.onednn import share_layouts
 
@@ -242,7 +242,7 @@ def _logits_after(model: Any, ids: Sequence[int]) -> Tensor:
 
 def works_on_some_tokens_only(config: PeftConfig) -> bool:
     """Whether an adapter may leave an answer as it is: its tokens do not occur, or lie outside the attention window."""
-    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    kind = kind_of(config)
     return bool(
         kind == "TRAINABLE_TOKENS"
         or config.is_prompt_learning
@@ -263,7 +263,7 @@ def _is_untrained(folder: Path, config: PeftConfig) -> bool:
         second = [key for key in keys if "lora_B" in key or "lora_embedding_B" in key]
         first = [key for key in keys if "lora_A" in key or "lora_embedding_A" in key or "magnitude" in key]
         others = len(keys) - len(first) - len(second)
-        if str(getattr(config.peft_type, "value", config.peft_type)) not in LORA_KINDS or others or not second:
+        if kind_of(config) not in LORA_KINDS or others or not second:
             return False
         return not any(bool(weights.get_tensor(key).any()) for key in second)
 
@@ -275,7 +275,7 @@ def _changes_the_base(config: PeftConfig) -> bool:
     """
     if config.is_prompt_learning:
         return False
-    if str(getattr(config.peft_type, "value", config.peft_type)) not in LORA_KINDS:
+    if kind_of(config) not in LORA_KINDS:
         return True
     start = getattr(config, "init_lora_weights", True)
     return (isinstance(start, str) and start not in GENTLE_STARTS) or getattr(config, "bias", "none") != "none"
@@ -362,7 +362,7 @@ def _refuse_shared_weights(wrapper: PeftModel, folder: Path) -> None:
 
 def _misfit(folder: Path, base: str, config: PeftConfig, reason: str) -> str:
     card = read_card(folder)
-    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    kind = kind_of(config)
     named = card.base if card else config.base_model_name_or_path
     trained = f"it was trained on {named}" if named else "it does not say which base it belongs to"
     return f"{folder} ({kind}) does not fit {base}: {trained} ({reason:.160}); name its own base"

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from harness_ext.errors import described
+from harness_ext.models.adapters import kind_of
 from harness_ext.models.attention import additive_mask, flex_mask, visible_ancestors
 from harness_ext.models.prefix_tree import TreeBatch, iterate_packs
 
@@ -266,7 +268,7 @@ def why_no_trees(
         ignored = None if proven else _layout_ignored(model, probes)
         return ignored or _disagreement(model, probes, _neighbours(sequences))
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-        return f"its forward pass refuses a tree ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+        return f"its forward pass refuses a tree ({described(error)})"
     finally:
         model.train(was_training)
 
@@ -319,8 +321,8 @@ def _excluded_adapter(model: Any) -> str | None:
             return "its adapter puts learned tokens before the prompt"
         if getattr(adapter, "alora_invocation_tokens", None):
             return "its adapter begins to work at invocation tokens (aLoRA)"
-        if str(getattr(adapter.peft_type, "value", adapter.peft_type)) in ADAPTERS_OF_A_ROW:
-            return f"its adapter ({adapter.peft_type.value}) looks at the whole row"
+        if (kind := kind_of(adapter)) in ADAPTERS_OF_A_ROW:
+            return f"its adapter ({kind}) looks at the whole row"
     return None
 
 

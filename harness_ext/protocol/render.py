@@ -21,8 +21,8 @@ from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.api.utils import maybe_delimit
 from lm_eval.models.huggingface import HFLM
 
-from harness_ext.errors import ModelError, TaskError
-from harness_ext.protocol.loading import BROKEN_TASK, first_line, load_task, load_tasks, task_manager
+from harness_ext.errors import ModelError, TaskError, described
+from harness_ext.protocol.loading import BROKEN_TASK, load_task, load_tasks, task_manager
 
 __all__ = ["Encoded", "PromptSettings", "Rendered", "apply_settings", "check_askable", "check_chat_template", "encode",
            "load_task", "load_tasks", "prompts", "render", "task_manager", "training_docs"]  # fmt: skip
@@ -228,7 +228,7 @@ def _with_requests(
 
 def _cannot_render(task: ConfigurableTask, number: int, error: Exception) -> TaskError:
     return TaskError(
-        f"task {task.task_name!r} cannot render document {number}: {first_line(error)}; "
+        f"task {task.task_name!r} cannot render document {number}: {described(error)}; "
         "check doc_to_text, doc_to_target and doc_to_choice"
     )
 
