@@ -155,6 +155,8 @@ def _explained(error: Exception, tasks: Sequence[Task], explain: Callable[[Task]
             explain(task)
         except HarnessExtError as clearer:
             return clearer
+        except Exception as other:  # the explanation meets what the task met
+            logger.debug("%s cannot be explained", task.task_name, exc_info=other)
     if isinstance(error, HarnessExtError):
         return error
     return TaskError(f"{', '.join(task.task_name for task in tasks)} failed: {one_line(error)}")

@@ -28,6 +28,7 @@ from harness_ext.engine.decoding import (
 from harness_ext.engine.generation import Generated, TreeDecoder
 from harness_ext.engine.scoring import NanLogits, ScoredContinuation, score_continuations
 from harness_ext.errors import ModelError, first_line
+from harness_ext.models.adapters import adapter_folder
 from harness_ext.models.attach import attach
 from harness_ext.models.fast_paths import use_fast_paths
 from harness_ext.models.forward import LOW_PRECISION_TOLERANCE, SUPPORT_TOLERANCE, TokenPair, why_no_trees
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 PACK_TOKENS = 1024
 CACHE_TOKENS = 8192
 REPLAY_TOKENS = 2048  # of the longest answer, with its prompt, that a plain pass repeats
+
+DELTA_WITH_ADAPTER = "delta= cannot be combined with an adapter; save the model with its delta and name it as the base"
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 
@@ -81,6 +84,8 @@ class TreeLM(HFLM):
         peft: str | None = None,
         **kwargs: Any,
     ) -> None:
+        if peft is not None and kwargs.get("delta"):
+            raise ModelError(DELTA_WITH_ADAPTER)
         super().__init__(*args, **kwargs)
         self._model.requires_grad_(False)
         use_fast_paths(self.model)
@@ -92,7 +97,15 @@ class TreeLM(HFLM):
         self._longest_checked: dict[str, int] = {}  # tokens: a longer sequence may be longer than a sliding window
         self._warnings: set[str] = set()
         if peft is not None:  # `hf` would tie weights again afterwards, and lose a trained head
-            attached = attach(self._model, peft, base=str(self.pretrained), tokenizer=self.tokenizer, merge=merge)
+            revision = kwargs.get("revision")
+            attached = attach(
+                self._model,
+                adapter_folder(peft, revision=revision),
+                base=str(self.pretrained),
+                revision=revision,
+                tokenizer=self.tokenizer,
+                merge=merge,
+            )
             self._model, self.peft = attached.model, peft
 
     def _warn_once(self, message: str) -> None:

@@ -99,8 +99,12 @@ def expand_adapters(names: Iterable[str | Path]) -> list[str]:
     return expanded
 
 
-def adapter_folder(adapter: str | Path) -> Path:
+def adapter_folder(adapter: str | Path, *, revision: str | None = None) -> Path:
     """The local folder of an adapter: a folder as it is, or a Hub id (`org/name@revision`), downloaded once.
+
+    Args:
+        adapter: folder or Hub id.
+        revision: of a Hub id that names none.
 
     Raises:
         AdapterError: there is no such folder, and the Hub has no such adapter or cannot be reached.
@@ -110,11 +114,11 @@ def adapter_folder(adapter: str | Path) -> Path:
     if folder.is_dir() or hub_id is None or folder.parent.is_dir():
         return folder
     try:
-        revision = hub_id["revision"]
+        revision = hub_id["revision"] or revision
         return Path(snapshot_download(hub_id["repo"], revision=revision, allow_patterns=[*ADAPTER_FILES]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError, ValueError) as error:
         raise AdapterError(
-            f"there is no adapter folder {adapter}, and the Hub gives no adapter of this name "
+            f"there is no adapter folder {adapter}, and the Hub gives no adapter of this name at {revision or 'main'} "
             f"({type(error).__name__}: {first_line(error):.120}); check the name and the network"
         ) from error
 
@@ -175,12 +179,12 @@ def find_base(adapter: str | Path) -> str:
     raise AdapterError(f"{adapter} was trained on {base!r}, a folder that is not on this machine; {remedy}")
 
 
-def check_base_weights(adapter: str | Path, base: str) -> None:
+def check_base_weights(adapter: str | Path, base: str, *, revision: str | None = None) -> None:
     """Warn when a base's weights are not the ones the adapter was trained on."""
     card = read_card(adapter)
     if card is None or card.base_sha256 is None:
         return
-    found = weights_sha256(base)
+    found = weights_sha256(base, revision=revision)
     if found is not None and found != card.base_sha256:
         logger.warning(
             "%s was trained on other weights of %s (sha256 %s…, here %s…): its scores will differ from its card's",

@@ -52,6 +52,7 @@ def attach(
     folder: str | Path,
     *,
     base: str,
+    revision: str | None = None,
     tokenizer: Any = None,
     merge: bool = False,
     probes: Sequence[Sequence[int]] = (),
@@ -62,6 +63,7 @@ def attach(
         model: the base, on its device; it stays as it is.
         folder: of the adapter.
         base: name of the base, for messages and to check its weights.
+        revision: of a base on the Hub.
         tokenizer: the one in use. As in lm-eval, the embedding is resized to it; an embedding that the adapter brings
             decides its own size.
         merge: add the adapter into the copy's weights.
@@ -72,7 +74,7 @@ def attach(
     """
     folder = Path(folder).expanduser()
     config = check_adapter(folder)
-    check_base_weights(folder, base)
+    check_base_weights(folder, base, revision=revision)
     shapes = _saved_shapes(folder)
     if _is_untrained(folder, config):
         raise AdapterError(f"{folder} changes nothing: all of its lora_B matrices are zero; was it saved untrained?")

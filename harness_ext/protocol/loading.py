@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import yaml
 from datasets.exceptions import DatasetsError
 from lm_eval.api.group import Group
 from lm_eval.api.task import ConfigurableTask, Task
@@ -17,23 +15,11 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Entry
 
-from harness_ext.errors import TaskError, described, suggest
+from harness_ext.errors import HarnessExtError, TaskError, described, suggest
 from harness_ext.protocol.locations import tasks_path
 from harness_ext.protocol.own_tasks import own_task_folders
 
 # What lm-eval's task code raises for a mistake in a YAML or a hook.
-BROKEN_TASK = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    jinja2.TemplateError,
-    yaml.YAMLError,
-)
 
 
 class _TaskFactory(TaskFactory):
@@ -175,7 +161,9 @@ def _built(manager: TaskManager, spec: str) -> list[Task | Group]:
             f"task {spec!r} cannot be built: it has no documents, or a template looks for something that is not in the "
             f"first one ({described(error)}); check its evaluation split, process_docs and templates"
         ) from error
-    except BROKEN_TASK as error:
+    except HarnessExtError:
+        raise
+    except Exception as error:  # whatever lm-eval, or code of the task's own, raises
         raise TaskError(
             f"task {spec!r} cannot be built: {described(error)}; correct its YAML, or the columns of its data"
         ) from error
