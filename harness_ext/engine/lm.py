@@ -27,7 +27,7 @@ from harness_ext.engine.decoding import (
 )
 from harness_ext.engine.generation import Generated, TreeDecoder
 from harness_ext.engine.scoring import NanLogits, ScoredContinuation, score_continuations
-from harness_ext.errors import ModelError, first_line
+from harness_ext.errors import ModelError, described, first_line
 from harness_ext.models.adapters import adapter_folder
 from harness_ext.models.attach import attach
 from harness_ext.models.fast_paths import use_fast_paths
@@ -234,7 +234,7 @@ class TreeLM(HFLM):
             return super().generate_until(requests, disable_tqdm)
         choice = TokenChoice.of(prepared)
         generated = self._decode_all(prompts, choice, rule, disable_tqdm)
-        if not choice.do_sample and not self._confirm(requests, prompts, generated, settings):
+        if generated is None or not (choice.do_sample or self._confirm(requests, prompts, generated, settings)):
             return super().generate_until(requests, disable_tqdm)
         return [
             self._finish(request, len(prompt), answer, stops)
@@ -287,14 +287,24 @@ class TreeLM(HFLM):
     @torch.no_grad()
     def _decode_all(
         self, prompts: list[list[int]], choice: TokenChoice, rule: StopRule, disable_tqdm: bool
-    ) -> list[Generated]:
-        """Generate for all prompts, in their order."""
+    ) -> list[Generated] | None:
+        """Generate for all prompts, in their order; None when the model or its adapter refuses the decoder's passes."""
         tokens = sum(map(len, prompts)) + len(prompts) * rule.max_new_tokens
         bar = self._progress_bar(tokens, disable_tqdm, "Running generate_until requests")
         decoder = TreeDecoder(self.model, choice=choice, rule=rule, cache_tokens=self.cache_tokens, progress=bar.update)
-        generated = dict(decoder.run(prompts, prefill_tokens=self.pack_tokens))
-        bar.close()
+        try:
+            generated = dict(decoder.run(prompts, prefill_tokens=self.pack_tokens))
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            self._generate_plainly(f"a tree with a cache is refused ({described(error):.160})")
+            return None
+        finally:
+            bar.close()
         return [generated[number] for number in range(len(prompts))]
+
+    def _generate_plainly(self, reason: str) -> None:
+        """Leave all generation by this model, with the adapter it has now, to `hf`."""
+        self._reasons[f"generation {self.peft}"] = reason
+        self._warn_once(f"prefix trees are disabled for generation by {self._label}: {reason}")
 
     def _confirm(
         self, requests: Sequence[Instance], prompts: list[list[int]], generated: list[Generated], settings: Any
@@ -309,9 +319,7 @@ class TreeLM(HFLM):
             for number in {longest, random.Random(len(numbers)).choice(numbers)}:
                 gap = self._replay_gap(prompts[number], generated[number].tokens, settings)
                 if gap > (SUPPORT_TOLERANCE if self.model.dtype == torch.float32 else LOW_PRECISION_TOLERANCE):
-                    key, reason = f"generation {self.peft}", f"a plain pass answers differently by {gap:.2g} nats"
-                    self._reasons[key] = reason
-                    self._warn_once(f"prefix trees are disabled for generation by {self._label}: {reason}")
+                    self._generate_plainly(f"a plain pass answers differently by {gap:.2g} nats")
                     return False
         return True
 

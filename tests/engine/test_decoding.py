@@ -331,6 +331,35 @@ def test_a_fault_in_the_longest_answer_is_found(tmp_path: Path, monkeypatch: pyt
     assert any("a plain pass answers differently" in warning for warning in tree._warnings)
 
 
+def test_passes_that_a_model_refuses_are_left_to_hf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hf, tree = both(save_model(tmp_path))
+
+    def refuse(self: Any) -> torch.Tensor:
+        raise RuntimeError("the sizes of tensors must match\nmore on this")
+
+    monkeypatch.setattr("harness_ext.engine.generation.TreeDecoder._step", refuse)
+    assert ask(tree, GREEDY) == ask(hf, GREEDY)
+    (warning,) = tree._warnings
+    assert "the sizes of tensors must match" in warning
+    assert "\n" not in warning
+    assert ask(tree, GREEDY) == ask(hf, GREEDY)
+
+
+@pytest.mark.skipif(not hasattr(peft, "ShadowConfig"), reason="this release of peft has no shadow networks")
+def test_an_adapter_with_a_cache_of_its_own_generates_as_with_hf(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model")
+    torch.manual_seed(2)
+    config = peft.ShadowConfig(task_type="CAUSAL_LM", r=4, shadow_num_hidden_layers=1, shadow_alpha=1.0)
+    wrapped = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(folder), config)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    wrapped.save_pretrained(str(tmp_path / "shadow"))
+    hf, tree = both(folder, peft=str(tmp_path / "shadow"))
+    assert ask(tree, GREEDY) == ask(hf, GREEDY) != ask(both(folder)[0], GREEDY)
+
+
 # -- records ---------------------------------------------------------------------------------------------------------
 
 
