@@ -159,10 +159,10 @@ class PeftHost:
 
     def lacks_chat_template(self, variant: Variant) -> bool:
         """Whether prompts go through a chat template, and this variant has none."""
+        if not self._uses_chat_template or self._lm.tokenizer.chat_template:
+            return False
         own = self._own_tokenizer(variant)
-        return self._uses_chat_template and not (
-            self._lm.tokenizer.chat_template or (own is not None and own.chat_template)
-        )
+        return own is None or not own.chat_template
 
     def _choose_tokenizer(self, variant: Variant) -> dict[str, str]:
         """Use the adapter's own tokenizer when the prompts need it; says why."""

@@ -20,10 +20,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from peft import PeftConfig, PeftModel
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -143,9 +144,22 @@ def check_adapter(adapter: str | Path) -> PeftConfig:
         with safe_open(folder / WEIGHTS_FILE, framework="pt") as weights:
             if not weights.keys():
                 raise AdapterError(f"{folder / WEIGHTS_FILE} is empty; train the adapter again")
+        _check_kind(folder)
         return PeftConfig.from_pretrained(str(folder))
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise AdapterError(f"{folder} is damaged ({first_line(error)}); copy it again or train it again") from error
+
+
+def _check_kind(folder: Path) -> None:
+    """Raise AdapterError for a method that the installed peft cannot load."""
+    kind = dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))).get("peft_type")
+    if kind is None:
+        raise AdapterError(f"{folder / CONFIG_FILE} names no peft_type; copy the adapter again or train it again")
+    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise AdapterError(
+            f"{folder} is of the kind {kind!r}, which peft {peft.__version__} does not know; update it: "
+            "pip install -U peft"
+        )
 
 
 def kind_of(config: PeftConfig) -> str:
