@@ -18,7 +18,8 @@ from lm_eval.models.utils import configure_pad_token, resolve_max_length
 from harness_ext.engine.lm import TreeLM
 from harness_ext.errors import AdapterError, HarnessExtError, ModelError, first_line
 from harness_ext.models.adapters import adapter_folder, check_adapter, expand_adapters
-from harness_ext.models.attach import BaseProof, attach, settle, works_on_some_tokens_only
+from harness_ext.models.attach import attach, works_on_some_tokens_only
+from harness_ext.models.base_proof import BaseProof, settle
 from harness_ext.protocol.render import PromptSettings, render
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness_ext.errors import AdapterError
-from harness_ext.models.attach import BaseProof, attach, checksums, settle, structural_copy, works_on_some_tokens_only
+from harness_ext.models.attach import attach, structural_copy, works_on_some_tokens_only
+from harness_ext.models.base_proof import BaseProof, checksums, settle
 from harness_ext.models.fast_paths import use_fast_paths
 
 IDS = (torch.arange(3, 40)[None] * 7) % 97
