@@ -67,6 +67,26 @@ class ComparisonError(HarnessExtError):
     """Runs that cannot be compared."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, without its full stop; its type when it says nothing.
+
+    >>> first_line(ValueError("no such file.\\nCall stack: ...")), first_line(KeyError())
+    ('no such file', 'KeyError')
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def described(error: BaseException) -> str:
+    """The first line of what an error says, with its type unless it is one of ours.
+
+    >>> described(ValueError("too long")), described(TaskError("no such task")), described(StopIteration())
+    ('ValueError: too long', 'no such task', 'StopIteration')
+    """
+    line, kind = first_line(error), type(error).__name__
+    return line if isinstance(error, HarnessExtError) or line == kind else f"{kind}: {line}"
+
+
 def suggest(unknown: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest known name, or an empty string.
 

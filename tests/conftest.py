@@ -15,7 +15,7 @@ import transformers
 from lm_eval.models.huggingface import HFLM
 from results_writer import write_pair, write_run  # noqa: F401  fixtures
 
-from harness_ext.models import onednn
+from harness_ext.models import onednn, torch_setup
 from harness_ext.models.sources import HOME_VARIABLE
 from harness_ext.protocol.datasets import DATA_VARIABLE, SAMPLE, SAMPLE_FOLDER
 
@@ -50,6 +50,14 @@ def _tiny_layers_multiply_as_large_ones_do() -> Iterator[None]:
     """The tiny model's layers are too small for oneDNN to pay; tests are to go the way of real ones."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onednn, "SMALLEST_SIDE", 16)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _computes_in_float32() -> Iterator[None]:
+    """`dtype=auto` is float32, also on a CPU that multiplies bfloat16: numbers are compared with stock runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_setup, "_cpu_capabilities", dict)
         yield
 
 

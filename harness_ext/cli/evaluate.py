@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from harness_ext.cli.parser import USAGE_ERROR, Parser
-from harness_ext.errors import HarnessExtError
+from harness_ext.errors import HarnessExtError, first_line
 
 if TYPE_CHECKING:
     from lm_eval.config.evaluate_config import EvaluatorConfig
@@ -86,7 +86,7 @@ def _config(options: argparse.Namespace) -> EvaluatorConfig:
         get_model(config.model)
         choose_device(config.device)
     except (ValueError, TypeError, FileNotFoundError, RuntimeError) as error:
-        raise HarnessExtError(f"eval: {str(error).splitlines()[0]}") from error
+        raise HarnessExtError(f"eval: {first_line(error)}") from error
     for flag, package in (("wandb_args", "wandb"), ("trackio_args", "trackio")):
         if getattr(config, flag) and importlib.util.find_spec(package) is None:
             raise HarnessExtError(f"--{flag} needs a package that is not installed; run `pip install {package}`")

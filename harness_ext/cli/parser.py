@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from harness_ext.errors import suggest
+from harness_ext.errors import first_line, suggest
 
 USAGE_ERROR = 2
 CHECK_FAILED = 1  # the command itself went well; what it looked at did not pass
@@ -20,7 +20,7 @@ class Parser(argparse.ArgumentParser):
         try:
             return super().parse_known_args(args, namespace)
         except ValueError as error:
-            self.error(str(error).splitlines()[0])
+            self.error(first_line(error))
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and what next, and exit with 2."""

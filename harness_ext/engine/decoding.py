@@ -62,6 +62,10 @@ class Preparation(NamedTuple):
     prompt_tokens: int
 
 
+class OwnGenerateError(Exception):
+    """A model's own `generate` does not call the decoding method that it is given."""
+
+
 def prepare(generate: Callable[..., Any], prompt: Sequence[int], *, device: torch.device) -> Preparation:
     """Let `generate` prepare itself for one prompt, without generating.
 
@@ -71,6 +75,7 @@ def prepare(generate: Callable[..., Any], prompt: Sequence[int], *, device: torc
         device: of the model.
 
     Raises:
+        OwnGenerateError: the model has a `generate` of its own, which hands nothing over.
         ValueError, TypeError: as `generate` itself, for settings that it refuses.
     """
     prepared: list[Preparation] = []
@@ -88,6 +93,8 @@ def prepare(generate: Callable[..., Any], prompt: Sequence[int], *, device: torc
 
     context = torch.tensor([list(prompt)], device=device)
     generate(context, attention_mask=torch.ones_like(context), custom_generate=record)
+    if not prepared:
+        raise OwnGenerateError
     return prepared[0]
 
 
@@ -112,9 +119,9 @@ def why_not_in_a_tree(preparation: Preparation) -> str | None:
     return None
 
 
-def depends_on_the_row(preparation: Preparation) -> bool:
+def look_at_rows(processors: LogitsProcessorList) -> bool:
     """Whether a processor looks at the tokens of its row, so that each prompt needs a preparation of its own."""
-    return any(type(processor).__name__ in ROW_PROCESSORS for processor in preparation.processors)
+    return any(type(processor).__name__ in ROW_PROCESSORS for processor in processors)
 
 
 @dataclass(frozen=True)
@@ -122,12 +129,17 @@ class TokenChoice:
     """Chooses each row's next token as transformers' `generate` does.
 
     Args:
-        processors: one list for all prompts, or one for each prompt.
+        processors: of each prompt; the same list for all of them unless it looks at rows.
         do_sample: draw from the processed scores instead of taking the best.
     """
 
     processors: Sequence[LogitsProcessorList]
     do_sample: bool
+
+    @classmethod
+    def of(cls, preparations: Sequence[Preparation]) -> TokenChoice:
+        """Choose as prepared, with one preparation for each prompt."""
+        return cls([each.processors for each in preparations], bool(preparations[0].config.do_sample))
 
     def scores(self, logits: Tensor, prompts: Sequence[int], ids: Iterable[Sequence[int]]) -> Tensor:
         """Process logits (B, V) of B rows; returns scores (B, V) in float32.
@@ -138,8 +150,9 @@ class TokenChoice:
             ids: tokens of each row so far, its prompt first.
         """
         raw = logits.to(copy=True, dtype=torch.float32)
-        if len(self.processors) == 1:
-            return self.processors[0](torch.empty(0), raw) if self.processors[0] else raw
+        if not look_at_rows(self.processors[0]):
+            scores: Tensor = self.processors[0](None, raw)  # one that looks at token ids after all cannot go unnoticed
+            return scores
         rows = [
             self.processors[prompt](torch.tensor([list(row)], device=raw.device), raw[number : number + 1])
             for number, (prompt, row) in enumerate(zip(prompts, ids, strict=True))

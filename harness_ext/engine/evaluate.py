@@ -35,10 +35,10 @@ from lm_eval.tasks import TaskManager
 
 import harness_ext
 from harness_ext.engine.isolation import Failures, evaluate_isolated, one_line
-from harness_ext.engine.lm import RequestKey, TreeLM
-from harness_ext.engine.variants import PeftHost, Variant, base_and_adapters, probe_prompts, with_embedded_tokens
+from harness_ext.engine.lm import DELTA_WITH_ADAPTER, RequestKey, TreeLM
+from harness_ext.engine.variants import PeftHost, Variant, base_and_adapters, probe_prompts, within_tables
 from harness_ext.engine.writing import why_not_writable, write_results
-from harness_ext.errors import AdapterError, ModelError, TaskError, suggest
+from harness_ext.errors import AdapterError, ModelError, TaskError, first_line, suggest
 from harness_ext.models.adapters import CONFIG_FILE, WEIGHTS_FILE, find_base, read_card
 from harness_ext.models.sources import check_is_plain, resolve_model, weights_sha256
 from harness_ext.models.torch_setup import choose_device, choose_dtype
@@ -81,7 +81,8 @@ def evaluate(
         settings: any field of lm-eval's `EvaluatorConfig`: `limit`, `num_fewshot`, `output_path`, `log_samples`, ...
 
     Returns:
-        One entry for the base and one for each adapter, in that order; tasks that failed stand in `failures`.
+        One entry for the base and one for each adapter, in that order; tasks that failed stand in `failures`. One that
+        lacks the chat template that the others have is named there, and has no results.
 
     Raises:
         HarnessExtError: one line on what is wrong.
@@ -97,7 +98,7 @@ def evaluate(
     try:
         config = EvaluatorConfig(model=model, model_args=model_args, tasks=list(tasks), **settings)._configure()
     except (TypeError, ValueError) as error:
-        raise TaskError(f"evaluate: {str(error).splitlines()[0]}") from error
+        raise TaskError(f"evaluate: {first_line(error)}") from error
     done = list(run(config, adapters=adapters))
     for each in done:
         for name, reason in each.failures.items():
@@ -125,7 +126,10 @@ def run(config: EvaluatorConfig, *, adapters: Sequence[str | Path] = ()) -> Iter
         lm = model_class.create_from_arg_obj(config.model_args, _loading(config))
         yield _evaluate_variant(config, lm, Variant(config.model), manager, tasks, {})
         return
-    variants = base_and_adapters(adapters, only=config.model_args.pop("peft", None))
+    revision = config.model_args.get("revision")
+    variants = base_and_adapters(adapters, only=config.model_args.pop("peft", None), revision=revision)
+    if config.model_args.get("delta") and variants[-1].adapter:
+        raise ModelError(DELTA_WITH_ADAPTER)
     base = _resolve_base(config.model_args, [variant for variant in variants if variant.adapter])
     manager, tasks = load_tasks(config.tasks, include_path=include_path, metadata=config.metadata)
     lm = _load(model_class, config, base)
@@ -136,10 +140,15 @@ def run(config: EvaluatorConfig, *, adapters: Sequence[str | Path] = ()) -> Iter
         lm,
         base,
         prompts=probe_prompts(_leaves(tasks), _prompt_settings(config), lm),
-        tokenizer_is_given=config.model_args.get("tokenizer") is not None,
+        model_args=config.model_args,
         uses_chat_template=bool(config.apply_chat_template),
     )
+    without_template = [variant for variant in variants if host.lacks_chat_template(variant)]
     for variant in variants:
+        if variant in without_template and len(without_template) < len(variants):
+            reason = f"not evaluated: the tokenizer of {variant.adapter or base} has no chat template"
+            yield VariantResults(variant, {}, None, {"all tasks": reason})
+            continue
         with host.active(variant) as tokenizer_notes:
             yield _evaluate_variant(config, lm, variant, manager, tasks, tokenizer_notes)
 
@@ -178,7 +187,7 @@ def _load(model_class: type[HFLM], config: EvaluatorConfig, base: str) -> HFLM:
     except TypeError as error:
         raise ModelError(f"--model_args: {error}; see the arguments of --model {config.model}") from error
     except (OSError, ValueError, KeyError, AssertionError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ModelError(f"{base} cannot be loaded: {reason:.200}; check --model_args") from error
 
 
@@ -216,9 +225,7 @@ def _evaluate_variant(
         **_seeds(config),
     )  # fmt: skip
     results, failures = evaluate_isolated(
-        lambda some: with_embedded_tokens(
-            lm, lambda: simple_evaluate(tasks=list(some), gen_kwargs=copy.deepcopy(config.gen_kwargs))
-        ),
+        within_tables(lm)(lambda some: simple_evaluate(tasks=list(some), gen_kwargs=copy.deepcopy(config.gen_kwargs))),
         tasks,
         lm,
         explain=lambda task: check_askable(task, _prompt_settings(config), lm if isinstance(lm, HFLM) else None),
@@ -334,7 +341,7 @@ def _cache_file(prefix: str | None, lm: LM, model_args: Mapping[str, Any], varia
     if prefix is None:
         return None
     identity = json.dumps({**model_args, "class": type(lm).__name__}, sort_keys=True, default=str)
-    identity += weights_sha256(str(model_args.get("pretrained"))) or ""
+    identity += weights_sha256(str(model_args.get("pretrained")), revision=model_args.get("revision")) or ""
     if variant.folder is not None:
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             identity += hashlib.sha256((variant.folder / name).read_bytes()).hexdigest()

@@ -24,7 +24,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.task import Task
 
-from harness_ext.errors import HarnessExtError, TaskError
+from harness_ext.errors import HarnessExtError, TaskError, described
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +55,9 @@ def one_line(error: BaseException) -> str:
     """An error in one line; one that is not ours with its type and the place that raised it."""
     if isinstance(error, HarnessExtError):
         return str(error)
-    text = (str(error).splitlines() or [""])[0]
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {text:.240}{place}"
+    return f"{described(error):.280}{place}"
 
 
 def leaves(tasks: Sequence[Task | Group]) -> list[Task]:
@@ -156,6 +155,8 @@ def _explained(error: Exception, tasks: Sequence[Task], explain: Callable[[Task]
             explain(task)
         except HarnessExtError as clearer:
             return clearer
+        except Exception as other:  # the explanation meets what the task met
+            logger.debug("%s cannot be explained", task.task_name, exc_info=other)
     if isinstance(error, HarnessExtError):
         return error
     return TaskError(f"{', '.join(task.task_name for task in tasks)} failed: {one_line(error)}")

@@ -6,7 +6,7 @@ import json
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,16 +17,18 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from tqdm import tqdm
 
 from harness_ext.engine.decoding import (
+    OwnGenerateError,
     Preparation,
     StopRule,
     TokenChoice,
-    depends_on_the_row,
+    look_at_rows,
     prepare,
     why_not_in_a_tree,
 )
 from harness_ext.engine.generation import Generated, TreeDecoder
 from harness_ext.engine.scoring import NanLogits, ScoredContinuation, score_continuations
-from harness_ext.errors import ModelError
+from harness_ext.errors import ModelError, described, first_line
+from harness_ext.models.adapters import adapter_folder
 from harness_ext.models.attach import attach
 from harness_ext.models.fast_paths import use_fast_paths
 from harness_ext.models.forward import LOW_PRECISION_TOLERANCE, SUPPORT_TOLERANCE, TokenPair, why_no_trees
@@ -36,6 +38,8 @@ logger = logging.getLogger(__name__)
 PACK_TOKENS = 1024
 CACHE_TOKENS = 8192
 REPLAY_TOKENS = 2048  # of the longest answer, with its prompt, that a plain pass repeats
+
+DELTA_WITH_ADAPTER = "delta= cannot be combined with an adapter; save the model with its delta and name it as the base"
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 
@@ -80,6 +84,8 @@ class TreeLM(HFLM):
         peft: str | None = None,
         **kwargs: Any,
     ) -> None:
+        if peft is not None and kwargs.get("delta"):
+            raise ModelError(DELTA_WITH_ADAPTER)
         super().__init__(*args, **kwargs)
         self._model.requires_grad_(False)
         use_fast_paths(self.model)
@@ -91,7 +97,15 @@ class TreeLM(HFLM):
         self._longest_checked: dict[str, int] = {}  # tokens: a longer sequence may be longer than a sliding window
         self._warnings: set[str] = set()
         if peft is not None:  # `hf` would tie weights again afterwards, and lose a trained head
-            attached = attach(self._model, peft, base=str(self.pretrained), tokenizer=self.tokenizer, merge=merge)
+            revision = kwargs.get("revision")
+            attached = attach(
+                self._model,
+                adapter_folder(peft, revision=revision),
+                base=str(self.pretrained),
+                revision=revision,
+                tokenizer=self.tokenizer,
+                merge=merge,
+            )
             self._model, self.peft = attached.model, peft
 
     def _warn_once(self, message: str) -> None:
@@ -218,9 +232,9 @@ class TreeLM(HFLM):
         pairs = [TokenPair(ids[:-1], ids[-1:]) for ids in prompts if len(ids) > 1]
         if not pairs or rule.max_new_tokens < 1 or not self._takes_trees(pairs, new_tokens=rule.max_new_tokens):
             return super().generate_until(requests, disable_tqdm)
-        choice = TokenChoice([each.processors for each in prepared], bool(prepared[0].config.do_sample))
+        choice = TokenChoice.of(prepared)
         generated = self._decode_all(prompts, choice, rule, disable_tqdm)
-        if not choice.do_sample and not self._confirm(requests, prompts, generated, choice):
+        if generated is None or not (choice.do_sample or self._confirm(requests, prompts, generated, settings)):
             return super().generate_until(requests, disable_tqdm)
         return [
             self._finish(request, len(prompt), answer, stops)
@@ -232,33 +246,39 @@ class TreeLM(HFLM):
         return list(handle_stop_sequences(list(settings["until"]), eos=eos))
 
     def _prepare(self, prompts: Sequence[Sequence[int]], settings: Any) -> list[Preparation] | None:
-        """What `generate` prepares for these settings: one preparation for all prompts, or one for each.
+        """What `generate` prepares for each prompt; one preparation for all where it does not depend on the prompt.
 
         Returns:
             None when `hf` has to generate by itself.
         """
-        stops = self._stop_strings(settings)
-        others = {name: value for name, value in settings.items() if name not in ("until", "max_gen_toks")}
-        if "max_length" in others or f"generation {self.peft}" in self._reasons:
+        if "max_length" in settings or f"generation {self.peft}" in self._reasons:
             return None
-
-        def generate(length: int) -> Callable[..., Any]:
-            limit = length + settings["max_gen_toks"]
-            return lambda context, **how: self._model_generate(
-                context, max_length=limit, stop=stops, **{**others, **how}
+        try:
+            first = self._preparation(prompts[0], settings)
+        except OwnGenerateError:
+            self._warn_once(
+                f"prefix trees are disabled for generation by {self._label}: it has a `generate` of its own"
             )
+            return None
+        if reason := why_not_in_a_tree(first):
+            self._warn_once(f"prefix trees are disabled for generation with {reason}")
+            return None
+        if not look_at_rows(first.processors):
+            return [first] * len(prompts)
+        return [first, *(self._preparation(prompt, settings) for prompt in prompts[1:])]
 
-        def prepared(prompt: Sequence[int]) -> Preparation:
-            return prepare(generate(len(prompt)), prompt, device=self.device)
+    def _preparation(self, prompt: Sequence[int], settings: Any) -> Preparation:
+        others = {name: value for name, value in settings.items() if name not in ("until", "max_gen_toks")}
+        limit = len(prompt) + settings["max_gen_toks"]
+
+        def generate(context: torch.Tensor, **how: Any) -> Any:
+            how = {**others, **how}
+            return self._model_generate(context, max_length=limit, stop=self._stop_strings(settings), **how)
 
         try:
-            first = prepared(prompts[0])
-            if reason := why_not_in_a_tree(first):
-                self._warn_once(f"prefix trees are disabled for generation with {reason}")
-                return None
-            return [first, *map(prepared, prompts[1:])] if depends_on_the_row(first) else [first]
+            return prepare(generate, prompt, device=self.device)
         except (ValueError, TypeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise ModelError(
                 f"transformers cannot generate with these settings ({reason:.200}); check --gen_kwargs, the task's "
                 "generation_kwargs and the model's generation_config.json"
@@ -267,17 +287,27 @@ class TreeLM(HFLM):
     @torch.no_grad()
     def _decode_all(
         self, prompts: list[list[int]], choice: TokenChoice, rule: StopRule, disable_tqdm: bool
-    ) -> list[Generated]:
-        """Generate for all prompts, in their order."""
+    ) -> list[Generated] | None:
+        """Generate for all prompts, in their order; None when the model or its adapter refuses the decoder's passes."""
         tokens = sum(map(len, prompts)) + len(prompts) * rule.max_new_tokens
         bar = self._progress_bar(tokens, disable_tqdm, "Running generate_until requests")
         decoder = TreeDecoder(self.model, choice=choice, rule=rule, cache_tokens=self.cache_tokens, progress=bar.update)
-        generated = dict(decoder.run(prompts, prefill_tokens=self.pack_tokens))
-        bar.close()
+        try:
+            generated = dict(decoder.run(prompts, prefill_tokens=self.pack_tokens))
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            self._generate_plainly(f"a tree with a cache is refused ({described(error):.160})")
+            return None
+        finally:
+            bar.close()
         return [generated[number] for number in range(len(prompts))]
 
+    def _generate_plainly(self, reason: str) -> None:
+        """Leave all generation by this model, with the adapter it has now, to `hf`."""
+        self._reasons[f"generation {self.peft}"] = reason
+        self._warn_once(f"prefix trees are disabled for generation by {self._label}: {reason}")
+
     def _confirm(
-        self, requests: Sequence[Instance], prompts: list[list[int]], generated: list[Generated], choice: TokenChoice
+        self, requests: Sequence[Instance], prompts: list[list[int]], generated: list[Generated], settings: Any
     ) -> bool:
         """Whether plain passes choose the same tokens for the longest and a random greedy answer of each task."""
         by_task: dict[str, list[int]] = defaultdict(list)
@@ -287,21 +317,23 @@ class TreeLM(HFLM):
         for numbers in by_task.values():
             longest = max(numbers, key=lambda number: len(prompts[number]) + len(generated[number].tokens))
             for number in {longest, random.Random(len(numbers)).choice(numbers)}:
-                gap = self._replay_gap(number, prompts[number], generated[number].tokens, choice)
+                gap = self._replay_gap(prompts[number], generated[number].tokens, settings)
                 if gap > (SUPPORT_TOLERANCE if self.model.dtype == torch.float32 else LOW_PRECISION_TOLERANCE):
-                    key, reason = f"generation {self.peft}", f"a plain pass answers differently by {gap:.2g} nats"
-                    self._reasons[key] = reason
-                    self._warn_once(f"prefix trees are disabled for generation by {self._label}: {reason}")
+                    self._generate_plainly(f"a plain pass answers differently by {gap:.2g} nats")
                     return False
         return True
 
     @torch.no_grad()
-    def _replay_gap(self, prompt: int, ids: list[int], tokens: list[int], choice: TokenChoice) -> float:
-        """How far the scores of generated tokens lie below the best ones in a plain pass over prompt and answer."""
+    def _replay_gap(self, ids: list[int], tokens: list[int], settings: Any) -> float:
+        """How far the scores of generated tokens lie below the best ones in a plain pass over prompt and answer.
+
+        Processors are prepared for this prompt anew and see one row at a time, so a mix-up of rows shows, too.
+        """
+        processors = self._preparation(ids, settings).processors
         whole = torch.tensor([ids + tokens], device=self.device)
-        logits = self.model(whole[:, :-1]).logits[0, len(ids) - 1 :]  # (tokens, V)
-        places = range(len(tokens))
-        scores = choice.scores(logits, [prompt] * len(tokens), ([*ids, *tokens[:place]] for place in places))
+        logits = self.model(whole[:, :-1]).logits[0, len(ids) - 1 :].float()  # (tokens, V)
+        rows = [processors(whole[:, : len(ids) + n], logits[n : n + 1]) for n in range(len(tokens))]
+        scores = torch.cat(rows)
         taken = scores.gather(1, whole[0, len(ids) :, None])[:, 0]
         return float((scores.amax(dim=-1) - taken).nan_to_num(nan=torch.inf).max())
 

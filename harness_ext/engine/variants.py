@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lm_eval.api.model import LM
 from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import configure_pad_token
-from transformers import AutoTokenizer
+from lm_eval.models.utils import configure_pad_token, resolve_max_length
 
 from harness_ext.engine.lm import TreeLM
-from harness_ext.errors import AdapterError, HarnessExtError, ModelError, TaskError
+from harness_ext.errors import AdapterError, HarnessExtError, ModelError, first_line
 from harness_ext.models.adapters import adapter_folder, check_adapter, expand_adapters
-from harness_ext.models.attach import BaseProof, attach, works_on_some_tokens_only
+from harness_ext.models.attach import attach, works_on_some_tokens_only
+from harness_ext.models.base_proof import BaseProof, settle
 from harness_ext.protocol.render import PromptSettings, render
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 PROBED_TASKS, PROBED_DOCS = 2, 2
 PROBE_TOKENS = 64  # the last ones of a prompt
+TOKENIZER_SETTINGS = ("trust_remote_code", "use_fast_tokenizer")
 
 
 @dataclass(frozen=True)
@@ -39,22 +38,25 @@ class Variant:
     folder: Path | None = None  # where it lies on this machine
 
 
-def base_and_adapters(adapters: Sequence[str | Path], *, only: str | None = None) -> list[Variant]:
+def base_and_adapters(
+    adapters: Sequence[str | Path], *, only: str | None = None, revision: str | None = None
+) -> list[Variant]:
     """Name what is to be evaluated: the base first, then each adapter by the name of its folder.
 
     Args:
         adapters: folders, glob patterns or Hub ids.
         only: an adapter that is evaluated without its base beforehand.
+        revision: of Hub ids that name none, as lm-eval passes that of the base on to peft.
 
     Raises:
         AdapterError: one of them is missing, damaged or named twice.
     """
     named = [*([only] if only else []), *expand_adapters(adapters)]
-    if twice := next((name for name in named if named.count(name) > 1), None):
-        raise AdapterError(f"{twice} is named twice; name each adapter once")
-    folders = [adapter_folder(name) for name in named]
-    for folder in folders:
-        check_adapter(folder)
+    folders = [adapter_folder(name, revision=revision) for name in named]
+    for number, folder in enumerate(folder.resolve() for folder in folders):
+        if folder in (other.resolve() for other in folders[:number]):
+            raise AdapterError(f"{named[number]} is named twice; name each adapter once")
+        check_adapter(folders[number])
     short = [_short_name(name, folder) for name, folder in zip(named, folders, strict=True)]
     variants = [] if only else [Variant("base")]
     for name, label, folder in zip(named, short, folders, strict=True):
@@ -76,7 +78,7 @@ class PeftHost:
         lm: lm-eval's model with the base in it.
         base: name of the base, for messages.
         prompts: a few prompts of the tasks: base and adapters are compared on them.
-        tokenizer_is_given: the user named the tokenizer, so that no adapter brings its own.
+        model_args: what the base was loaded with.
         uses_chat_template: prompts go through the tokenizer's chat template.
     """
 
@@ -86,15 +88,15 @@ class PeftHost:
         base: str,
         *,
         prompts: Sequence[str] = (),
-        tokenizer_is_given: bool = False,
+        model_args: Mapping[str, Any] | None = None,
         uses_chat_template: bool = False,
     ) -> None:
         self._lm = lm
         self._base = base
         self._model = lm.model
-        self._tokenizer_is_given = tokenizer_is_given
+        self._model_args = model_args or {}
         self._uses_chat_template = uses_chat_template
-        with _answering(ModelError, base):
+        with _answering(ModelError, base), within_tables(lm):
             self._proof = BaseProof.of(lm.model, _encoded(lm, prompts))
 
     @contextmanager
@@ -111,6 +113,7 @@ class PeftHost:
         if isinstance(lm, TreeLM):
             lm.generation_records.clear()
         if variant.folder is None:
+            settle(self._model)
             yield {}
             return
         try:
@@ -131,11 +134,13 @@ class PeftHost:
                 self._model,
                 variant.folder,
                 base=self._base,
+                revision=self._model_args.get("revision"),
                 tokenizer=lm.tokenizer,
                 merge=isinstance(lm, TreeLM) and lm.merge,
                 probes=self._proof.probes,
             )
             is_alike = comparable and self._proof.is_answered_alike(attached.model)
+            settle(attached.model)
         if attached.untrained_tokens:
             listed = ", ".join(map(repr, attached.untrained_tokens[:5]))
             logger.warning("%s has no trained embedding for %s of its tokenizer", variant.name, listed)
@@ -153,25 +158,53 @@ class PeftHost:
             )
         lm._model, lm.peft = attached.model, variant.adapter
 
+    def lacks_chat_template(self, variant: Variant) -> bool:
+        """Whether prompts go through a chat template, and this variant has none."""
+        if not self._uses_chat_template or self._lm.tokenizer.chat_template:
+            return False
+        own = self._own_tokenizer(variant)
+        return own is None or not own.chat_template
+
     def _choose_tokenizer(self, variant: Variant) -> dict[str, str]:
         """Use the adapter's own tokenizer when the prompts need it; says why."""
         lm = self._lm
-        assert variant.folder is not None
-        if self._tokenizer_is_given or not _has_tokenizer(variant.folder):
+        if (own := self._own_tokenizer(variant)) is None:
             return {}
-        own = _load_tokenizer(variant.folder)
         added = sorted(own.get_vocab().keys() - lm.tokenizer.get_vocab().keys())
         reasons = [f"added tokens {', '.join(added[:5])}"] if added else []
+        if not own.chat_template:
+            own.chat_template = lm.tokenizer.chat_template
         if self._uses_chat_template and own.chat_template != lm.tokenizer.chat_template:
             reasons.append("another chat template")
         if not reasons:
             return {}
-        lm._create_tokenizer(self._base, str(variant.folder), add_bos_token=lm.add_bos_token)
-        lm.tokenizer = configure_pad_token(lm.tokenizer, model_config=lm.config)
+        lm.tokenizer = configure_pad_token(own, model_config=lm.config)
         lm.vocab_size = lm.tokenizer.vocab_size
         reason = " and ".join(reasons)
         logger.warning("%s is evaluated with the tokenizer in its own folder: %s", variant.name, reason)
         return {"tokenizer": "adapter", "reason": reason}
+
+    def _own_tokenizer(self, variant: Variant) -> Any:
+        """The tokenizer in an adapter's folder, loaded as lm-eval loads the base's.
+
+        Returns:
+            None where there is none, or where the user named a tokenizer for all.
+        """
+        lm, folder = self._lm, variant.folder
+        if folder is None or not (folder / "tokenizer_config.json").is_file() or self._model_args.get("tokenizer"):
+            return None
+        how = {name: self._model_args[name] for name in TOKENIZER_SETTINGS if name in self._model_args}
+        base_tokenizer = lm.tokenizer
+        try:
+            lm._create_tokenizer(self._base, str(folder), add_bos_token=lm.add_bos_token, **how)
+            return lm.tokenizer
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            raise AdapterError(
+                f"the tokenizer in {folder} cannot be read ({first_line(error):.160}); copy it again, delete it, or "
+                "name one with --model_args tokenizer=TOKENIZER"
+            ) from error
+        finally:
+            lm.tokenizer = base_tokenizer
 
 
 @contextmanager
@@ -182,57 +215,60 @@ def _answering(error_class: type[HarnessExtError], name: str) -> Iterator[None]:
     except HarnessExtError:
         raise
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise error_class(
             f"{name} cannot answer a prompt of the tasks ({type(error).__name__}: {reason:.200}); check that this "
             "architecture and adapter work together in transformers and peft"
         ) from error
 
 
-def with_embedded_tokens(lm: LM, evaluate: Callable[[], T]) -> T:
-    """Call a function; PyTorch's error for a token id beyond the embedding becomes one that says what to do."""
+@contextmanager
+def within_tables(lm: LM) -> Iterator[None]:
+    """PyTorch's error for an index beyond a table of embeddings becomes one that says what to do."""
     try:
-        return evaluate()
+        yield
     except IndexError as error:
         if "index out of range in self" not in str(error) or not isinstance(lm, HFLM):
             raise
-        rows = lm.model.get_input_embeddings().weight.shape[0]
+        rows, ids = lm.model.get_input_embeddings().weight.shape[0], max(lm.tokenizer.get_vocab().values()) + 1
+        positions = resolve_max_length(lm.model.config, lm.tokenizer, default=lm.max_length)
+        if ids <= rows and lm.max_length > positions:
+            raise ModelError(
+                f"max_length={lm.max_length} is more than the model's {positions} positions; leave it out or lower it"
+            ) from error
         raise ModelError(
-            f"the tokenizer ({len(lm.tokenizer)} tokens) gives ids that the model ({rows} embeddings) does not have; "
+            f"the tokenizer ({ids} tokens) gives ids that the model ({rows} embeddings) does not have; "
             "leave out tokenizer=, an adapter that brings tokens brings its tokenizer, too"
-        ) from error
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return (folder / "tokenizer_config.json").is_file()
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise AdapterError(
-            f"the tokenizer in {folder} cannot be read ({reason:.160}); copy it again, delete it, or name one with "
-            "--model_args tokenizer=TOKENIZER"
         ) from error
 
 
 def _encoded(lm: HFLM, prompts: Sequence[str]) -> list[list[int]]:
     """Token ids of the ends of prompts, those without tokens left out."""
     rows = lm.model.get_input_embeddings().weight.shape[0]
-    encoded = [lm.tok_encode(prompt)[-PROBE_TOKENS:] for prompt in prompts if prompt]
+    encoded = [lm.tok_encode(prompt)[-min(PROBE_TOKENS, lm.max_length) :] for prompt in prompts if prompt]
     return [ids for ids in encoded if ids and max(ids) < rows]
 
 
 def probe_prompts(tasks: Sequence[Task], settings: PromptSettings, lm: HFLM) -> list[str]:
-    """Prompts of the first documents of the first tasks; none of a task that cannot be rendered."""
-    prompts: list[str] = []
-    for task in tasks[:PROBED_TASKS]:
-        docs = list(islice(task.eval_docs, PROBED_DOCS))
-        if task.OUTPUT_TYPE == "loglikelihood_rolling":
-            prompts += [str(task.doc_to_target(doc)) for doc in docs]
-            continue
-        with suppress(TaskError):  # evaluating it says what is wrong
-            prompts += [each.context or each.continuation for each in render(task, docs, settings, lm)]
-    return prompts
+    """Prompts of the first documents of the first tasks that can be rendered.
+
+    Where a chat template is asked for that the base does not have, an adapter may bring it: they go without.
+    """
+    if not lm.tokenizer.chat_template:
+        settings = replace(settings, apply_chat_template=False, fewshot_as_multiturn=False)
+    probed: list[list[str]] = []
+    for task in tasks:
+        try:
+            probed.append(_first_prompts(task, settings, lm))
+        except Exception as error:  # whatever a task's own code raises: evaluating it says what is wrong
+            logger.debug("%s gives no prompts to compare adapters on", task.task_name, exc_info=error)
+        if len(probed) == PROBED_TASKS:
+            break
+    return [prompt for prompts in probed for prompt in prompts]
+
+
+def _first_prompts(task: Task, settings: PromptSettings, lm: HFLM) -> list[str]:
+    docs = list(islice(task.eval_docs, PROBED_DOCS))
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":
+        return [str(task.doc_to_target(doc)) for doc in docs]
+    return [each.context or each.continuation for each in render(task, docs, settings, lm)]

@@ -20,14 +20,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from peft import PeftConfig, PeftModel
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from harness_ext.errors import AdapterError
+from harness_ext.errors import AdapterError, first_line
 from harness_ext.models.sources import FETCHABLE, packaged_model_folder, weights_sha256
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def read_card(adapter: str | Path) -> AdapterCard | None:
         return AdapterCard(**{field.name: values[field.name] for field in fields(AdapterCard)})
     except (ValueError, KeyError, TypeError) as error:
         raise AdapterError(
-            f"{path} is damaged ({_reason(error)}); train the adapter again or delete the card"
+            f"{path} is damaged ({first_line(error)}); train the adapter again or delete the card"
         ) from error
 
 
@@ -99,8 +100,12 @@ def expand_adapters(names: Iterable[str | Path]) -> list[str]:
     return expanded
 
 
-def adapter_folder(adapter: str | Path) -> Path:
+def adapter_folder(adapter: str | Path, *, revision: str | None = None) -> Path:
     """The local folder of an adapter: a folder as it is, or a Hub id (`org/name@revision`), downloaded once.
+
+    Args:
+        adapter: folder or Hub id.
+        revision: of a Hub id that names none.
 
     Raises:
         AdapterError: there is no such folder, and the Hub has no such adapter or cannot be reached.
@@ -110,12 +115,12 @@ def adapter_folder(adapter: str | Path) -> Path:
     if folder.is_dir() or hub_id is None or folder.parent.is_dir():
         return folder
     try:
-        revision = hub_id["revision"]
+        revision = hub_id["revision"] or revision
         return Path(snapshot_download(hub_id["repo"], revision=revision, allow_patterns=[*ADAPTER_FILES]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError, ValueError) as error:
         raise AdapterError(
-            f"there is no adapter folder {adapter}, and the Hub gives no adapter of this name "
-            f"({type(error).__name__}: {_reason(error):.120}); check the name and the network"
+            f"there is no adapter folder {adapter}, and the Hub gives no adapter of this name at {revision or 'main'} "
+            f"({type(error).__name__}: {first_line(error):.120}); check the name and the network"
         ) from error
 
 
@@ -139,9 +144,27 @@ def check_adapter(adapter: str | Path) -> PeftConfig:
         with safe_open(folder / WEIGHTS_FILE, framework="pt") as weights:
             if not weights.keys():
                 raise AdapterError(f"{folder / WEIGHTS_FILE} is empty; train the adapter again")
+        _check_kind(folder)
         return PeftConfig.from_pretrained(str(folder))
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise AdapterError(f"{folder} is damaged ({_reason(error)}); copy it again or train it again") from error
+        raise AdapterError(f"{folder} is damaged ({first_line(error)}); copy it again or train it again") from error
+
+
+def _check_kind(folder: Path) -> None:
+    """Raise AdapterError for a method that the installed peft cannot load."""
+    kind = dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))).get("peft_type")
+    if kind is None:
+        raise AdapterError(f"{folder / CONFIG_FILE} names no peft_type; copy the adapter again or train it again")
+    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise AdapterError(
+            f"{folder} is of the kind {kind!r}, which peft {peft.__version__} does not know; update it: "
+            "pip install -U peft"
+        )
+
+
+def kind_of(config: PeftConfig) -> str:
+    """peft's name of an adapter's method: LORA, IA3, ..."""
+    return str(getattr(config.peft_type, "value", config.peft_type))
 
 
 def _conversion_command(folder: Path) -> str:
@@ -170,21 +193,17 @@ def find_base(adapter: str | Path) -> str:
     raise AdapterError(f"{adapter} was trained on {base!r}, a folder that is not on this machine; {remedy}")
 
 
-def check_base_weights(adapter: str | Path, base: str) -> None:
+def check_base_weights(adapter: str | Path, base: str, *, revision: str | None = None) -> None:
     """Warn when a base's weights are not the ones the adapter was trained on."""
     card = read_card(adapter)
     if card is None or card.base_sha256 is None:
         return
-    found = weights_sha256(base)
+    found = weights_sha256(base, revision=revision)
     if found is not None and found != card.base_sha256:
         logger.warning(
             "%s was trained on other weights of %s (sha256 %s…, here %s…): its scores will differ from its card's",
             adapter, card.base, card.base_sha256[:12], found[:12],
         )  # fmt: skip
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def save_adapter(

@@ -1,4 +1,4 @@
-"""Put an adapter on a base model, and prove afterwards that the base is what it was.
+"""Put an adapter on a base model as peft alone would; `base_proof` shows afterwards that the base is what it was.
 
 Each adapter gets a PEFT wrapper of its own, made by `PeftModel.from_pretrained` as if it were alone. The wrapper does
 not go on the base itself but on a structural copy of it: new modules that share the base's weights. What an adapter
@@ -6,7 +6,6 @@ replaces or changes (layers, the embedding, biases, the start of PiSSA) belongs 
 
 ```
 base ──structural_copy──> modules of its own, weights shared ──PeftModel.from_pretrained──> the adapter, alone
-  └── BaseProof: checksums of every parameter and buffer, and its answers to prompts of the task: the same after each
 ```
 """
 
@@ -16,7 +15,6 @@ import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from harness_ext.errors import AdapterError
-from harness_ext.models.adapters import WEIGHTS_FILE, check_adapter, check_base_weights, read_card
+from harness_ext.models.adapters import WEIGHTS_FILE, check_adapter, check_base_weights, kind_of, read_card
+from harness_ext.models.base_proof import last_logits, named_tensors
 from harness_ext.models.lora_product import fuse_lora
 from harness_ext.models.onednn import share_layouts
 
@@ -51,6 +50,7 @@ def attach(
     folder: str | Path,
     *,
     base: str,
+    revision: str | None = None,
     tokenizer: Any = None,
     merge: bool = False,
     probes: Sequence[Sequence[int]] = (),
@@ -61,6 +61,7 @@ def attach(
         model: the base, on its device; it stays as it is.
         folder: of the adapter.
         base: name of the base, for messages and to check its weights.
+        revision: of a base on the Hub.
         tokenizer: the one in use. As in lm-eval, the embedding is resized to it; an embedding that the adapter brings
             decides its own size.
         merge: add the adapter into the copy's weights.
@@ -71,7 +72,7 @@ def attach(
     """
     folder = Path(folder).expanduser()
     config = check_adapter(folder)
-    check_base_weights(folder, base)
+    check_base_weights(folder, base, revision=revision)
     shapes = _saved_shapes(folder)
     if _is_untrained(folder, config):
         raise AdapterError(f"{folder} changes nothing: all of its lora_B matrices are zero; was it saved untrained?")
@@ -111,7 +112,7 @@ def structural_copy(model: nn.Module, *, own: Callable[[str], bool] | None = Non
     """
     names: dict[int, list[str]] = {}
     tensors: dict[int, Tensor] = {}
-    for name, tensor in _named_tensors(model):
+    for name, tensor in named_tensors(model):
         names.setdefault(id(tensor), []).append(name)
         tensors[id(tensor)] = tensor
     copied = copy.deepcopy(
@@ -119,10 +120,6 @@ def structural_copy(model: nn.Module, *, own: Callable[[str], bool] | None = Non
     )
     share_layouts(model, copied)
     return copied
-
-
-def _named_tensors(model: nn.Module) -> Any:
-    return chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
 
 
 def _twin(tensor: Tensor, *, own: bool) -> Tensor:
@@ -133,89 +130,9 @@ def _twin(tensor: Tensor, *, own: bool) -> Tensor:
     return nn.Parameter(numbers, requires_grad=False) if isinstance(tensor, nn.Parameter) else numbers
 
 
-@dataclass(frozen=True)
-class BaseProof:
-    """What a base was before adapters came: checksums of its weights, and its answers to prompts of the task."""
-
-    model: Any
-    checksums: Mapping[str, int]
-    probes: Sequence[Sequence[int]]
-    answers: Sequence[Tensor]  # last logits (V,) of each probe
-
-    @classmethod
-    def of(cls, model: Any, probes: Sequence[Sequence[int]] = ()) -> BaseProof:
-        """Remember a base as it is now.
-
-        Args:
-            model: the base, on its device.
-            probes: token ids of a few prompts.
-        """
-        return cls(model, checksums(model), probes, last_logits(model, probes))
-
-    def check(self, adapter: str) -> None:
-        """Make sure that nothing of the base has changed.
-
-        Args:
-            adapter: the one that was on it, for the message.
-
-        Raises:
-            AdapterError: a parameter, a buffer or an answer differs in a single bit.
-        """
-        now = checksums(self.model)
-        changed = [name for name in self.checksums.keys() | now.keys() if self.checksums.get(name) != now.get(name)]
-        if not changed and not all(map(torch.equal, last_logits(self.model, self.probes), self.answers)):
-            changed = ["its answers"]
-        if changed:
-            raise AdapterError(
-                f"{adapter} changed the base it was put on ({len(changed)} tensors, {min(changed)} first); "
-                "evaluate this adapter in a run of its own"
-            )
-
-    def is_answered_alike(self, model: Any) -> bool:
-        """Whether a model gives exactly the base's answers to all probes."""
-        if not self.probes:
-            return False
-        answers = last_logits(model, self.probes)
-        return all(map(_equal_where_both_have_tokens, answers, self.answers))
-
-
-def _equal_where_both_have_tokens(one: Tensor, other: Tensor) -> bool:
-    """Whether logits agree: to the bit, or up to rounding where the vocabulary was resized."""
-    if one.shape == other.shape:
-        return torch.equal(one, other)
-    common = min(len(one), len(other))
-    return torch.allclose(one[:common], other[:common], rtol=0, atol=1e-5)
-
-
-@torch.no_grad()
-def checksums(model: nn.Module) -> dict[str, int]:
-    """Sum of the bits of each parameter and buffer as 64-bit integers, computed where it lies."""
-    sums = {name: _bit_sum(tensor) for name, tensor in _named_tensors(model) if tensor.device.type != "meta"}
-    return {name: int(value) for name, value in sums.items()}
-
-
-def _bit_sum(tensor: Tensor) -> Tensor:
-    bits = tensor.detach().contiguous().flatten().view(torch.uint8)
-    if bits.storage_offset() % 8:
-        bits = bits.clone()
-    whole = bits.numel() // 8 * 8
-    return bits[:whole].view(torch.int64).sum() + bits[whole:].sum(dtype=torch.int64)
-
-
-@torch.no_grad()
-def last_logits(model: Any, probes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Logits (V,) after each prompt, one plain pass each; NaN becomes 0, since NaN equals nothing."""
-    answers = []
-    for ids in probes:
-        tokens = torch.tensor([list(ids)], device=model.device)
-        decoder = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
-        answers.append(model(input_ids=tokens, **decoder).logits[0, -1].nan_to_num())
-    return answers
-
-
 def works_on_some_tokens_only(config: PeftConfig) -> bool:
     """Whether an adapter may leave an answer as it is: its tokens do not occur, or lie outside the attention window."""
-    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    kind = kind_of(config)
     return bool(
         kind == "TRAINABLE_TOKENS"
         or config.is_prompt_learning
@@ -236,7 +153,7 @@ def _is_untrained(folder: Path, config: PeftConfig) -> bool:
         second = [key for key in keys if "lora_B" in key or "lora_embedding_B" in key]
         first = [key for key in keys if "lora_A" in key or "lora_embedding_A" in key or "magnitude" in key]
         others = len(keys) - len(first) - len(second)
-        if str(getattr(config.peft_type, "value", config.peft_type)) not in LORA_KINDS or others or not second:
+        if kind_of(config) not in LORA_KINDS or others or not second:
             return False
         return not any(bool(weights.get_tensor(key).any()) for key in second)
 
@@ -248,7 +165,7 @@ def _changes_the_base(config: PeftConfig) -> bool:
     """
     if config.is_prompt_learning:
         return False
-    if str(getattr(config.peft_type, "value", config.peft_type)) not in LORA_KINDS:
+    if kind_of(config) not in LORA_KINDS:
         return True
     start = getattr(config, "init_lora_weights", True)
     return (isinstance(start, str) and start not in GENTLE_STARTS) or getattr(config, "bias", "none") != "none"
@@ -335,7 +252,7 @@ def _refuse_shared_weights(wrapper: PeftModel, folder: Path) -> None:
 
 def _misfit(folder: Path, base: str, config: PeftConfig, reason: str) -> str:
     card = read_card(folder)
-    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    kind = kind_of(config)
     named = card.base if card else config.base_model_name_or_path
     trained = f"it was trained on {named}" if named else "it does not say which base it belongs to"
     return f"{folder} ({kind}) does not fit {base}: {trained} ({reason:.160}); name its own base"

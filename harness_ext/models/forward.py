@@ -15,7 +15,7 @@ both answer the same question, and tests hold one against the other.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain, pairwise
 from typing import Any, NamedTuple, TypeVar
@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from harness_ext.errors import described
+from harness_ext.models.adapters import kind_of
 from harness_ext.models.attention import additive_mask, flex_mask, visible_ancestors
 from harness_ext.models.prefix_tree import TreeBatch, iterate_packs
 
@@ -266,7 +268,7 @@ def why_no_trees(
         ignored = None if proven else _layout_ignored(model, probes)
         return ignored or _disagreement(model, probes, _neighbours(sequences))
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-        return f"its forward pass refuses a tree ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+        return f"its forward pass refuses a tree ({described(error)})"
     finally:
         model.train(was_training)
 
@@ -275,19 +277,17 @@ def _known_exclusion(model: Any, longest: int) -> str | None:
     """What is known of an architecture beforehand, also where small trees would not show it."""
     config = model.config.get_text_config()
     layers = {str(kind) for kind in getattr(config, "layer_types", None) or ()}
-    rope = getattr(config, "rope_parameters", None) or {}
     windows = {
         "sliding window": getattr(config, "sliding_window", None),
         "attention chunk": getattr(config, "attention_chunk_size", None),
-        # only up to here does the pass not choose its rotary frequencies by the longest sequence of the pack
-        "range of fixed rotary frequencies": rope.get("original_max_position_embeddings")
-        if rope.get("rope_type") in ("longrope", "dynamic")
-        else None,
+        "range of fixed rotary frequencies": _fixed_rotary_range(config),
     }
     if model.config.is_encoder_decoder:
         return "it is an encoder-decoder"
-    if any(word in config.model_type for word in RECURRENT) or layers - ATTENTION_LAYERS:
+    if any(word in config.model_type for word in RECURRENT):
         return f"{config.model_type} has recurrent layers"
+    if others := sorted(layers - ATTENTION_LAYERS):
+        return f"{config.model_type} has {' and '.join(others)} layers, which are not known to take a tree"
     if getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt"):
         return "its positions are ALiBi biases on the order in memory"
     if "local" in (getattr(config, "attention_layers", None) or ()):
@@ -298,6 +298,22 @@ def _known_exclusion(model: Any, longest: int) -> str | None:
     return _excluded_adapter(model)
 
 
+def _fixed_rotary_range(config: Any) -> int | None:
+    """Tokens up to which a model has the same rotary frequencies, None where it has them at any length.
+
+    Beyond, the longest sequence of a pass chooses the frequencies for all of its tokens.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    of_layers = [each for each in rope.values() if isinstance(each, Mapping)]
+    ranges = []
+    for each in of_layers or [rope]:
+        if each.get("rope_type") == "longrope":
+            ranges.append(each.get("original_max_position_embeddings") or config.max_position_embeddings)
+        elif "dynamic" in str(each.get("rope_type")):
+            ranges.append(config.max_position_embeddings)
+    return min(ranges, default=None)
+
+
 def _excluded_adapter(model: Any) -> str | None:
     """What is known of adapters beforehand."""
     for adapter in (getattr(model, "peft_config", None) or {}).values():
@@ -305,8 +321,8 @@ def _excluded_adapter(model: Any) -> str | None:
             return "its adapter puts learned tokens before the prompt"
         if getattr(adapter, "alora_invocation_tokens", None):
             return "its adapter begins to work at invocation tokens (aLoRA)"
-        if str(getattr(adapter.peft_type, "value", adapter.peft_type)) in ADAPTERS_OF_A_ROW:
-            return f"its adapter ({adapter.peft_type.value}) looks at the whole row"
+        if (kind := kind_of(adapter)) in ADAPTERS_OF_A_ROW:
+            return f"its adapter ({kind}) looks at the whole row"
     return None
 
 

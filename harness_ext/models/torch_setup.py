@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from harness_ext.errors import ModelError
+from harness_ext.errors import ModelError, first_line
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 LARGEST_INT = 2**31 - 1  # bytes: what mallopt can be told at most
@@ -59,7 +59,7 @@ def _named_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ModelError(f"--device {name}: {str(error).splitlines()[0]:.120}; use cpu, cuda, cuda:0 or mps") from error
+        raise ModelError(f"--device {name}: {first_line(error):.120}; use cpu, cuda, cuda:0 or mps") from error
     count = torch.cuda.device_count() if device.type == "cuda" else int(torch.backends.mps.is_available())
     if device.type in ("cuda", "mps") and (device.index or 0) >= count:
         raise ModelError(f"--device {name}: this machine has {count or 'no'} such device; use another, or leave it out")

@@ -17,7 +17,7 @@ from lm_eval.api.group import Group
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.utils import env
 
-from harness_ext.errors import DatasetError, TaskError, suggest
+from harness_ext.errors import DatasetError, TaskError, described, suggest
 from harness_ext.protocol import datasets, render
 from harness_ext.protocol.checks import answers, documents, dry_score, leaks, settings, templates
 from harness_ext.protocol.checks.answers import Encode
@@ -195,7 +195,7 @@ def _check_task_file(
     if task is not None and documents.check_splits(source, task):
         _check_documents(source, task)
     if not _broken(source) and all(finding.id != "C38" for finding in source.findings):
-        source.add("C39", "error", f"cannot be built: {documents.first_line(failure)}", "task")
+        source.add("C39", "error", f"cannot be built: {described(failure)}", "task")
     return None
 
 
@@ -205,7 +205,7 @@ def _note_failed_class(source: TaskSource, error: Exception, *, hub_answers: boo
     elif not hub_answers and isinstance(error.__cause__ or error, OSError):
         source.add("C38", "note", "not verified: documents out of reach (connect to the Hub)", "class")
     else:
-        source.add("C39", "error", f"cannot be built: {documents.first_line(error)}", "class")
+        source.add("C39", "error", f"cannot be built: {described(error)}", "class")
 
 
 def _check_documents(source: TaskSource, task: ConfigurableTask) -> documents.Sampled | None:
@@ -214,7 +214,7 @@ def _check_documents(source: TaskSource, task: ConfigurableTask) -> documents.Sa
         sampled = documents.sample_of(task)
         columns = documents.columns_of(task)
     except Exception as error:  # process_docs is the task's own code
-        source.add("C18", "error", f"process_docs fails: {documents.first_line(error)}; correct it", "process_docs")
+        source.add("C18", "error", f"process_docs fails: {described(error)}; correct it", "process_docs")
         return None
     task.features = columns
     if not templates.check_templates(source, task, columns, sampled):
@@ -294,7 +294,7 @@ def _topmost(folders: Iterable[Path]) -> list[Path]:
 
 
 def _note_failed_group(source: TaskSource, error: Exception, *, hub_answers: bool) -> None:
-    reason = documents.first_line(error)
+    reason = described(error)
     if isinstance(error, DatasetError) or (not hub_answers and isinstance(error.__cause__, OSError)):
         source.add("C38", "note", f"not verified: documents of a member are out of reach ({reason})", "task")
     else:

@@ -136,6 +136,21 @@ def plain(value: Any) -> str | None:
     return text or None
 
 
+def spellings(value: Any) -> list[str]:
+    """The texts that a file may write a label as: a text as itself, a truth value or a number in several ways.
+
+    >>> spellings(" World "), spellings(True), spellings(1), spellings(0.5), spellings(None)
+    (['World'], ['true', 'True', 'TRUE'], ['1', '1.0'], ['0.5'], [])
+    """
+    text = plain(value)
+    if text is None:
+        return []
+    if isinstance(value, bool):
+        return [text, text.title(), text.upper()]
+    is_whole = isinstance(value, (int, float)) and text.lstrip("-").isdigit()
+    return [text, f"{text}.0"] if is_whole else [text]
+
+
 def answers_of(value: Any) -> list[str]:
     """Gold answers in a cell: a text, a list of texts, SQuAD's `{"text": [...]}`, TriviaQA's `{"value", "aliases"}`.
 

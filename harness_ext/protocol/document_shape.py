@@ -10,7 +10,7 @@ import datasets
 import pyarrow
 
 from harness_ext.errors import DatasetError, suggest
-from harness_ext.protocol.columns import answers_of, plain
+from harness_ext.protocol.columns import answers_of, plain, spellings
 from harness_ext.protocol.local_files import WHOLE_NUMBER
 
 HIDDEN = -1  # the Hub's test split of SST-2 hides its labels behind it
@@ -62,15 +62,22 @@ class DocumentShape:
         return _with_choices(rows, self.choices, label, where) if self.choices and len(rows) else rows
 
     def _numbers(self, labels: Sequence[Any], where: str) -> pyarrow.Array:
-        index: dict[str | None, int | None] = {str(HIDDEN): HIDDEN, None: None}
-        index |= {plain(value): number for number, value in enumerate(self.label_values or ())}
-        for number, label in enumerate(labels, start=1):
-            if plain(label) not in index:
+        index = {plain(value): number for number, value in enumerate(self.label_values or ())}
+        for number, value in enumerate(self.label_values or ()):
+            for text in spellings(value):
+                index.setdefault(text, number)
+        index.setdefault(str(HIDDEN), HIDDEN)
+        numbers: list[int | None] = []
+        for row, label in enumerate(labels, start=1):
+            texts = spellings(label)
+            known = [index[text] for text in texts if text in index]
+            if texts and not known:
                 raise DatasetError(
-                    f"{where}: row {number} has label {label!r}, which is none of label_values "
+                    f"{where}: row {row} has label {label!r}, which is none of label_values "
                     f"({', '.join(map(str, self.label_values or ()))}); correct the label, or add it there"
                 )
-        return pyarrow.array([index[plain(label)] for label in labels], pyarrow.int64())
+            numbers.append(known[0] if known else None)
+        return pyarrow.array(numbers, pyarrow.int64())
 
 
 def _require(rows: datasets.Dataset, name: str, where: str, key: str) -> None:
@@ -118,9 +125,11 @@ def _with_choices(rows: datasets.Dataset, choices: Sequence[str], label: str, wh
         # A column of numbers stays text when one cell is none: name that cell.
         words = [each for each in wrong if not WHOLE_NUMBER.fullmatch(str(each[1]))]
         number, value = (words or wrong)[0]
+        kind = {str: ", which is text", float: ", which is a decimal number"}.get(type(value), "")
+        remedy = ", or name the labels as they are written with dataset_kwargs: label_values" if kind else ""
         raise DatasetError(
-            f"{where}: row {number} has {label} {value!r}, outside the {len(choices)} choices {list(choices)}; "
-            "correct the label or the choices"
+            f"{where}: row {number} has {label} {value!r}{kind}, outside the {len(choices)} choices {list(choices)}; "
+            f"correct the label or the choices{remedy}"
         )
     return rows.add_column("choices", [list(choices)] * len(rows))
 

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import yaml
 from datasets.exceptions import DatasetsError
 from lm_eval.api.group import Group
 from lm_eval.api.task import ConfigurableTask, Task
@@ -17,23 +15,11 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Entry
 
-from harness_ext.errors import TaskError, suggest
+from harness_ext.errors import HarnessExtError, TaskError, described, suggest
 from harness_ext.protocol.locations import tasks_path
 from harness_ext.protocol.own_tasks import own_task_folders
 
 # What lm-eval's task code raises for a mistake in a YAML or a hook.
-BROKEN_TASK = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    jinja2.TemplateError,
-    yaml.YAMLError,
-)
 
 
 class _TaskFactory(TaskFactory):
@@ -165,7 +151,7 @@ def _built(manager: TaskManager, spec: str) -> list[Task | Group]:
         ) from error
     except (DatasetsError, OSError) as error:
         raise TaskError(
-            f"the documents of task {spec!r} cannot be loaded: {first_line(error)}; connect to the Hub, or name local "
+            f"the documents of task {spec!r} cannot be loaded: {described(error)}; connect to the Hub, or name local "
             "files in a copy of its YAML (dataset_path: parquet, dataset_kwargs: data_files)"
         ) from error
     except StopIteration as error:  # datasets found no row
@@ -173,11 +159,13 @@ def _built(manager: TaskManager, spec: str) -> list[Task | Group]:
     except IndexError as error:  # lm-eval tries the templates on the first document
         raise TaskError(
             f"task {spec!r} cannot be built: it has no documents, or a template looks for something that is not in the "
-            f"first one ({first_line(error)}); check its evaluation split, process_docs and templates"
+            f"first one ({described(error)}); check its evaluation split, process_docs and templates"
         ) from error
-    except BROKEN_TASK as error:
+    except HarnessExtError:
+        raise
+    except Exception as error:  # whatever lm-eval, or code of the task's own, raises
         raise TaskError(
-            f"task {spec!r} cannot be built: {first_line(error)}; correct its YAML, or the columns of its data"
+            f"task {spec!r} cannot be built: {described(error)}; correct its YAML, or the columns of its data"
         ) from error
     groups: Mapping[str, Group] = found.get("groups", {})
     inner = {name for group in groups.values() for name in group.child_names}
@@ -199,8 +187,3 @@ def load_task(
     if len(loaded) != 1 or isinstance(loaded[0], Group):
         raise TaskError(f"{name!r} names more than one task; name one of them")
     return loaded[0]
-
-
-def first_line(error: BaseException) -> str:
-    """An error's type and the first line of what it says."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0].rstrip('.')}"

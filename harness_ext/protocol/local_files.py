@@ -21,7 +21,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
-from harness_ext.errors import DatasetError
+from harness_ext.errors import DatasetError, first_line
 from harness_ext.protocol.text_rows import BATCH_ROWS, batched, csv_rows, delimiter_of, json_rows, json_schema
 
 CSV_ENDINGS = (".csv", ".tsv", ".txt")
@@ -90,7 +90,7 @@ def _load_parquet(split: str, file: Path) -> datasets.Dataset:
         with _silently():
             return datasets.load_dataset("parquet", data_files={split: str(file)}, split=split)
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
-        reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0].rstrip(".!")
+        reason = first_line(error.__cause__ or error).rstrip("!")
         if "corresponds to no data" in reason:
             raise DatasetError(_no_documents(file)) from error
         raise DatasetError(f"{file} cannot be read as parquet: {reason}; write it again") from error
@@ -213,7 +213,7 @@ def _readable(file: Path) -> Iterator[None]:
         kind = "json" if file.suffix.lower() in JSON_ENDINGS else "csv"
         raise DatasetError(f"{file} cannot be read as {kind}: it is not UTF-8 text; save it as UTF-8") from error
     except (pyarrow.ArrowException, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error)
         raise DatasetError(f"{file} cannot be read: {reason}; write it again") from error
 
 

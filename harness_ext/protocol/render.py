@@ -21,8 +21,8 @@ from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.api.utils import maybe_delimit
 from lm_eval.models.huggingface import HFLM
 
-from harness_ext.errors import ModelError, TaskError
-from harness_ext.protocol.loading import BROKEN_TASK, first_line, load_task, load_tasks, task_manager
+from harness_ext.errors import HarnessExtError, ModelError, TaskError, described
+from harness_ext.protocol.loading import load_task, load_tasks, task_manager
 
 __all__ = ["Encoded", "PromptSettings", "Rendered", "apply_settings", "check_askable", "check_chat_template", "encode",
            "load_task", "load_tasks", "prompts", "render", "task_manager", "training_docs"]  # fmt: skip
@@ -173,7 +173,9 @@ def render(
     for number, (doc, requests) in enumerate(_with_requests(task, docs, settings, lm)):
         try:
             yield _with_gold(task, doc, requests, bool(settings.apply_chat_template))
-        except BROKEN_TASK as error:
+        except HarnessExtError:
+            raise
+        except Exception as error:  # whatever templates and hooks raise
             raise _cannot_render(task, number, error) from error
 
 
@@ -219,7 +221,9 @@ def _with_requests(
                 apply_chat_template=bool(settings.apply_chat_template),
                 chat_template=chat_template,
             )
-        except BROKEN_TASK as error:
+        except HarnessExtError:
+            raise
+        except Exception as error:  # whatever templates and hooks raise
             if num_fewshot:
                 _check_shots(task, num_fewshot, leaves_out=_draws_from_evaluated(task) or doc in task.sampler.df)
             raise _cannot_render(task, number, error) from error
@@ -228,7 +232,7 @@ def _with_requests(
 
 def _cannot_render(task: ConfigurableTask, number: int, error: Exception) -> TaskError:
     return TaskError(
-        f"task {task.task_name!r} cannot render document {number}: {first_line(error)}; "
+        f"task {task.task_name!r} cannot render document {number}: {described(error)}; "
         "check doc_to_text, doc_to_target and doc_to_choice"
     )
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pyarrow
 
-from harness_ext.errors import DatasetError
+from harness_ext.errors import DatasetError, first_line
 
 DELIMITERS = ",;\t|"
 SNIFFED_BYTES = 64 * 1024
@@ -170,7 +170,7 @@ def _one_type(file: Path, column: str, where: str) -> Iterator[None]:
     try:
         yield
     except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error)
         raise DatasetError(
             f"{file} cannot be read as json: column {column!r}, {where}: {reason}; write all its values as text, or "
             "all as numbers"

@@ -280,9 +280,8 @@ def _board_cell(row: Row | None, rows: Sequence[Row]) -> Cell:
     sizes = {other.n for other in rows if other.task == row.task}
     size = f"n={row.n:,}" if len(sizes) > 1 and row.n else None
     difference = difference_cell(row).in_one_line()
-    return cell(
-        first, difference, *_seed_lines(row), _parsed(row.score), size, " ".join(needed_lines(row)) or None, strong=row.rank == 1
-    )
+    needed = " ".join(needed_lines(row)) or None
+    return cell(first, difference, *_seed_lines(row), _parsed(row.score), size, needed, strong=row.rank == 1)
 
 
 # -- below -------------------------------------------------------------------------------------------------------

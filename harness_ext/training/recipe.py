@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from harness_ext.errors import RecipeError, suggest
+from harness_ext.errors import RecipeError, first_line, suggest
 from harness_ext.protocol.render import PromptSettings
 
 SMALL_MODEL, LARGE_MODEL = 135e6, 1e9  # parameters
@@ -198,7 +198,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise RecipeError(f"recipe {path} cannot be read ({error.strerror}); check the path") from error
     except yaml.YAMLError as error:
-        raise RecipeError(f"recipe {path} is no YAML: {str(error).splitlines()[0]}; correct that line") from error
+        raise RecipeError(f"recipe {path} is no YAML: {first_line(error)}; correct that line") from error
     if not isinstance(values, dict):
         raise RecipeError(f"recipe {path} must be a mapping of fields to values; see adapters/sst2.yaml")
     return values

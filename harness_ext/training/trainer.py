@@ -30,7 +30,7 @@ from transformers import (
 )
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
-from harness_ext.errors import ModelError, RecipeError, TrainingError
+from harness_ext.errors import ModelError, RecipeError, TrainingError, first_line
 from harness_ext.folders import replacing_folder
 from harness_ext.models.adapters import AdapterCard, hub_name, save_adapter
 from harness_ext.models.fast_paths import use_fast_paths
@@ -142,7 +142,7 @@ def _load_base(base: str, recipe: Recipe) -> tuple[Any, Any]:
         )
         check_is_plain(model, recipe.model)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"base {recipe.model!r} cannot be loaded: {_first_line(error):.200}; check --model") from error
+        raise ModelError(f"base {recipe.model!r} cannot be loaded: {first_line(error):.200}; check --model") from error
     if quantised:
         return prepare_model_for_kbit_training(model), tokenizer
     return model.to(device), tokenizer
@@ -164,7 +164,7 @@ def _add_lora(model: Any, recipe: Recipe) -> PeftModel:
         )
         return get_peft_model(model, config)
     except (ValueError, TypeError, AttributeError) as error:
-        raise RecipeError(f"peft refuses this recipe: {_first_line(error):.200}; change it") from error
+        raise RecipeError(f"peft refuses this recipe: {first_line(error):.200}; change it") from error
 
 
 def _starting_point(model: PeftModel) -> dict[str, Tensor]:
@@ -219,7 +219,7 @@ def _make_trainer(
             batches=GroupedBatches(groups, batch_size=recipe.batch_size, seed=recipe.seed),
         )
     except (ValueError, RuntimeError, ImportError) as error:
-        raise RecipeError(f"transformers refuses this recipe: {_first_line(error):.200}; change it") from error
+        raise RecipeError(f"transformers refuses this recipe: {first_line(error):.200}; change it") from error
     for printing in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
         trainer.remove_callback(printing)
     return trainer, interrupt
@@ -272,9 +272,9 @@ def _fit(trainer: PackTrainer, interrupt: StopOnInterrupt, recipe: Recipe, works
         raise TrainingError(f"training of {recipe.output} was cut off; {_way_on(workspace)}") from error
     except (OSError, SafetensorError, RuntimeError) as error:
         if not isinstance(error, RuntimeError):
-            what = f"stopped: {_first_line(error)}"
+            what = f"stopped: {first_line(error)}"
         elif any(words in str(error) for words in ("PytorchStreamWriter", "No space left")):
-            what = f"stopped: a checkpoint cannot be written ({_first_line(error)})"
+            what = f"stopped: a checkpoint cannot be written ({first_line(error)})"
         elif isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             what = "does not fit into memory: lower --max-tokens, or add --gradient-checkpointing"
         else:
@@ -301,13 +301,9 @@ def _write(trainer: PackTrainer, output: Path, recipe: Recipe, card: AdapterCard
             save_adapter(saved, partial, card=card, readme=readme, dtype=_save_dtype(recipe), initial=initial)
     except (OSError, SafetensorError) as error:
         raise TrainingError(
-            f"{recipe.output} cannot be written ({_first_line(error)}); make room and repeat with --resume"
+            f"{recipe.output} cannot be written ({first_line(error)}); make room and repeat with --resume"
         ) from error
     shutil.rmtree(workspace, ignore_errors=True)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _card(

@@ -16,7 +16,8 @@ from transformers.pytorch_utils import Conv1D
 from differential.cases import ADDED, AdapterCase
 from differential.tokenizer_kinds import PLAIN_TEMPLATE
 
-RESIZING = ("added-tokens", "added-tokens-modules")
+RESIZING = ("added-tokens", "added-tokens-modules", "added-tokens-no-template")
+WITHOUT_TEMPLATE = ("no-template", "added-tokens-no-template")
 SAVES_EMBEDDING = ("save-embedding", "modules-to-save", "embedding-lora", "head-lora")
 UNFIT_FOR_MAMBA = {"out_proj", "conv1d"}  # peft refuses them
 FUSED = ("gate_proj", "up_proj")
@@ -76,7 +77,10 @@ MAKERS: dict[str, Maker] = {
     "zero": lambda around: around.lora(),
     "torch-file": lambda around: around.lora(),
     "added-tokens": lambda around: around.lora(),
+    "added-tokens-no-template": lambda around: around.lora(),
     "own-template": lambda around: around.lora(),
+    "no-template": lambda around: around.lora(),
+    "shadow": lambda around: peft.ShadowConfig(**around.common, r=4, shadow_num_hidden_layers=1, shadow_alpha=1.0),
     "save-embedding": lambda around: around.lora(),
     "rslora": lambda around: around.lora(use_rslora=True),
     "dora": lambda around: around.lora(use_dora=True),
@@ -160,14 +164,24 @@ def _save(case: AdapterCase, model: Any, tokenizer: Any, folder: Path, *, task_t
         _perturb(wrapped)
     if case.kind == "save-embedding":
         base.get_input_embeddings().weight.data.add_(torch.randn_like(base.get_input_embeddings().weight) * 0.1)
-    embedding = {"save_embedding_layers": True} if case.kind in ("added-tokens", "save-embedding") else {}
+    saved = case.kind in ("added-tokens", "added-tokens-no-template", "save-embedding")
+    embedding = {"save_embedding_layers": True} if saved else {}
     wrapped.save_pretrained(str(folder), **embedding)
     if own_tokenizer is not None:
+        if case.kind == "added-tokens-no-template":  # `hf` needs the template beside the tokens
+            own_tokenizer.save_pretrained(for_stock(folder))
+        if case.kind in WITHOUT_TEMPLATE:
+            own_tokenizer.chat_template = None
         own_tokenizer.save_pretrained(folder)
     if case.kind == "torch-file":
         weights = folder / "adapter_model.safetensors"
         torch.save(load_file(weights), folder / "adapter_model.bin")
         weights.unlink()
+
+
+def for_stock(folder: Path) -> Path:
+    """Where the tokenizer lies that `hf` is given for an adapter, if it is another than that in its folder."""
+    return folder.with_name(f"{folder.name}-tokenizer")
 
 
 @torch.no_grad()
@@ -179,11 +193,11 @@ def _perturb(wrapped: Any) -> None:
 
 def _own_tokenizer(kind: str, tokenizer: Any) -> Any:
     """The tokenizer that is saved beside an adapter, where one is."""
-    if kind not in (*RESIZING, "own-template"):
+    if kind not in (*RESIZING, "own-template", "no-template"):
         return None
     own = copy.deepcopy(tokenizer)
     if kind == "own-template":
         own.chat_template = PLAIN_TEMPLATE.replace("assistant", "model")
-    else:
+    elif kind in RESIZING:
         own.add_special_tokens({"additional_special_tokens": [*tokenizer.all_special_tokens[3:], *ADDED]})
     return own

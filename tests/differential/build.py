@@ -11,7 +11,7 @@ from typing import Any
 import transformers
 import yaml
 
-from differential.adapter_kinds import save_adapter
+from differential.adapter_kinds import for_stock, save_adapter
 from differential.cases import Case, TaskCase
 from differential.models import ENCODER_DECODERS, make_model, save_model
 from differential.tokenizer_kinds import WORDS, make_tokenizer
@@ -27,6 +27,13 @@ import datasets
 def load(**_):
     splits = json.loads((Path(__file__).parent / "FILE").read_text())
     return {name: datasets.Dataset.from_list(rows) for name, rows in splits.items()}
+
+
+def fails(doc):
+    last = json.loads((Path(__file__).parent / "FILE").read_text())["test"][-1]
+    if doc["question"] == last["question"]:
+        raise RuntimeError("planted")
+    return doc["question"]
 
 
 def score(doc, results):
@@ -59,8 +66,11 @@ class Built:
     tasks: tuple[Path, ...]
 
     def tokenizer_of(self, adapter: Path) -> Path | None:
-        """The tokenizer saved beside an adapter."""
-        return adapter if (adapter / "tokenizer_config.json").exists() else None
+        """The tokenizer that `hf` is given with an adapter: the one saved beside it, unless it is the base's."""
+        if for_stock(adapter).exists():
+            return for_stock(adapter)
+        is_own = (adapter / "tokenizer_config.json").exists() and not adapter.name.endswith("-no-template")
+        return adapter if is_own else None
 
 
 def build(case: Case, folder: Path) -> Built:
@@ -85,7 +95,16 @@ def _write_task(task: TaskCase, name: str, folder: Path) -> Path:
     (folder / f"{name}.json").write_text(json.dumps(splits), encoding="utf-8")
     (folder / f"{name}_hooks.py").write_text(HOOKS.replace("FILE", f"{name}.json"), encoding="utf-8")
     text = yaml.safe_dump(_config(task, name), allow_unicode=True)
-    text += f"custom_dataset: !function {name}_hooks.load\n"
+    if task.fails == "split":
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in splits["train"]), encoding="utf-8"
+        )
+        text += "custom_dataset: !function harness_ext.hooks.load_documents\n"
+        text += f"dataset_kwargs: {{dataset: {name}, data_files: {{train: {name}.jsonl}}}}\n"
+    else:
+        text += f"custom_dataset: !function {name}_hooks.load\n"
+    if task.fails == "hook":
+        text += f"doc_to_text: !function {name}_hooks.fails\n"
     if task.metrics == "hook":
         text += f"process_results: !function {name}_hooks.score\n"
     (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
@@ -119,6 +138,8 @@ def _config(task: TaskCase, name: str) -> dict[str, Any]:
             {"name": "first-word", "filter": [regex, {"function": "take_first"}]},
             {"name": "stripped", "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}]},
         ]
+    if task.fails == "hook":
+        del config["doc_to_text"]
     if task.num_fewshot is not None:
         config["num_fewshot"] = task.num_fewshot
     return config

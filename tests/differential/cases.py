@@ -6,8 +6,8 @@ A seed names a case for good only within one version of this file: a new choice 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -31,8 +31,13 @@ ADAPTERS = {
     "lokr": 1, "vera": 2, "oft": 1, "boft": 1, "adalora": 1, "ln-tuning": 1, "fourierft": 1, "prefix-tuning": 2,
     "prompt-tuning": 2, "p-tuning": 1, "alora": 2, "added-tokens": 2, "added-tokens-modules": 1, "own-template": 1,
     "rank-pattern": 1, "some-layers": 1, "expert-lora": 1, "hra": 1, "miss": 1, "randlora": 1, "shira": 1, "c3a": 1,
-    "road": 1, "vblora": 1, "save-embedding": 1, "torch-file": 0.3, "zero": 0.3,
+    "road": 1, "vblora": 1, "save-embedding": 1, "torch-file": 0.3, "zero": 0.3, "no-template": 1,
+    "added-tokens-no-template": 1, "shadow": 1,
 }  # fmt: skip
+# Of the architectures whose rotary embedding takes any of them; those that look at the length change beyond ROPE_RANGE.
+ROPES = {"default": 4, "dynamic": 2, "longrope": 2, "llama3": 1, "yarn": 1}
+ROPED = ("llama", "qwen2", "qwen3", "mistral", "mistral-window", "granite", "olmo2", "smollm3", "gemma3")
+ROPE_RANGE = 40  # tokens
 TASK_KINDS = {"multiple_choice": 5, "loglikelihood": 2, "loglikelihood_rolling": 1.5, "generate_until": 6}
 UNTIL: tuple[Any, ...] = (
     ["\n"], ["\n\n"], [], None, ["e"], ["ed"], ["r o"], ["e ", "s"], [" the", " The"], ["."], [" "], "e",
@@ -72,6 +77,7 @@ class TaskCase:
     metrics: str = "listed"  # or "hook": process_results
     filters: bool = False
     num_fewshot: int | None = None  # in the YAML
+    fails: str = ""  # its "hook" raises on a document, or its "split" is missing
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,7 @@ class Case:
     fewshot_as_multiturn: bool
     gen_kwargs: Mapping[str, Any]
     adapter_as_argument: bool  # the only adapter is given as model_args peft=
+    rope: str = "default"
 
     @property
     def merged(self) -> bool:
@@ -119,12 +126,17 @@ def random_case(seed: int) -> Case:
     chat = rng.choice(("none", "plain", "plain", "strict"))
     adapters = _random_adapters(rng)
     apply_chat = chat != "none" and rng.random() < 0.4
-    if chat == "none" and rng.random() < 0.02:
+    brought = any(adapter.kind == "own-template" for adapter in adapters)
+    if chat == "none" and rng.random() < (0.7 if brought else 0.02):
         apply_chat = True  # asked of a tokenizer that has none
-    tasks = tuple(_random_task(rng, chat=apply_chat) for _ in range(rng.choice((1, 1, 1, 2, 2, 3))))
+    tasks = _random_tasks(rng)
+    architecture = _weighted(rng, ARCHITECTURES)
+    rope = _weighted(rng, ROPES) if architecture in ROPED else "default"
+    if architecture == "phi3":  # knows no other
+        rope = rng.choice(("default", "longrope"))
     return Case(
         seed=seed,
-        architecture=_weighted(rng, ARCHITECTURES),
+        architecture=architecture,
         tied=rng.random() < 0.5,
         padding_rows=rng.choice((0, 0, 0, 5, 29)),
         tokenizer=tokenizer,
@@ -133,7 +145,7 @@ def random_case(seed: int) -> Case:
         tasks=tasks,
         adapters=adapters,
         dtype="bfloat16" if rng.random() < 0.08 else "float32",
-        shared_args=_random_shared_args(rng, tasks),
+        shared_args=_random_shared_args(rng, rope),
         own_args=_random_own_args(rng),
         batch_size=rng.choice((1, 1, 1, 1, 4)),
         num_fewshot=rng.choice((None, None, 0, 1, 2, 3)) if rng.random() > 0.01 else 40,
@@ -142,6 +154,7 @@ def random_case(seed: int) -> Case:
         fewshot_as_multiturn=apply_chat and rng.random() < 0.6,
         gen_kwargs=_random_gen_kwargs(rng),
         adapter_as_argument=len(adapters) == 1 and rng.random() < 0.3,
+        rope=rope,
     )
 
 
@@ -157,12 +170,21 @@ def _random_adapters(rng: random.Random) -> tuple[AdapterCase, ...]:
     return tuple(AdapterCase(kind, rng.randrange(10**6)) for kind in kinds)
 
 
-def _random_task(rng: random.Random, *, chat: bool) -> TaskCase:
+def _random_tasks(rng: random.Random) -> tuple[TaskCase, ...]:
+    tasks = [_random_task(rng) for _ in range(rng.choice((1, 1, 1, 2, 2, 3)))]
+    if len(tasks) > 1 and rng.random() < 0.15:
+        number = rng.randrange(len(tasks))
+        documents = max(2, tasks[number].documents)  # lm-eval tries the hook on the first one by itself
+        tasks[number] = replace(tasks[number], documents=documents, fails=rng.choice(("hook", "split")))
+    return tuple(tasks)
+
+
+def _random_task(rng: random.Random) -> TaskCase:
     kind = _weighted(rng, TASK_KINDS)
     common = {
         "kind": kind,
         "seed": rng.randrange(10**6),
-        "documents": rng.randint(2, 6),
+        "documents": rng.choice((1, 1, 2, 3, 4, 5, 6)),
         "doc_to_text": _random_text(rng),
         "delimiter": rng.choice((" ", " ", " ", "", "\n")),
         "metrics": rng.choice(("listed", "listed", "hook")),
@@ -266,11 +288,13 @@ def _random_generation_config(rng: random.Random) -> dict[str, Any]:
     return config
 
 
-def _random_shared_args(rng: random.Random, tasks: Sequence[TaskCase]) -> dict[str, Any]:
+def _random_shared_args(rng: random.Random, rope: str) -> dict[str, Any]:
     args: dict[str, Any] = {}
+    if rope == "dynamic" and rng.random() < 0.7:  # else prompts are cut to the range
+        args["max_length"] = 200
     if rng.random() < 0.2:
         args["add_bos_token"] = rng.random() < 0.5
-    if rng.random() < 0.2:
+    if "max_length" not in args and rng.random() < 0.2:
         args["max_length"] = rng.choice((24, 40, 64, 90))
     if rng.random() < 0.15:
         args["think_end_token"] = rng.choice((" river", "e", "<|im_end|>", 265, 270, "280"))

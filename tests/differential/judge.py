@@ -77,6 +77,8 @@ def run_case(case: Case) -> Outcome:
 def _kinds(case: Case, built: Built) -> dict[str, Any]:
     return {
         "architecture": case.architecture,
+        "rope": case.rope,
+        "fails": sorted({task.fails for task in case.tasks} - {""}),
         "tokenizer": case.tokenizer,
         "tasks": sorted({task.kind for task in case.tasks}),
         "adapters": sorted(set(built.adapter_kinds)),
@@ -131,6 +133,9 @@ class _VariantComparison:
         self.reasons: list[str] = []
 
     def problems(self) -> Iterator[str]:
+        if not self.ours.results and self.stock.error is not None:
+            self.reasons.append(f"hf raises, too: {type(self.stock.error).__name__}")
+            return
         names = [task.stem for task in self.built.tasks]
         for name, reason in self._failures.items():
             if name not in names or name in self.ours.results.get("samples", {}):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 
-from differential.cases import Case
+from differential.cases import ROPE_RANGE, Case
 
 SIZES = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -81,7 +81,7 @@ def make_model(case: Case, tokenizer: Any) -> Any:
     """A model with random weights, large enough that answers depend on the input."""
     name, sizes = CONFIGS[case.architecture]
     config = getattr(transformers, f"{name}Config")(
-        **copy.deepcopy(sizes),
+        **{**copy.deepcopy(sizes), **_rope(case)},
         vocab_size=len(tokenizer) + case.padding_rows,
         tie_word_embeddings=case.tied,
         bos_token_id=tokenizer.bos_token_id,
@@ -94,6 +94,26 @@ def make_model(case: Case, tokenizer: Any) -> Any:
     _enlarge(model, scale=1.5 if case.architecture == "t5" else 8.0)
     model.get_output_embeddings().weight.data[BYTE_IDS] *= 0.4
     return model
+
+
+def _rope(case: Case) -> dict[str, Any]:
+    """How positions beyond ROPE_RANGE, on which the model is said to be trained, are embedded."""
+    if case.rope == "default":
+        return {}
+    values: dict[str, Any] = {"rope_type": case.rope, "rope_theta": 1e4, "factor": 2.0}
+    sizes = {"original_max_position_embeddings": ROPE_RANGE}
+    if case.rope == "longrope":
+        values |= {"short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0]}
+    elif case.rope == "llama3":
+        values |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    if case.rope == "dynamic":
+        sizes = {"max_position_embeddings": ROPE_RANGE}
+    else:
+        values |= sizes
+    if case.architecture == "gemma3":
+        values = {"full_attention": values, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+    own = case.rope == "dynamic" or case.architecture == "phi3"  # phi3's configuration says it in a place of its own
+    return {"rope_parameters": values, **(sizes if own else {})}
 
 
 def auto_class(architecture: str) -> Any:

@@ -202,7 +202,17 @@ def summarize(results: Sequence[dict[str, Any]]) -> int:
     print(f"agreed without a word about the plain path: {trees}")
     for reason, count in reasons.most_common():
         print(f"  refused: {reason}: {count}")
-    for kind in ("architecture", "tokenizer", "tasks", "adapters", "generation_config", "dtype", "merged"):
+    for kind in (
+        "architecture",
+        "rope",
+        "fails",
+        "tokenizer",
+        "tasks",
+        "adapters",
+        "generation_config",
+        "dtype",
+        "merged",
+    ):
         counts: Counter[str] = Counter()
         for result in results:
             value = result["kinds"].get(kind, [])

@@ -56,6 +56,10 @@ AGREED = {
     ),
     "padded, tied embeddings": case("lora", "save-embedding", tied=True, padding_rows=29),
     "own chat template": case("own-template", "lora", apply_chat_template=True, num_fewshot=1),
+    "adapters without a chat template": case(
+        "no-template", "added-tokens-no-template", "lora", apply_chat_template=True
+    ),
+    "adapters with caches of their own": case("shadow", "lora"),
     "chat, shots as turns": case(
         "lora", apply_chat_template=True, chat_template="strict", num_fewshot=2, fewshot_as_multiturn=True,
         system_instruction="The old mill .", tokenizer="bpe",
@@ -68,6 +72,10 @@ AGREED = {
         generation_config={"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "suppress_tokens": [270, 280, 290],
                            "min_new_tokens": 3, "eos_token_id": [1, 265, 301], "do_sample": True, "top_k": 20},
     ),
+    "one document": case(
+        "lora", tasks=tuple(dataclasses.replace(task, documents=1) for task in (generates("\n", tokens=40), CHOICE)),
+        generation_config={"repetition_penalty": 1.3, "bad_words_ids": [[270]], "sequence_bias": [[[300, 301], -2.0]]},
+    ),
     "sampling": case(tasks=(
         generates("\n", do_sample=True, temperature=1.5, top_k=1),
         generates("\n", do_sample=True, temperature=0.7, top_k=3, seed=6),
@@ -78,6 +86,9 @@ AGREED = {
                                     shared_args={"max_length": 24}),
     "window that prompt and answer exceed": case("lora", architecture="mistral-window", num_fewshot=0, tasks=(
         generates("\n", tokens=40, text="{{question}}"), dataclasses.replace(LIKELIHOOD, doc_to_text="{{question}}"))),
+    "dynamic rope": case("lora", "lora", rope="dynamic", shared_args={"max_length": 200}, num_fewshot=1),
+    "long rope": case("lora", "dora", rope="longrope", architecture="phi3", num_fewshot=1),
+    "stretched rope": case("lora", rope="yarn", architecture="qwen2", num_fewshot=1),
     "sliding and full layers": case("lora", architecture="gemma3"),
     "mixture of experts": case("expert-lora", "lora", architecture="mixtral", tasks=(CHOICE,)),
     "ALiBi": case("lora", architecture="bloom"),
@@ -91,6 +102,11 @@ REFUSED = {
     "stop strings in generation_config.json": case(tasks=(generates(),), generation_config={"stop_strings": ["e"]}),
     "no room for a prompt": case(tasks=(generates(tokens=40),), shared_args={"max_length": 24}),
     "no chat template": case(chat_template="none", apply_chat_template=True),
+    "no chat template but an adapter's": case("lora", "own-template", chat_template="none", apply_chat_template=True),
+    "a hook that raises beside a good task": case(
+        "lora", tasks=(dataclasses.replace(CHOICE, fails="hook"), generates())
+    ),
+    "a missing split beside a good task": case("lora", tasks=(generates(), dataclasses.replace(CHOICE, fails="split"))),
     "more shots than documents": case(num_fewshot=40),
     "tokenizer appends an end token": case(tokenizer=cases.APPENDS_EOS),
     "weights in adapter_model.bin": case("lora", "torch-file"),
@@ -224,6 +240,9 @@ def test_every_kind_is_drawn() -> None:
     assert {each.tokenizer for each in drawn} == set(cases.TOKENIZERS)
     assert {adapter.kind for each in drawn for adapter in each.adapters} == set(cases.ADAPTERS)
     assert {task.kind for each in drawn for task in each.tasks} == set(cases.TASK_KINDS)
+    assert {each.rope for each in drawn} == set(cases.ROPES)
+    assert {task.fails for each in drawn for task in each.tasks} == {"", "hook", "split"}
+    assert 1 in {task.documents for each in drawn for task in each.tasks}
 
 
 @pytest.mark.parametrize(

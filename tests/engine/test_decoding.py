@@ -129,6 +129,10 @@ FROM_FILE: dict[str, tuple[dict[str, Any], bool]] = {
     "at least five": ({"min_new_tokens": 5, "eos_token_id": [1, *range(50, 300)]}, True),
     "a least length": ({"min_length": 30, "eos_token_id": [1, *range(50, 300)]}, True),
     "bad words": ({"bad_words_ids": [[number] for number in range(60, 260)]}, True),
+    "no token twice": ({"no_repeat_ngram_size": 1}, True),
+    "bad words and biases": ({"bad_words_ids": [[n] for n in range(60, 160)], "sequence_bias": [[[5, 6], 4.0]]}, True),
+    "decaying": ({"exponential_decay_length_penalty": [2, 1.3]}, True),
+    "sampling from one, with a penalty": ({"repetition_penalty": 1.3, "top_k": 1}, True),
     "several end tokens": ({"eos_token_id": [1, *range(50, 100)]}, True),
     "at most three": ({"max_new_tokens": 3}, True),
     "forced end": ({"forced_eos_token_id": 7}, True),
@@ -138,12 +142,44 @@ FROM_FILE: dict[str, tuple[dict[str, Any], bool]] = {
 }
 
 
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]], ids=["five", "one"])
 @pytest.mark.parametrize("name", FROM_FILE)
-def test_the_generation_config_of_the_model_counts(tmp_path: Path, name: str) -> None:
+def test_the_generation_config_of_the_model_counts(tmp_path: Path, name: str, prompts: list[str]) -> None:
     values, takes_trees = FROM_FILE[name]
+    sampled = {"do_sample": True, "temperature": 1.0} if values.get("top_k") == 1 else {}
+    settings = {**GREEDY, **sampled, "max_gen_toks": 40}
     hf, tree = both(save_model(tmp_path, generation_config=values))
-    assert ask(tree, GREEDY) == ask(hf, GREEDY)
+    assert ask(tree, settings, prompts) == ask(hf, settings, prompts)
     assert in_trees(tree) is takes_trees
+
+
+def test_a_generate_of_the_models_own_is_called(tmp_path: Path) -> None:
+    hf, tree = both(save_model(tmp_path))
+    for lm in (hf, tree):
+        lm.model.generate = lambda input_ids, **_: input_ids.repeat(1, 2)
+    assert ask(tree, GREEDY) == ask(hf, GREEDY) != [""] * len(PROMPTS)
+    assert any("`generate` of its own" in warning for warning in tree._warnings)
+
+
+def test_a_mix_up_of_rows_is_found_at_run_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The replay does not share the code that chose the tokens."""
+    hf, tree = both(save_model(tmp_path, generation_config={"repetition_penalty": 1.5}))
+    expected = ask(hf, GREEDY)
+    monkeypatch.setattr("harness_ext.engine.decoding.look_at_rows", lambda _: False)
+    monkeypatch.setattr(transformers.LogitsProcessorList, "__call__", _without_ids(transformers.LogitsProcessorList))
+    assert ask(tree, GREEDY) == expected
+    assert any("a plain pass answers differently" in warning for warning in tree._warnings)
+
+
+def _without_ids(kind: Any) -> Any:
+    """Processors that are given no token ids see an empty prompt."""
+    original = kind.__call__
+
+    def call(self: Any, ids: Any, scores: torch.Tensor) -> torch.Tensor:
+        ids = torch.zeros(len(scores), 0, dtype=torch.long) if ids is None else ids
+        return original(self, ids, scores)  # type: ignore[no-any-return]
+
+    return call
 
 
 def test_these_settings_matter(tmp_path: Path) -> None:
@@ -293,6 +329,35 @@ def test_a_fault_in_the_longest_answer_is_found(tmp_path: Path, monkeypatch: pyt
     assert ask(tree, GREEDY) == ask(hf, GREEDY)
     assert wrong
     assert any("a plain pass answers differently" in warning for warning in tree._warnings)
+
+
+def test_passes_that_a_model_refuses_are_left_to_hf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hf, tree = both(save_model(tmp_path))
+
+    def refuse(self: Any) -> torch.Tensor:
+        raise RuntimeError("the sizes of tensors must match\nmore on this")
+
+    monkeypatch.setattr("harness_ext.engine.generation.TreeDecoder._step", refuse)
+    assert ask(tree, GREEDY) == ask(hf, GREEDY)
+    (warning,) = tree._warnings
+    assert "the sizes of tensors must match" in warning
+    assert "\n" not in warning
+    assert ask(tree, GREEDY) == ask(hf, GREEDY)
+
+
+@pytest.mark.skipif(not hasattr(peft, "ShadowConfig"), reason="this release of peft has no shadow networks")
+def test_an_adapter_with_a_cache_of_its_own_generates_as_with_hf(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model")
+    torch.manual_seed(2)
+    config = peft.ShadowConfig(task_type="CAUSAL_LM", r=4, shadow_num_hidden_layers=1, shadow_alpha=1.0)
+    wrapped = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(folder), config)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    wrapped.save_pretrained(str(tmp_path / "shadow"))
+    hf, tree = both(folder, peft=str(tmp_path / "shadow"))
+    assert ask(tree, GREEDY) == ask(hf, GREEDY) != ask(both(folder)[0], GREEDY)
 
 
 # -- records ---------------------------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness_ext.errors import AdapterError
-from harness_ext.models.attach import BaseProof, attach, checksums, structural_copy, works_on_some_tokens_only
+from harness_ext.models.attach import attach, structural_copy, works_on_some_tokens_only
+from harness_ext.models.base_proof import BaseProof, checksums, settle
 from harness_ext.models.fast_paths import use_fast_paths
 
 IDS = (torch.arange(3, 40)[None] * 7) % 97
@@ -370,12 +371,67 @@ def test_a_single_bit_is_noticed(dtype: torch.dtype) -> None:
         proof.check("adapter")
 
 
+@pytest.mark.parametrize("shape", [(8, 4), (1500, 16), (3, 7)])
+def test_swapped_rows_are_noticed(shape: tuple[int, int]) -> None:
+    layer = torch.nn.Linear(shape[1], shape[0], bias=False)
+    before = checksums(layer)
+    with torch.no_grad():
+        layer.weight[[0, 2]] = layer.weight[[2, 0]]
+    assert checksums(layer) != before
+
+
+def test_every_bit_is_noticed() -> None:
+    buffer = torch.zeros(1100 * 4, dtype=torch.int16)
+    module = torch.nn.Module()
+    module.register_buffer("numbers", buffer)
+    before = checksums(module)
+    for place in (0, 3, 1023 * 4, 1024 * 4 + 3):
+        for bit in range(16):
+            buffer[place] ^= -(2**15) if bit == 15 else 2**bit
+            assert checksums(module) != before, (place, bit)
+            buffer[place] ^= -(2**15) if bit == 15 else 2**bit
+
+
 def test_buffers_are_covered_and_order_matters_not() -> None:
     base = tiny()
     before = checksums(base)
     assert any("inv_freq" in name for name in before)
     base.model.rotary_emb.inv_freq.mul_(2)
     assert checksums(base) != before
+
+
+LONG = {"factor": 2.0, "rope_theta": 1e4}
+LONGROPE = {**LONG, "rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0]}
+
+
+@pytest.mark.parametrize(
+    "rope", [{**LONG, "rope_type": "dynamic"}, {**LONGROPE, "original_max_position_embeddings": 16}, None]
+)
+def test_rotary_frequencies_of_long_prompts_belong_to_a_pass(tmp_path: Path, rope: dict[str, Any] | None) -> None:
+    """They are no change of the base, and none is left over for the next variant."""
+    config = transformers.LlamaConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=16, **({"rope_parameters": rope} if rope else {}),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    base = transformers.LlamaForCausalLM(config).eval()
+    model = structural_copy(base, own=lambda _: True)
+    folder = save(tmp_path / "adapter", LoraConfig(**LORA), model=structural_copy(base, own=lambda _: True))
+    between = (torch.arange(20)[None] * 7) % 97  # tokens: more than 16, fewer than IDS
+    with torch.no_grad():
+        fresh = model(input_ids=between).logits
+        answers_alone = PeftModel.from_pretrained(model, str(folder)).eval()(input_ids=between).logits
+        proof = BaseProof.of(base, [*PROBES, between[0].tolist()])
+        base(input_ids=IDS)
+        settle(base)
+        torch.testing.assert_close(base(input_ids=between).logits, fresh)
+        base(input_ids=IDS)
+        attached = attach(base, folder, base="tiny").model
+        assert not proof.is_answered_alike(attached)
+        attached(input_ids=IDS)
+        settle(attached)
+        torch.testing.assert_close(attached(input_ids=between).logits, answers_alone)
+    proof.check("adapter")
 
 
 def test_a_structural_copy_shares_weights_and_nothing_else() -> None:

@@ -188,6 +188,36 @@ def test_labels_by_their_values(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("values", "written", "ending"),
+    [
+        ([False, True], ["True", "False"], "csv"), ([False, True], ["TRUE", "FALSE"], "csv"),
+        ([False, True], ["true", "false"], "csv"), (["False", "True"], [True, False], "jsonl"),
+        (["no", "yes"], ["yes", "no"], "csv"), ([0, 1], ["1.0", "0.0"], "csv"), ([0, 1], [1.0, 0.0], "jsonl"),
+        (["0", "1"], [1, 0], "jsonl"), ([0, 1], ["1", "0"], "jsonl"),
+    ],
+)  # fmt: skip
+def test_label_values_as_files_write_them(values: list[Any], written: list[Any], ending: str, tmp_path: Path) -> None:
+    rows = [{"sentence": "a", "label": label} for label in written]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if ending == "csv":
+        text = "sentence,label\n" + "".join(f"a,{label}\n" for label in written)
+    (tmp_path / f"test.{ending}").write_text(text)
+    loaded = load_documents(dataset="mine", data_dir=str(tmp_path), choices=["n", "y"], label_values=values)
+    assert loaded["test"]["label"][:] == [1, 0]
+
+
+@pytest.mark.parametrize("label", ["00501", "1.00", "TruE", 1.5])
+def test_other_spellings_are_other_labels(label: Any, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="none of label_values"):
+        shaped(
+            tmp_path,
+            [{"text": "a", "label": label}],
+            choices=["a", "b"],
+            label_values=[501 if label == "00501" else 1, True],
+        )
+
+
 def test_hidden_labels_are_no_class(tmp_path: Path) -> None:
     """SNLI: -1 where annotators did not agree."""
     rows = [{"text": "a", "label": 1}, {"text": "b", "label": -1}]
@@ -377,6 +407,16 @@ BAD_FILES = {
         {"train_jsonl": '{"sentence": "c", "label": "positive"}\n', "validation_jsonl": GOOD},
         DatasetError,
         ("train.jsonl", "row 1", "'positive'", "outside the 2 choices"),
+    ),
+    "label a number in quotes": (
+        {"train_jsonl": GOOD, "validation_jsonl": '{"sentence": "c", "label": "1"}\n'},
+        DatasetError,
+        ("validation.jsonl", "row 1", "'1', which is text", "label_values"),
+    ),
+    "label no whole number": (
+        {"train_jsonl": GOOD, "validation_jsonl": '{"sentence": "c", "label": 1.0}\n'},
+        DatasetError,
+        ("validation.jsonl", "row 1", "1.0, which is a decimal number", "label_values"),
     ),
     "label missing": (
         {"train_jsonl": GOOD, "validation_jsonl": '{"sentence": "c", "label": null}\n'},

@@ -12,7 +12,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.config.task import TaskConfig
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from harness_ext.errors import DatasetError, HarnessExtError, suggest
+from harness_ext.errors import DatasetError, HarnessExtError, described, suggest
 from harness_ext.findings import Level
 from harness_ext.protocol import datasets
 from harness_ext.protocol.checks.settings import DOCUMENTS_HOOK, TASK_KEYS
@@ -82,7 +82,7 @@ def _resolved(kwargs: Mapping[str, Any], file: Path) -> datasets.Source:
 def note_unloaded(source: TaskSource, error: Exception, *, hub_answers: bool) -> None:
     """Turn what was raised while documents were loaded into a finding: the author's mistake, or out of reach."""
     is_empty = isinstance(error, StopIteration)  # datasets found no row
-    reason = "its files are empty" if is_empty else first_line(error)
+    reason = "its files are empty" if is_empty else described(error)
     place = "dataset_kwargs" if source.values.get("dataset_kwargs") else "dataset_path"
     if _out_of_reach(source, error, hub_answers=hub_answers):
         way = reason if isinstance(error, HarnessExtError) else "connect to the Hub, or name local files"
@@ -133,14 +133,6 @@ def bare_task(source: TaskSource, *, hub_answers: bool) -> ConfigurableTask | No
         note_unloaded(source, error, hub_answers=hub_answers)
         return None
     return task
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, in one line; its type too, unless it is one of ours."""
-    text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-    if isinstance(error, HarnessExtError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 # -- splits ------------------------------------------------------------------------------------------------------

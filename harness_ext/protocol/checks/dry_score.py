@@ -23,9 +23,9 @@ import lm_eval.api.metrics
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from harness_ext.errors import suggest
+from harness_ext.errors import described, suggest
 from harness_ext.protocol.checks.answers import cut_at_stop, stops_of
-from harness_ext.protocol.checks.documents import Sampled, first_line
+from harness_ext.protocol.checks.documents import Sampled
 from harness_ext.protocol.checks.source import TaskSource
 from harness_ext.protocol.checks.templates import gold_answers
 
@@ -163,7 +163,7 @@ def _named(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever a task's own code raises
-        raise ScoringError(f"{what}: {first_line(error)}") from error
+        raise ScoringError(f"{what}: {described(error)}") from error
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@ import jinja2.meta
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.utils import env
 
+from harness_ext.errors import described
 from harness_ext.findings import Level
-from harness_ext.protocol.checks.documents import Sampled, first_line
+from harness_ext.protocol.checks.documents import Sampled
 from harness_ext.protocol.checks.source import TaskSource
 from harness_ext.protocol.render import DEFAULT_FEWSHOT_SEED
 
@@ -33,7 +34,7 @@ def check_fewshot(source: TaskSource, task: ConfigurableTask, sampled: Sampled) 
         leaked, prompts = _leaks(task, sampled, shots)
     except Exception as error:  # lm-eval's sampler asserts
         level: Level = "error" if own else "note"
-        source.add("C18", level, f"prompts with {shots} examples cannot be built: {first_line(error)}; lower "
+        source.add("C18", level, f"prompts with {shots} examples cannot be built: {described(error)}; lower "
                    "num_fewshot or enlarge the few-shot split", "num_fewshot")  # fmt: skip
         return
     splits = f"fewshot_split {task.config.fewshot_split!r}" if task.config.fewshot_split else "the few-shot split"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from harness_ext.errors import first_line
 from harness_ext.findings import Finding, Level
 
 Path_ = tuple["str | int", ...]  # ("metric_list", 0, "metric")
@@ -174,7 +175,7 @@ def _where(error: yaml.YAMLError, file: Path) -> Place:
 
 
 def _why_unreadable(error: yaml.YAMLError, text: str) -> str:
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    problem = getattr(error, "problem", None) or first_line(error)
     line = text.splitlines()[_where(error, Path()).line - 1 :][:1]
     if "'\\t'" in problem or (line and "\t" in line[0][: len(line[0]) - len(line[0].lstrip())]):
         return "is indented with a tab, which YAML forbids; use blanks"

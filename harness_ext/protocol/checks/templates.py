@@ -12,8 +12,8 @@ import jinja2.meta
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.utils import env
 
-from harness_ext.errors import suggest
-from harness_ext.protocol.checks.documents import Sampled, first_line, scores_whole_texts
+from harness_ext.errors import described, suggest
+from harness_ext.protocol.checks.documents import Sampled, scores_whole_texts
 from harness_ext.protocol.checks.source import TaskSource
 
 TEMPLATES = ("description", "doc_to_text", "doc_to_target", "doc_to_choice", "gen_prefix")
@@ -101,7 +101,7 @@ def _check_rendering(source: TaskSource, task: ConfigurableTask, sampled: Sample
             try:
                 rendered = render(doc)
             except Exception as error:  # a template, or a function of the task
-                source.add("C18", "error", f"{field} fails on document {number}: {first_line(error)}; correct the "
+                source.add("C18", "error", f"{field} fails on document {number}: {described(error)}; correct the "
                            "template or that document", field)  # fmt: skip
                 right = False
                 break
