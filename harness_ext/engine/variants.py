@@ -250,7 +250,9 @@ def _encoded(lm: HFLM, prompts: Sequence[str]) -> list[list[int]]:
 
 
 def probe_prompts(tasks: Sequence[Task], settings: PromptSettings, lm: HFLM) -> list[str]:
-    """Prompts of the first documents of the first tasks that can be rendered.
+    """Texts of the first documents of the first tasks that can be rendered, each prompt with its answer.
+
+    With the answer, as a prompt may be a single token, on which queries and keys make no difference.
 
     Where a chat template is asked for that the base does not have, an adapter may bring it: they go without.
     """
@@ -271,4 +273,4 @@ def _first_prompts(task: Task, settings: PromptSettings, lm: HFLM) -> list[str]:
     docs = list(islice(task.eval_docs, PROBED_DOCS))
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         return [str(task.doc_to_target(doc)) for doc in docs]
-    return [each.context or each.continuation for each in render(task, docs, settings, lm)]
+    return [each.context + each.continuation for each in render(task, docs, settings, lm)]

@@ -107,8 +107,7 @@ def _judge(case: Case, built: Built, output: Path) -> tuple[Any, str, tuple[str,
             wanted.remove(blamed)
         else:
             return "refused", "; ".join(reasons), plain
-    is_decoder = case.architecture not in ENCODER_DECODERS  # the others are trained on an end token
-    if is_decoder and case.tokenizer == APPENDS_EOS and case.shared_args.get("add_bos_token") is not False:
+    if case.architecture not in ENCODER_DECODERS and any(map(_appends_an_end, stock.values())):
         return "difference", "the tokenizer appends an end token, and a number comes out", plain
     problems = []
     for adapter, variant in ours.variants.items():
@@ -239,11 +238,17 @@ def _why_refused(
         return f"{', '.join(sorted({kinds[adapter] for adapter in named}))} cannot be merged exactly", "merge"
     failing = [adapter for adapter in (None, *wanted) if adapter in stock and stock[adapter].error is not None]
     if not failing:
-        return None, None
+        batched = run_stock(case, built, None, batch_size=case.batch_size).error if case.batch_size > 1 else None
+        return (f"hf raises, too: {type(batched).__name__}", None) if batched is not None else (None, None)
     if None in failing:
         return f"hf raises, too: {type(stock[None].error).__name__}", None
     blamed = next((adapter for adapter in named if adapter in failing), failing[0])
     return f"hf raises, too: {type(stock[blamed].error).__name__}", blamed
+
+
+def _appends_an_end(run: StockRun) -> bool:
+    """Whether what `hf` asked ended with the end token; an encoder-decoder is trained so, a decoder is not."""
+    return run.lm is not None and run.lm.tok_encode("one two")[-1:] == [run.lm.tokenizer.eos_token_id]
 
 
 def _answers_alike(base: StockRun | None, adapter: StockRun) -> bool:

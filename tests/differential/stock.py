@@ -59,7 +59,7 @@ class RecordingHF(HFLM):
 
     def _model_generate(self, context: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         output = super()._model_generate(
-            context, *args, **{**kwargs, "return_dict_in_generate": True, "output_scores": True}
+            context, *args, **{**kwargs, "return_dict_in_generate": True, "output_scores": True, "output_logits": True}
         )
         if not isinstance(output, torch.Tensor):
             if len(self._prompts) == 1 and output.scores is not None:
@@ -69,15 +69,22 @@ class RecordingHF(HFLM):
 
     def _note(self, context: torch.Tensor, output: Any) -> None:
         start = context.shape[1] if self.backend == "causal" else 1
-        best = [scores[0].float().topk(2).values for scores in output.scores]
         self.generations[self._prompts[0]].append(
             Generation(
                 input_tokens=context.shape[1],
                 tokens=output.sequences[0, start:].tolist(),
-                gaps=[float(first - second) if second > float("-inf") else float("inf") for first, second in best],
+                gaps=[_gap(scores[0], raw[0]) for scores, raw in zip(output.scores, output.logits, strict=True)],
                 first_tokens=frozenset(torch.where(output.scores[0][0] > float("-inf"))[0].tolist()),
             )
         )
+
+
+def _gap(scores: torch.Tensor, logits: torch.Tensor) -> float:
+    """Between the best and the second best score; of the logits where processors left only one token."""
+    first, second = scores.float().topk(2).values
+    if second == float("-inf"):
+        first, second = logits.float().topk(2).values
+    return float(first - second)
 
 
 def run_stock(
