@@ -243,16 +243,18 @@ def within_tables(lm: LM) -> Iterator[None]:
 
 
 def _encoded(lm: HFLM, prompts: Sequence[str]) -> list[list[int]]:
-    """Token ids of the ends of prompts, those without tokens left out."""
-    rows = lm.model.get_input_embeddings().weight.shape[0]
-    encoded = [lm.tok_encode(prompt)[-min(PROBE_TOKENS, lm.max_length) :] for prompt in prompts if prompt]
-    return [ids for ids in encoded if ids and max(ids) < rows]
+    """Token ids of the ends of prompts, those without tokens left out.
+
+    A single token stands behind the prefix token, as `hf` asks it: alone, queries and keys make no difference.
+    """
+    rows, limit = lm.model.get_input_embeddings().weight.shape[0], min(PROBE_TOKENS, lm.max_length)
+    encoded = [lm.tok_encode(prompt)[-limit:] for prompt in prompts if prompt]
+    known = [ids for ids in encoded if ids and max(ids) < rows]
+    return [ids if len(ids) > 1 else [lm.prefix_token_id, *ids] for ids in known]
 
 
 def probe_prompts(tasks: Sequence[Task], settings: PromptSettings, lm: HFLM) -> list[str]:
     """Texts of the first documents of the first tasks that can be rendered, each prompt with its answer.
-
-    With the answer, as a prompt may be a single token, on which queries and keys make no difference.
 
     Where a chat template is asked for that the base does not have, an adapter may bring it: they go without.
     """

@@ -140,6 +140,7 @@ def from_estimate(
     units = n if clusters is None else clusters.count
     counted = units if estimate.standard_error == 0 else n  # where all units are alike, they are what counts
     interval, is_logit = bounded(estimate.with_pseudo_units(counted, span), -span, span)
+    interval = Interval(min(interval.low, estimate.value), max(interval.high, estimate.value))
     if is_logit:
         method = f"{method} on the logit scale"
     return PairedDifference(

@@ -111,17 +111,15 @@ def _with_estimate(paired: PairedDifference, estimate: Estimate) -> PairedDiffer
 def _resized(paired: PairedDifference, factor: float) -> PairedDifference:
     """As if there were `factor` times as many units like these."""
     (variance, df), *others = paired.estimate.variances
-    unseen = 0 if paired.gained or paired.lost else 1  # discordant documents each way, where there are none
-    least = 2 * paired.span**2 / (paired.units + 2) ** 2 if variance == 0 else 0.0
-    resized = Estimate(paired.difference, (((variance or least) / factor, (df + 1) * factor - 1), *others))
+    resized = Estimate(paired.difference, ((variance / factor, (df + 1) * factor - 1), *others))
     return replace(
         paired,
         estimate=resized,
         n=max(2, round(paired.n * factor)),
         units=max(2, round(paired.units * factor)),
         effective_units=paired.effective_units * factor,
-        gained=None if paired.gained is None else round((paired.gained + unseen) * factor),
-        lost=None if paired.lost is None else round((paired.lost + unseen) * factor),
+        gained=None if paired.gained is None else round(paired.gained * factor),
+        lost=None if paired.lost is None else round(paired.lost * factor),
         least_class=None if paired.least_class is None else round(paired.least_class * factor),
         least_p=0.0 if paired.least_p == 0 else 2.0 ** (1 - min(paired.units * factor, 1_000)),
     )

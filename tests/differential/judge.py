@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import logging
+import math
 import os
 import re
 import shutil
@@ -255,17 +256,16 @@ def _answers_alike(base: StockRun | None, adapter: StockRun) -> bool:
     if base is None or base.error is not None or adapter.error is not None:
         return False
     return all(
-        [_rounded(sample["resps"]) for sample in samples]
-        == [_rounded(sample["resps"]) for sample in adapter.samples.get(name, ())]
+        _alike([sample["resps"] for sample in samples], [sample["resps"] for sample in adapter.samples.get(name, ())])
         for name, samples in base.samples.items()
     )
 
 
-def _rounded(value: Any) -> Any:
+def _alike(one: Any, other: Any) -> bool:
     """Nested answers with log-probabilities to 1e-4 nats."""
-    if isinstance(value, (list, tuple)):
-        return [_rounded(inner) for inner in value]
-    return round(value, 4) if isinstance(value, float) else value
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    return math.isclose(one, other, abs_tol=1e-4) if isinstance(one, float) else bool(one == other)
 
 
 def _described(error: BaseException) -> str:

@@ -80,9 +80,14 @@ class RecordingHF(HFLM):
 
 
 def _gap(scores: torch.Tensor, logits: torch.Tensor) -> float:
-    """Between the best and the second best score; of the logits where processors left only one token."""
+    """Between the best and the second best score; of the logits where processors left only one token.
+
+    In low precision those, rounded and not yet processed, do not tell how close it was: it may have been a tie.
+    """
     first, second = scores.float().topk(2).values
     if second == float("-inf"):
+        if logits.dtype != torch.float32 or torch.equal(logits, logits.bfloat16().float()):
+            return 0.0
         first, second = logits.float().topk(2).values
     return float(first - second)
 

@@ -239,6 +239,21 @@ def test_adapters_are_compared_on_the_tasks_that_can_be_asked(
         evaluate(str(tiny_model_folder), tasks=[*tasks, write_task()], adapters=[unchanged])
 
 
+def test_an_adapter_is_not_judged_on_single_tokens(
+    tiny_model_folder: Path, make_adapter: MakeAdapter, write_task: Callable[..., str], tmp_path: Path
+) -> None:
+    """Without a context each choice is asked behind the prefix token; on one token alone, queries make no difference."""
+    queries = make_adapter("queries")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False)
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_folder), config).save_pretrained(str(queries))
+    task = write_task(doc_to_text="", doc_to_choice=["a", "b"], doc_to_target=0, target_delimiter="")
+    settings = {"log_samples": True, "output_path": str(tmp_path / "out")}
+    base, adapter = evaluate(str(tiny_model_folder), tasks=[task], adapters=[queries], **settings)
+    logged = [next(iter(each.results["samples"].values()))[0]["resps"] for each in (base, adapter)]
+    assert logged[0] != logged[1]
+
+
 # -- names and settings ------------------------------------------------------------------------------------------------
 
 
