@@ -129,7 +129,7 @@ def table_findings(baseline: Run, others: Sequence[Run], rows: Sequence[Row]) ->
 
 
 def _without_unit(rows: Sequence[Row]) -> list[Finding]:
-    metrics = dict.fromkeys((row.task, row.metric) for row in rows if row.unit == "" and row.paired)
+    metrics = dict.fromkeys((row.task, row.metric) for row in rows if row.unit == "" and row.paired and not row.margin)
     return [
         Finding(
             "R12", "warning", task,
@@ -276,10 +276,10 @@ def _number(run: Run, name: str, kind: type[Any]) -> Any:
 def notes_for(rows: Sequence[Row], margin: float, *, has_adapter: bool) -> list[str]:
     """How every number of the table was made, and what may not be concluded from it."""
     tested = [row for row in rows if row.paired is not None]
-    notes = ["Points, 0–100. [brackets]: 95 % confidence intervals. n: documents that both runs have."]
-    for metric, unit, scale, own_margin in sorted(
-        {(row.metric, row.unit, row.scale, row.margin or 0.0) for row in rows if row.unit not in (SHARE, "")}
-    ):
+    points = "Points, 0–100. " if any(row.unit == SHARE for row in rows) else ""
+    notes = [f"{points}[brackets]: 95 % confidence intervals. n: documents that both runs have."]
+    own = {(row.metric, row.unit or "its own unit", row.scale, row.margin or 0.0) for row in rows if row.unit != SHARE}
+    for metric, unit, scale, own_margin in sorted(own):
         how = f"margin {own_margin:g}" if own_margin else "no margin: never equivalent"
         by_ratio = ", compared by ratio" if scale == "log" else ""
         notes.append(f"{metric} in {unit}{by_ratio}, {how}.")
@@ -305,8 +305,8 @@ def _how_decided(tests: int, margin: float) -> str:
     points = 100 * margin
     return (
         f"Verdict, two-sided: better / worse = interval off zero and {corrected}; equivalent = interval, with one more "
-        f"unit each way, within ±{points:g} point{'' if points == 1 else 's'}, even when significant; undecided = "
-        "neither, with the size that would decide if the difference were the one seen (in brackets: anywhere in its "
+        f"unit each way, within the margin (±{points:g} point{'' if points == 1 else 's'}), even when significant; "
+        "undecided = neither, with the size that would decide if the difference were the one seen (in brackets: anywhere in its "
         "interval), and the difference that this size finds, both with 80 % power. Intervals are not corrected."
     )
 
