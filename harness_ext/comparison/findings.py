@@ -307,7 +307,8 @@ def _how_decided(tests: int, margin: float) -> str:
         f"Verdict, two-sided: better / worse = interval off zero and {corrected}; equivalent = interval, with one more "
         f"unit each way, within the margin (±{points:g} point{'' if points == 1 else 's'}), even when significant; "
         "undecided = neither, with the size that would decide if the difference were the one seen (in brackets: "
-        "anywhere in its interval), and the difference that this size finds, both with 80 % power. Intervals are not corrected."
+        "anywhere in its interval), and the difference that this size finds, both with 80 % power. "
+        "Intervals are not corrected."
     )
 
 

@@ -137,7 +137,13 @@ class TreeLM(HFLM):
             raise ModelError(
                 f"the model's logits are NaN for {(text or ('', ''))[0][-80:]!r}; try dtype=float32"
             ) from error
-        bar.close()
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            self._warn_once(
+                f"prefix trees are disabled for scoring by {self._label}: a tree is refused ({described(error):.160})"
+            )
+            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+        finally:
+            bar.close()
         return [score for score in scores if score is not None]
 
     def _progress_bar(self, tokens: int, disabled: bool, description: str) -> Any:

@@ -37,7 +37,7 @@ PROBE_TOKENS, PROBE_LENGTH, MAX_PROBES = 256, 40, 32
 PREDICTED, COMPARED = 8, 4  # tokens of each probe; probes that a plain pass repeats
 LAYOUT_LENGTH = 16  # of the two probes that show whether positions and mask matter at all; they part within it
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
-ADAPTERS_OF_A_ROW = {"ADAPTION_PROMPT", "POLY", "XLORA"}
+ADAPTERS_OF_A_ROW = {"ADAPTION_PROMPT", "POLY", "SHADOW", "XLORA"}
 RECURRENT = (
     "mamba",
     "rwkv",

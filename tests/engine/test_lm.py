@@ -16,6 +16,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from harness_ext.engine.lm import RequestKey, TreeLM
+from harness_ext.engine.scoring import score_continuations
 from harness_ext.errors import ModelError
 from harness_ext.models import attention
 from harness_ext.models.forward import TokenPair, TreePack
@@ -209,6 +210,20 @@ def test_out_of_memory_halves_the_packs(
     )
     assert [a[0] for a in ours] == pytest.approx([b[0] for b in theirs], abs=1e-4)
     assert "going on with packs of" in caplog.text
+
+
+def test_a_tree_that_is_refused_half_way_is_scored_as_by_hf(
+    tree_lm: TreeLM, plain_lm: HFLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*arguments: Any, **settings: Any) -> Any:
+        yield next(iter(score_continuations(*arguments, **settings)))
+        raise RuntimeError("The size of tensor a (70) must match the size of tensor b (83)")
+
+    monkeypatch.setattr("harness_ext.engine.lm.score_continuations", refused)
+    requests = requests_of("loglikelihood", [(f"the {word} is", " red") for word in ("house", "river", "old mill")])
+    ours = tree_lm.loglikelihood(requests, disable_tqdm=True)
+    assert ours == plain_lm.loglikelihood(requests, disable_tqdm=True)
+    assert "prefix trees are disabled for scoring" in caplog.text
 
 
 def test_nan_logits_name_the_document(tree_lm: TreeLM) -> None:
