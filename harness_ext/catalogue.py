@@ -471,4 +471,12 @@ CATALOGUE: Mapping[str, Rule] = {
         "--tasks left out 9 of the 10 tasks that both runs have",
         "Choose tasks and runs before looking, or report the whole comparison.",
     ),
+    "R15": Rule(
+        "Values outside the declared range",
+        "The metric's name or the task's YAML declares a range, and some values lie outside: most often percentages "
+        "under a name that stands for shares of 0 to 1. Shown as shares they would be a hundred times too large. They "
+        "are compared as logged, without a unit, so nothing is called equivalent.",
+        "my_task: f1 is declared to be from 0 to 1, but has values outside",
+        "Declare the unit in the task's YAML: `metadata: metrics: {f1: {unit: points}}`, or `metric_scale: 100`.",
+    ),
 }

@@ -14,10 +14,11 @@ from harness_ext.comparison.findings import (
     left_out,
     missing_tasks,
     notes_for,
+    off_scale,
     pair_findings,
     table_findings,
 )
-from harness_ext.comparison.measure import Settings, agreed_factor, measure
+from harness_ext.comparison.measure import Settings, agreed_factor, measure, on_one_scale
 from harness_ext.comparison.pair import pair
 from harness_ext.comparison.rows import Comparison, Row
 from harness_ext.comparison.testing import Tested, test, test_group, told_apart
@@ -143,7 +144,12 @@ def _test_task(
         }
         for entrant in entrants
     }
-    base = agreed_factor(base, [run for runs in having.values() for run in runs.values()])
+    everyone = [run for runs in having.values() for run in runs.values()]
+    base, findings = agreed_factor(base, everyone), []
+    if not on_one_scale(base, everyone):
+        findings = [off_scale(base)]
+        base = base.without_range()
+        having = {name: {seed: run.without_range() for seed, run in runs.items()} for name, runs in having.items()}
     tests = []
     for name, runs in having.items():
         if not runs:
@@ -161,7 +167,7 @@ def _test_task(
         else:
             tests.append(test(made, settings))
     apart = told_apart(tests)
-    findings = [finding for each in tests for finding in pair_findings(each)]
+    findings += [finding for each in tests for finding in pair_findings(each)]
     return _TaskTests([each.without_samples() for each in tests], apart, findings)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from harness_ext.comparison.contenders import Contender
+from harness_ext.comparison.measure import Measurement
 from harness_ext.comparison.rows import Cost, Floor, Row, Score
 from harness_ext.comparison.testing import Tested
 from harness_ext.findings import Finding
@@ -40,6 +41,17 @@ def pair_findings(tested: Tested) -> list[Finding]:
     if tested.not_tested is not None and not pair.base.result.is_group:
         found.append(_not_tested(tested))
     return [*found, *_units(tested)]
+
+
+def off_scale(base: Measurement) -> Finding:
+    """Say that a metric has values outside its declared range, and is compared without a unit."""
+    task, metric = base.result.task, base.metric.metric
+    low, high = ("…" if end is None else f"{end:g}" for end in base.declaration.limits)
+    text = (
+        f"{task}: {metric} is declared to be from {low} to {high}, but has values outside; it is compared as it was "
+        f"logged. Declare it in the task's YAML (metadata: metrics: {{{metric}: {{unit: ..., range: ...}}}})"
+    )
+    return Finding("R15", "warning", task, text, {"low": base.declaration.low, "high": base.declaration.high})
 
 
 def _not_tested(tested: Tested) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -70,6 +71,26 @@ class Measurement:
             if known is not None:
                 return known
         return True
+
+    @property
+    def is_off_scale(self) -> bool:
+        """Whether a value lies outside the range that the metric is declared to have."""
+        low, high = self.declaration.limits
+        values = [self.metric.value] if math.isfinite(self.metric.value) else []
+        if self.samples is not None and self.statistic.is_mean:
+            logged = self.rows(self.samples) / self.scale
+            values += [float(logged.min()), float(logged.max())]
+        return any(
+            (low is not None and value < low - _ROUNDING) or (high is not None and value > high + _ROUNDING)
+            for value in values
+        )
+
+    def without_range(self) -> Measurement:
+        """The same numbers as logged, without the range; shares and points, which are one, lose their unit, too."""
+        declaration = replace(self.declaration, low=None, high=None)
+        if declaration.unit in (SHARE, POINTS):
+            declaration = replace(declaration, unit="", margin=None)
+        return replace(self, declaration=declaration, factor=self.factor / self.scale)
 
     def margin(self, settings: Settings) -> float | None:
         """The margin of equivalence in the statistic's unit: given, declared, or that of shares; else None."""
@@ -161,6 +182,15 @@ def _reproducing(logged: float, statistic: Statistic, values: Floats) -> float |
         if abs(factor * found - logged) <= _ROUNDING * max(1.0, abs(logged)):
             return factor
     return None
+
+
+def on_one_scale(first: Measurement, others: Sequence[Measurement]) -> bool:
+    """Whether no run contradicts the declared range of the metric.
+
+    Percentages under a name that stands for shares would be shown a hundred times too large, and every difference
+    among them; such a metric is compared without a unit, and a warning says so.
+    """
+    return not any(each.is_off_scale for each in (first, *others))
 
 
 def agreed_factor(first: Measurement, others: Sequence[Measurement]) -> Measurement:

@@ -65,7 +65,7 @@ def test_a_declared_margin_makes_equivalence_possible(way, write_pair):
         {"unit": "marks", "range": [1, 5], "margin": 0.1} if way == "yaml" else {"unit": "marks", "range": [1, 5]}
     )
     both = {"configs": {"demo": {"metadata": {"metrics": {"judge_score": declared}}}}}
-    after = marks + RNG.choice([-0.02, 0.02], 3000)
+    after = np.clip(marks + RNG.choice([-0.02, 0.02], 3000), 1, 5)
     folder = write_pair(
         "demo", labelled(marks.tolist(), "judge_score"), labelled(after.tolist(), "judge_score"), both=both
     )
@@ -185,3 +185,27 @@ def test_tasks_without_the_metric_asked_for_are_named(write_run, tmp_path):
     assert [row.task for row in comparison.rows] == ["x"]
     (finding,) = [each for each in comparison.findings if each.id == "R13"]
     assert finding.numbers["tasks"] == ["y", "z"]
+
+
+@pytest.mark.parametrize("seeds", [False, True])
+def test_percentages_under_a_name_of_shares_are_not_multiplied(seeds, write_run, tmp_path):
+    """f1 on 0–100 without `exact` beside it, and a run that scored nothing: its zeros fit any scale."""
+    values = {"base": np.zeros(300), "m-seed0": RNG.random(300) * 100, "m-seed1": RNG.random(300) * 100}
+    for name in list(values)[: 3 if seeds else 2]:
+        adapter = "" if name == "base" else f",peft={name}"
+        tasks = {"demo": labelled(values[name].tolist(), "f1")}
+        write_run(f"out/{name}", tasks, model_args=f"pretrained=org/tiny{adapter}")
+    comparison = compare_runs(load_runs(tmp_path / "out"))
+    (row,) = comparison.rows
+    assert (row.unit, row.margin, row.verdict) == ("", None, "better")
+    assert 30 < row.difference < 70
+    (finding,) = [each for each in comparison.findings if each.id == "R15"]
+    assert finding.numbers == {"low": 0, "high": 1}
+
+
+def test_a_declared_scale_of_100_is_points(write_pair):
+    both = {"configs": {"demo": {"metadata": {"metric_scale": 100}}}}
+    sides = [labelled((RNG.random(300) * 100).tolist(), "f1") for _ in range(2)]
+    comparison = compare_runs(load_runs(write_pair("demo", *sides, both=both)))
+    assert comparison.rows[0].unit == "share"
+    assert not [each for each in comparison.findings if each.id == "R15"]
