@@ -34,8 +34,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 import harness_ext
+from harness_ext.engine.generation_records import add_generation_records
 from harness_ext.engine.isolation import Failures, evaluate_isolated, one_line
-from harness_ext.engine.lm import DELTA_WITH_ADAPTER, RequestKey, TreeLM
+from harness_ext.engine.lm import DELTA_WITH_ADAPTER
 from harness_ext.engine.variants import PeftHost, Variant, base_and_adapters, probe_prompts, within_tables
 from harness_ext.engine.writing import why_not_writable, write_results
 from harness_ext.errors import AdapterError, ModelError, TaskError, first_line, suggest
@@ -233,10 +234,10 @@ def _evaluate_variant(
     if results is None:  # not the first of several processes
         return VariantResults(variant, {}, None)
     results["config"]["model"] = config.model
-    if isinstance(lm, TreeLM):
+    if isinstance(lm, HFLM):
         for name, samples in results.get("samples", {}).items():
             with failures.catching(name, "no finish reasons in its samples: "):
-                _add_generation_records({name: samples}, lm, config.samples)
+                add_generation_records({name: samples}, lm, config.samples)
     for name, samples in results.get("samples", {}).items():
         with failures.catching(name, "ties between its choices were not counted: "):
             _warn_of_ties({name: samples})
@@ -295,40 +296,6 @@ def _key_of_each(
             our_key([task])
             good.append(task)
     return our_key(good) if good else None
-
-
-def _add_generation_records(
-    samples: Mapping[str, list[dict[str, Any]]], lm: TreeLM, selected: Mapping[str, Sequence[int]] | None
-) -> None:
-    """Put finish reason and token counts of the scored response into the logged samples; lm-eval keeps neither.
-
-    Where a document was answered several times, all records stand under `generations` besides.
-
-    Args:
-        samples: by task, as logged.
-        lm: which generated.
-        selected: documents that `--samples` chose: lm-eval logs their numbers and asks by their places.
-    """
-    for task, logged in samples.items():
-        chosen = list((selected or {}).get(task, ()))
-        for sample in logged:
-            doc = chosen.index(sample["doc_id"]) if chosen else sample["doc_id"]
-            for idx in range(len(sample["arguments"])):
-                if records := lm.generation_records.get(RequestKey(task, doc, idx)):
-                    sample.update(records[_scored(sample, idx, len(records))]._asdict())
-                    if len(records) > 1:
-                        sample["generations"] = [record._asdict() for record in records]
-                    break
-
-
-def _scored(sample: Mapping[str, Any], idx: int, repeats: int) -> int:
-    """Which of a document's repeated responses was scored: the first that the filters' answer is made of."""
-    answers = sample["resps"][idx][:repeats]
-    scored = sample["filtered_resps"][idx] if idx < len(sample["filtered_resps"]) else None
-    matches = [
-        number for number, answer in enumerate(answers) if isinstance(scored, str) and scored.strip() == answer.strip()
-    ]
-    return matches[0] if matches else 0
 
 
 def _seeds(config: EvaluatorConfig) -> dict[str, int | None]:

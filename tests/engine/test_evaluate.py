@@ -92,6 +92,20 @@ def test_our_key_and_the_logged_samples(
         assert sample["input_tokens"] > sample["output_tokens"]
 
 
+def test_hf_is_told_from_its_answers_why_they_ended(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """So that `compare` can say, for any engine, how much of a gain is stopping."""
+    done = {
+        model: evaluate(
+            str(tiny_model_folder), tasks=["sst2_generate"], model=model, limit=8, log_samples=True,
+            output_path=str(tmp_path / model),
+        )[0].results["samples"]["sst2_generate"]
+        for model in ("hf", "hf-tree")
+    }  # fmt: skip
+    for theirs, ours in zip(done["hf"], done["hf-tree"], strict=True):
+        assert theirs["resps"] == ours["resps"]
+        assert theirs["finish_reason"] == ours["finish_reason"]
+
+
 def test_an_adapter_alone_finds_its_base(tiny_model_folder: Path, make_adapter: Callable[..., Path]) -> None:
     adapter = make_adapter("alone")  # peft notes the base's folder, which is there
     (done,) = evaluate(model_args={"peft": str(adapter)}, tasks=["sst2_choice"], limit=2)

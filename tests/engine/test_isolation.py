@@ -170,7 +170,7 @@ def test_samples_that_cannot_be_written(
     assert not list((tmp_path / "out").rglob("samples_broken_*"))  # a file is whole or not there
 
 
-@pytest.mark.parametrize("name", ["fingerprint", "_add_generation_records"])
+@pytest.mark.parametrize("name", ["fingerprint", "add_generation_records"])
 def test_what_we_add_to_results_fails(
     name: str, broken: Callable[..., str], alone: VariantResults, tiny_model_folder: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
