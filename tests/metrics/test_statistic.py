@@ -12,6 +12,7 @@ from sklearn import metrics as sklearn_metrics
 
 from harness_ext import hooks
 from harness_ext.errors import MetricError
+from harness_ext.metrics import declarations
 from harness_ext.metrics.declarations import declared, load_statistics
 from harness_ext.metrics.known import known_statistics
 from harness_ext.metrics.statistic import POINTS, SHARE, Statistic
@@ -142,3 +143,24 @@ def test_brier_score_is_lm_evals_sum():
     score = known_statistics("brier_score")[1]
     assert score([(0, [0.8, 0.2]), (1, [0.6, 0.4])]) == pytest.approx(np.mean([0.08, 0.72]))
     assert json.dumps(score.limits) == "[0, 2]"
+
+
+def test_an_installed_package_brings_a_metric(monkeypatch):
+    own = Statistic("kappa", SHARE, -1, 1, higher_is_better=True)
+
+    class Point:
+        name, value = "kappa", "a_package.metrics:kappa"
+
+        def load(self):
+            return own
+
+    monkeypatch.setattr(
+        declarations.importlib.metadata,
+        "entry_points",
+        lambda group: [Point()] if group == declarations.ENTRY_POINTS else [],
+    )
+    declarations._installed.cache_clear()
+    try:
+        assert declared("kappa") == (own,)
+    finally:
+        declarations._installed.cache_clear()
