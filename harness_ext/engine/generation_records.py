@@ -34,8 +34,8 @@ def add_generation_records(
                     if len(records) > 1:
                         sample["generations"] = [record._asdict() for record in records]
                     break
-                if (counted := _counted(sample, idx, lm)) is not None:
-                    sample.update(counted)
+                if (reason := _finish_reason(sample, idx, lm)) is not None:
+                    sample["finish_reason"] = reason
                     break
 
 
@@ -49,12 +49,12 @@ def _scored(sample: Mapping[str, Any], idx: int, repeats: int) -> int:
     return matches[0] if matches else 0
 
 
-def _counted(sample: Mapping[str, Any], idx: int, lm: HFLM) -> dict[str, Any] | None:
-    """Finish reason and length of an answer without a record; None of what is no generated answer."""
+def _finish_reason(sample: Mapping[str, Any], idx: int, lm: HFLM) -> str | None:
+    """Why an answer without a record ended, from its length; None of what is no generated answer."""
     request, answers = sample["arguments"][idx], sample["resps"][idx]
     if len(request) < 2 or not isinstance(request[1], Mapping) or not answers or not isinstance(answers[0], str):
         return None
     settings = request[1]
     limit = next((settings[name] for name in ("max_gen_toks", "max_new_tokens") if name in settings), lm.max_gen_toks)
     tokens = len(lm.tokenizer(answers[_scored(sample, idx, len(answers))], add_special_tokens=False)["input_ids"])
-    return {"finish_reason": "length" if tokens >= int(limit) else "stop", "output_tokens": tokens}
+    return "length" if tokens >= int(limit) else "stop"
