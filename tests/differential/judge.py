@@ -230,10 +230,10 @@ def _why_refused(
         for pattern, kind, reason in DECLARED:
             if re.search(pattern, message) and re.fullmatch(kind, kinds[adapter]):
                 return reason, adapter
-        base = stock.get(None)
-        if "changes nothing" in message and base is not None and case.padding_rows:  # `hf` cuts them off with peft=
-            base = run_stock(case, built, None, resized=True)
-        if "changes nothing" in message and _answers_alike(base, stock[adapter]):
+        if "changes nothing" in message and _answers_alike(
+            run_stock(case, built, None, resized=bool(case.padding_rows)),  # `hf` cuts them off with peft=
+            stock[adapter],
+        ):
             return "adapter changes none of these answers", adapter
     if case.merged and "merge" in message:
         return f"{', '.join(sorted({kinds[adapter] for adapter in named}))} cannot be merged exactly", "merge"
