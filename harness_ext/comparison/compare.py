@@ -18,7 +18,7 @@ from harness_ext.comparison.findings import (
     pair_findings,
     table_findings,
 )
-from harness_ext.comparison.measure import Settings, agreed_factor, measure, on_one_scale
+from harness_ext.comparison.measure import Settings, agreed_factor, measure, within_declared_range
 from harness_ext.comparison.pair import pair
 from harness_ext.comparison.rows import Comparison, Row
 from harness_ext.comparison.testing import Tested, test, test_group, told_apart
@@ -88,8 +88,8 @@ def compare_runs(
     _check_wishes(margin, margins or {}, sort)
     check_allowed(allow, runs)
     chosen = find_baseline(runs, baseline)
-    everyone = [run for run in runs if run is not chosen]
-    others = _matching(everyone, only)
+    not_baseline = [run for run in runs if run is not chosen]
+    others = _matching(not_baseline, only)
     shared, without_metric = _shared_tasks(chosen, others, metric)
     named = [task for task in shared if task in _named(shared, tasks, "--tasks")]
     entrants = contenders(others, group=group_seeds)
@@ -103,7 +103,7 @@ def compare_runs(
     rows = [row for task in named for row in _rows(by_task[task], decisions, settings)]
     rows = _sorted(rows, sort or "name")
 
-    filtered = [f"{run.name} on {task}" for run in everyone for task in _tasks_of(chosen, run)
+    filtered = [f"{run.name} on {task}" for run in not_baseline for task in _tasks_of(chosen, run)
                 if task not in named or run not in others]  # fmt: skip
     findings = [
         *table_findings(chosen, others, rows),
@@ -138,20 +138,22 @@ def _test_task(
 ) -> _TaskTests:
     """Every contender on one task. Samples are read here and dropped here, so memory is bounded by one task."""
     base = measure(chosen, task, settings, metric=metric)
-    having = {
+    measurements = {
         entrant.name: {
             seed: measure(run, task, settings, like=base) for seed, run in entrant.runs.items() if task in run.tasks
         }
         for entrant in entrants
     }
-    everyone = [run for runs in having.values() for run in runs.values()]
-    base, findings = agreed_factor(base, everyone), []
-    if not on_one_scale(base, everyone):
+    every = [run for runs in measurements.values() for run in runs.values()]
+    base, findings = agreed_factor(base, every), []
+    if not within_declared_range(base, every):
         findings = [off_scale(base)]
         base = base.without_range()
-        having = {name: {seed: run.without_range() for seed, run in runs.items()} for name, runs in having.items()}
+        measurements = {
+            name: {seed: run.without_range() for seed, run in runs.items()} for name, runs in measurements.items()
+        }
     tests = []
-    for name, runs in having.items():
+    for name, runs in measurements.items():
         if not runs:
             continue
         made = pair(base, name, runs, settings)

@@ -42,7 +42,6 @@ class Measurement:
     samples: SampleScores | None = None
     factor: float = 1.0  # from what documents logged to the statistic's unit
     not_tested: str | None = None  # why there are no samples to test
-    cluster_declared: bool = True
 
     @property
     def statistic(self) -> Statistic:
@@ -132,7 +131,7 @@ def measure(
         return replace(untested, not_tested="a group")
     if result.samples_path is None:
         return replace(untested, not_tested="no samples logged")
-    column, is_declared = cluster_column(result, settings.clusters)
+    column = cluster_column(result, settings.clusters)
     reasons = []
     for statistic in candidates:
         try:
@@ -146,7 +145,7 @@ def measure(
         factor = _reproducing(value.value, statistic, samples.values)
         if factor is not None:
             _check_scale(run, task, statistic, samples.values)
-            found = replace(untested, declaration=statistic, samples=samples, cluster_declared=is_declared)
+            found = replace(untested, declaration=statistic, samples=samples)
             return replace(found, factor=factor * found.scale if statistic.is_mean else 1.0)
         reasons.append(
             "not the mean of its documents" if statistic.is_mean else f"not what {value.metric} gives for its documents"
@@ -184,7 +183,7 @@ def _reproducing(logged: float, statistic: Statistic, values: Floats) -> float |
     return None
 
 
-def on_one_scale(first: Measurement, others: Sequence[Measurement]) -> bool:
+def within_declared_range(first: Measurement, others: Sequence[Measurement]) -> bool:
     """Whether no run contradicts the declared range of the metric.
 
     Percentages under a name that stands for shares would be shown a hundred times too large, and every difference

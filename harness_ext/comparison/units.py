@@ -16,8 +16,8 @@ _KNOWN: tuple[tuple[str, str], ...] = (
 _USUAL = "context"  # what a passage is called where nobody says
 
 
-def cluster_column(result: TaskResult, given: Mapping[str, str]) -> tuple[str, bool]:
-    """The column, and whether somebody declared it.
+def cluster_column(result: TaskResult, given: Mapping[str, str]) -> str:
+    """The column of a task.
 
     `--cluster TASK=COLUMN` goes before the task's own `metadata: cluster:`, this before the table of known tasks; a
     column named `context` is taken for a passage.
@@ -28,10 +28,10 @@ def cluster_column(result: TaskResult, given: Mapping[str, str]) -> tuple[str, b
     """
     for pattern, column in given.items():
         if fnmatch.fnmatchcase(result.task, pattern):
-            return column, True
+            return column
     if isinstance(declared := result.metadata.get("cluster"), str):
-        return declared, True
+        return declared
     for pattern, column in _KNOWN:
         if fnmatch.fnmatchcase(result.task, pattern):
-            return column, True
-    return _USUAL, False
+            return column
+    return _USUAL

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -277,8 +277,3 @@ def solve_increasing(function: Callable[[float], float], low: float, high: float
     if function(high) < 0:
         return None
     return math.exp(float(brentq(lambda log: function(math.exp(log)), math.log(low), math.log(high), xtol=1e-4)))
-
-
-def replace_value(estimate: Estimate, value: float) -> Estimate:
-    """The same uncertainty around another value."""
-    return replace(estimate, value=value)

@@ -37,7 +37,7 @@ def test_mcnemar_is_exact(gained, lost):
     assert mcnemar(gained, lost) == pytest.approx(their_mcnemar([[50, gained], [lost, 20]], exact=True).pvalue)
 
 
-# The two regression cases of METRICS.md.
+# Two cases that another tool got wrong.
 def test_from_unparsed_to_trained_is_better():
     found = paired_difference(*pairs(100, 728, 13, 31))  # 13 % -> 95 % on 872
     assert found.p_value < 1e-100

@@ -1,4 +1,4 @@
-"""What a comparison of this size finds, and which size would decide: as METRICS.md says, and as simulation shows."""
+"""What a comparison of this size finds, and which size would decide: in closed form, and as simulation shows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def share_found(n: int, gained: float, lost: float) -> float:
     )
 
 
-# Oracles: METRICS.md, n = 872: 2.1 / 3.0 / 4.2 points at 5 / 10 / 20 % discordant pairs, by the normal approximation,
+# Oracle for n = 872, by the normal approximation: 2.1 / 3.0 / 4.2 points at 5 / 10 / 20 % discordant pairs,
 # which the exact test needs a little more than; and simulation.
 @pytest.mark.parametrize(("share", "points"), [(0.05, 2.1), (0.10, 3.0), (0.20, 4.2)])
 def test_detectable_difference(share, points):
