@@ -21,7 +21,6 @@ import datasets
 import evaluate
 
 from harness_ext import hooks
-from harness_ext.metrics import labels
 
 CITATIONS = {
     "squad_v1": "Rajpurkar et al. (2016), arXiv:1606.05250",
@@ -66,14 +65,15 @@ class Labels(evaluate.Metric):
         return _info(type(self).__doc__, {"predictions": index, "references": index}, citation="")
 
     def _compute(self, *, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
-        parsed = [None if predicted == -1 else int(predicted) for predicted in predictions]
         golds = [int(gold) for gold in references]
+        parsed = [None if predicted == -1 else int(predicted) for predicted in predictions]
+        pairs = list(zip(golds, parsed, strict=True))
         return {
-            "acc": labels.accuracy(golds, parsed),
-            "parsed_rate": sum(predicted is not None for predicted in parsed) / len(parsed),
-            "macro_f1": labels.macro_f1(golds, parsed, labels=sorted(set(golds))),
-            "mcc": labels.mcc(golds, parsed),
-            "majority_baseline": labels.majority_baseline(golds),
+            "acc": sum(gold == predicted for gold, predicted in pairs) / len(pairs),
+            "parsed_rate": sum(predicted is not None for predicted in parsed) / len(pairs),
+            "macro_f1": hooks.macro_f1(pairs),
+            "mcc": hooks.mcc(pairs),
+            "majority_baseline": hooks.majority_baseline(golds),
         }
 
 

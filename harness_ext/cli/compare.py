@@ -47,7 +47,8 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="[METRIC=]VALUE",
-        help="equivalent within so many points (default: 1); of one metric, in the unit it is logged in; repeatable",
+        help="equivalent within so many points (default: 1); of one metric: in points where it is shown in points, "
+        "else in its own unit; repeatable",
     )
     made.add_argument(
         "--cluster",

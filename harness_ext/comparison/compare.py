@@ -70,7 +70,7 @@ def compare_runs(
         baseline: name of the run to compare with; None finds the one without an adapter.
         metric: to compare instead of each task's primary one.
         margin: differences up to this many points count as equivalent.
-        margins: of single metrics, in the unit they are logged in.
+        margins: of single metrics: in points for shares and percentages, else in the metric's own unit.
         clusters: column that names the unit of evidence, by task or pattern.
         statistics: declarations of metrics of your own; see `harness_ext.metrics.declarations.load_statistics`.
         seed: of permutations and bootstraps.
@@ -88,6 +88,7 @@ def compare_runs(
     _check_wishes(margin, margins or {}, sort)
     check_allowed(allow, runs)
     chosen = find_baseline(runs, baseline)
+    _check_names(margins or {}, chosen)
     not_baseline = [run for run in runs if run is not chosen]
     others = _matching(not_baseline, only)
     shared, without_metric = _shared_tasks(chosen, others, metric)
@@ -261,6 +262,16 @@ def _check_wishes(margin: float, margins: Mapping[str, float], sort: str | None)
             raise ComparisonError(f"--margin {name}={value:g} must be a number, at least 0; choose another")
     if sort is not None and sort not in ORDERS:
         raise ComparisonError(f"no order {sort!r}{suggest(sort, ORDERS)}; choose from {', '.join(ORDERS)}")
+
+
+def _check_names(margins: Mapping[str, float], baseline: Run) -> None:
+    known = sorted({metric for task in baseline.tasks.values() for metric in task.metrics})
+    for name in margins:
+        if name not in known:
+            raise ComparisonError(
+                f"--margin {name}={margins[name]:g}: no task has metric {name!r}{suggest(name, known)}; "
+                f"{baseline.name} has {', '.join(known)}"
+            )
 
 
 def _matching(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:

@@ -14,7 +14,7 @@ from harness_ext.findings import Finding
 from harness_ext.formatting import format_score
 from harness_ext.metrics.statistic import SHARE
 from harness_ext.protocol.ties import MOST_TIED
-from harness_ext.results.run import Run
+from harness_ext.results.run import LM_EVAL, Run
 from harness_ext.results.samples import SampleScores
 from harness_ext.stats.seeds import ENOUGH_SEEDS
 from harness_ext.stats.units import FEW_UNITS, LEAST_UNITS
@@ -59,7 +59,8 @@ def _not_tested(tested: Tested) -> Finding:
     guilty = next((each for each in (pair.base, *pair.runs.values()) if each.samples is None), pair.base)
     remedy = "compare another metric"
     if guilty.result.samples_path is None:
-        remedy = "evaluate again with --log_samples"
+        tool = guilty.run.tool
+        remedy = "evaluate again with --log_samples" if tool == LM_EVAL else f"let {tool} write its samples"
     task, metric = pair.base.result.task, pair.base.metric.metric
     text = f"{task}, {guilty.run.name}: {metric} is not tested ({tested.not_tested}); {remedy}"
     return Finding("R09", "warning", f"{task}, {guilty.run.name}", text, next_step=remedy)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from harness_ext.comparison.units import cluster_column
-from harness_ext.errors import ResultsError
+from harness_ext.errors import ComparisonError, ResultsError
 from harness_ext.metrics.declarations import declared
 from harness_ext.metrics.statistic import POINTS, SHARE, Floats, Statistic
 from harness_ext.results.run import LM_EVAL, MetricValue, Run, TaskResult
@@ -24,7 +24,7 @@ class Settings:
     """What the user decides about a comparison."""
 
     margin: float = 0.01  # of shares that declare none
-    margins: Mapping[str, float] = field(default_factory=dict)  # of single metrics, in the unit they are logged in
+    margins: Mapping[str, float] = field(default_factory=dict)  # of single metrics: points of shares, else their unit
     clusters: Mapping[str, str] = field(default_factory=dict)  # task or pattern -> column
     seed: int = 0
     allow: tuple[str, ...] = ()
@@ -92,9 +92,24 @@ class Measurement:
         return replace(self, declaration=declaration, factor=self.factor / self.scale)
 
     def margin(self, settings: Settings) -> float | None:
-        """The margin of equivalence in the statistic's unit: given, declared, or that of shares; else None."""
-        if self.metric.metric in settings.margins:
-            return settings.margins[self.metric.metric] * self.scale
+        """The margin of equivalence in the statistic's unit: given, declared, or that of shares; else None.
+
+        Raises:
+            ComparisonError: it is as wide as the metric's range, so that every value would be equivalent.
+        """
+        found = self._margin(settings)
+        low, high = self.statistic.limits
+        if found and self.statistic.scale == "linear" and low is not None and high is not None and found >= high - low:
+            in_points, unit = (100, "points") if self.statistic.unit == SHARE else (1, self.statistic.unit)
+            raise ComparisonError(
+                f"the margin of {self.metric.metric}, {in_points * found:g} {unit}, is as wide as its range; choose a "
+                f"smaller one: --margin {self.metric.metric}=VALUE, in {unit}"
+            )
+        return found
+
+    def _margin(self, settings: Settings) -> float | None:
+        if (given := settings.margins.get(self.metric.metric)) is not None:
+            return given / 100 if self.statistic.unit == SHARE else given
         if self.statistic.margin is not None:
             return self.statistic.margin
         return settings.margin if self.statistic.unit == SHARE else None

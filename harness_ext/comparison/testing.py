@@ -103,7 +103,7 @@ def _seeds(pair: Pair) -> Seeds | None:
 
 
 def logged_score(measurement: Measurement) -> Score:
-    """The logged value, with the interval of lm-eval's standard error where there is one."""
+    """The logged value, with the interval of the logged standard error where there is one."""
     value, stderr = measurement.value, measurement.standard_error
     parsed = parsed_share(measurement.result)
     if stderr is None:
@@ -114,7 +114,7 @@ def logged_score(measurement: Measurement) -> Score:
         value - half_width if low is None else max(low, value - half_width),
         value + half_width if high is None else min(high, value + half_width),
     )
-    return Score(value, interval, "normal interval from lm-eval's standard error", parsed)
+    return Score(value, interval, "normal interval from the logged standard error", parsed)
 
 
 def _described(statistic: Statistic, rows: Floats, clusters: Clusters | None, result: TaskResult, seed: int) -> Score:
@@ -209,9 +209,13 @@ def told_apart(tests: Sequence[Tested]) -> tuple[list[int], Bools] | None:
 
     Returns:
         The places of the contenders that can be ranked, and the matrix of `better_pairs` over them; None where the
-        metric has no score per document, or fewer than two documents are shared.
+        metric is no plain mean of documents, or fewer than two documents are shared.
     """
-    places = [place for place, each in enumerate(tests) if each.paired is not None and each.statistic.is_mean]
+    places = [
+        place
+        for place, each in enumerate(tests)
+        if each.paired is not None and each.statistic.is_mean and each.statistic.scale == "linear"
+    ]
     if not places:
         return None
     pairs = [tests[place].pair for place in places]

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness_ext.metrics import calibration, overlap, squad
+from harness_ext.metrics.known import ABSTAIN_F1, ABSTAIN_PRECISION, ABSTAIN_RECALL
 
 logger = logging.getLogger(__name__)
 
@@ -158,17 +159,17 @@ def _references(doc: Doc) -> list[str]:
 
 def abstain_precision(decisions: Sequence[tuple[bool, bool]]) -> float:
     """Of the abstentions, the share on unanswerable questions, 0-100; NaN without abstentions."""
-    return 100.0 * squad.abstain_precision(decisions)
+    return ABSTAIN_PRECISION(decisions)
 
 
 def abstain_recall(decisions: Sequence[tuple[bool, bool]]) -> float:
     """Of the unanswerable questions, the share abstained from, 0-100; NaN without unanswerable questions."""
-    return 100.0 * squad.abstain_recall(decisions)
+    return ABSTAIN_RECALL(decisions)
 
 
 def abstain_f1(decisions: Sequence[tuple[bool, bool]]) -> float:
-    """Harmonic mean of abstention precision and recall, 0-100; NaN when either has no documents."""
-    return 100.0 * squad.abstain_f1(decisions)
+    """Harmonic mean of abstention precision and recall, 0-100; NaN when neither has documents."""
+    return ABSTAIN_F1(decisions)
 
 
 def bleu(rows: Sequence[tuple[str, Sequence[str]]]) -> float:

@@ -6,6 +6,7 @@ Documents have the columns `label` (an index) and `choices` (the label words).
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from harness_ext.errors import MetricError
 from harness_ext.metrics import calibration, labels
+from harness_ext.metrics.known import AUROC, MACRO_F1, MCC
 
 Doc = Mapping[str, Any]
 
@@ -118,21 +120,18 @@ def _gold_label(doc: Doc, *, expected: int) -> int:
 
 
 def macro_f1(pairs: Sequence[tuple[int, int | None]]) -> float:
-    """Unweighted mean of the F1 of the classes that occur in the gold labels."""
-    golds, predictions = zip(*pairs, strict=True)
-    return labels.macro_f1(golds, predictions, labels=sorted(set(golds)))
+    """Unweighted mean of the F1 of the classes that occur in the gold labels, 0-1."""
+    return MACRO_F1(pairs)
 
 
 def mcc(pairs: Sequence[tuple[int, int | None]]) -> float:
     """Matthews correlation coefficient, -1 to 1."""
-    golds, predictions = zip(*pairs, strict=True)
-    return labels.mcc(golds, predictions)
+    return MCC(pairs)
 
 
 def auroc(pairs: Sequence[tuple[int, float]]) -> float:
-    """Area under the ROC curve of the log-probability difference of the two choices."""
-    golds, scores = zip(*pairs, strict=True)
-    return labels.auroc(golds, scores)
+    """Area under the ROC curve of the log-probability difference of the two choices, 0-1; NaN without both classes."""
+    return AUROC(pairs)
 
 
 def ece(pairs: Sequence[tuple[float, float]]) -> float:
@@ -148,9 +147,8 @@ def majority_baseline(golds: Sequence[int]) -> float:
 
 def top_class_share(predictions: Sequence[int | None]) -> float:
     """Share of the commonest prediction: 1.0 when the model always says the same."""
-    return max(
-        labels.class_shares(predictions, sorted({p for p in predictions if p is not None})).values(), default=0.0
-    )
+    parsed = Counter(predicted for predicted in predictions if predicted is not None)
+    return max(parsed.values(), default=0) / len(predictions)
 
 
 def minimum(rows: Sequence[Sequence[float]]) -> float:

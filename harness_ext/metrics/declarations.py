@@ -52,16 +52,19 @@ def declared(
         return tuple(_redeclared(each, own[metric]) for each in known)
     if scale in (1, 100) and all(each.unit in ("", SHARE, POINTS) and not each.describes for each in known):
         unit, top = (SHARE, 1.0) if scale == 1 else (POINTS, 100.0)
-        return tuple(_rescaled(each, unit, top) for each in known)
+        return tuple(one for each in known for one in _rescaled(each, unit, top))
     return known
 
 
-def _rescaled(statistic: Statistic, unit: str, top: float) -> Statistic:
-    """A metric on the scale that its task declares; what is computed from sums keeps its own."""
-    if statistic.unit == unit or not statistic.is_mean:
-        return statistic
+def _rescaled(statistic: Statistic, unit: str, top: float) -> tuple[Statistic, ...]:
+    """A metric on the scale that its task declares; what is computed from sums may be logged on either."""
+    if statistic.score is not None:
+        other = statistic.in_points() if statistic.unit == SHARE else statistic.in_shares()
+        return (statistic,) if other is statistic else (statistic, other)
+    if statistic.unit == unit or statistic.ranks_classes:
+        return (statistic,)
     low = 0.0 if statistic.low is None or statistic.low >= 0 else -top
-    return replace(statistic, unit=unit, low=low, high=top, margin=None)
+    return (replace(statistic, unit=unit, low=low, high=top, margin=None),)
 
 
 def _redeclared(statistic: Statistic, own: Mapping[str, Any]) -> Statistic:

@@ -22,7 +22,11 @@ from harness_ext.metrics.statistic import POINTS, SHARE, Floats, Numbers, Statis
 def label_pair(logged: Any) -> tuple[float, float]:
     """(gold, predicted), class indices; None for an output that did not parse."""
     gold, predicted = logged
-    if not isinstance(gold, int) or not isinstance(predicted, (int, type(None))):
+    if (
+        not isinstance(gold, int)
+        or gold < 0
+        or not (predicted is None or (isinstance(predicted, int) and predicted >= 0))
+    ):
         raise TypeError(f"not a pair of labels: {logged!r}")
     return float(gold), -1.0 if predicted is None else float(predicted)
 
@@ -60,13 +64,17 @@ def _class_f1(sums: Floats) -> Floats:
 
 
 def _macro_f1(sums: Floats) -> Floats:
-    """Over the classes that occur in the gold labels, as `harness_ext.hooks.macro_f1`."""
+    """Over the classes that occur in the gold labels; unparsed outputs cost their gold class recall."""
     gold = _margins(sums)[1] > 0
     return np.asarray(np.where(gold, np.nan_to_num(_class_f1(sums)), 0).sum(axis=1) / gold.sum(axis=1))
 
 
 def _mcc(sums: Floats) -> Floats:
-    """Gorodkin's R_K from margins; unparsed outputs are a predicted class of their own."""
+    """Gorodkin's R_K (2004, doi:10.1016/j.compbiolchem.2004.09.006) from the margins of the confusion table.
+
+    R_K = (c·n − Σ t_k·p_k) / √((n² − Σ t_k²)(n² − Σ p_k²)), with c right of n, t_k golds and p_k predictions of class
+    k; 0 where golds or predictions are constant. Unparsed outputs are a predicted class of their own.
+    """
     right, gold, predicted = _margins(sums)
     n, predicted = gold.sum(axis=1), np.concatenate([predicted, sums[:, -1:]], axis=1)
     gold = np.concatenate([gold, np.zeros((len(sums), 1))], axis=1)
@@ -80,11 +88,25 @@ def _of_class_one(measure: Callable[[Floats, Floats, Floats], Floats]) -> Callab
     return lambda sums: measure(*(part[:, 1] for part in _margins(sums)))
 
 
-_F1 = _of_class_one(lambda right, gold, predicted: _ratio(2 * right, gold + predicted))
+def _f1_of_counts(right: Floats, gold: Floats, predicted: Floats) -> Floats:
+    return _ratio(2 * right, gold + predicted)
 
 
 def _labels(metric: str, score: Callable[[Floats], Floats], numbers: Numbers = label_pair, low: float = 0) -> Statistic:
     return Statistic(metric, SHARE, low, 1, higher_is_better=True, numbers=numbers, score=score, expand=one_hot)
+
+
+MACRO_F1 = _labels("macro_f1", _macro_f1)
+MCC = _labels("mcc", _mcc, low=-1)
+# Of the decisions to abstain, on 0–100; NaN without abstentions, without unanswerable questions, without either.
+ABSTAIN_PRECISION, ABSTAIN_RECALL, ABSTAIN_F1 = (
+    _labels(f"abstain_{name}", _of_class_one(measure), abstain_decision).in_points()
+    for name, measure in (
+        ("precision", lambda right, _, predicted: _ratio(right, predicted)),
+        ("recall", lambda right, gold, _: _ratio(right, gold)),
+        ("f1", _f1_of_counts),
+    )
+)
 
 
 # -- sums of log-likelihoods: perplexity and bits per byte -------------------------------------------------------
@@ -126,11 +148,17 @@ def _brier_pair(logged: Any) -> tuple[float, float]:
     return sum((float(p) - t) ** 2 for p, t in zip(probabilities, target, strict=True)), 1.0
 
 
+_BRIER_SCORE = Statistic("brier_score", "sum of squares", 0, 2, higher_is_better=False, margin=0.02)
+
+
 def _ranked_pair(logged: Any) -> tuple[float, float]:
     gold, score = logged
-    if gold not in (0, 1):
-        raise ValueError(f"not a class of two: {gold!r}")
+    if gold not in (0, 1) or math.isnan(score):
+        raise ValueError(f"not a class of two and its score: {logged!r}")
     return float(gold), float(score)
+
+
+AUROC = Statistic("auroc", SHARE, 0, 1, higher_is_better=True, numbers=_ranked_pair, ranks_classes=True)
 
 
 # -- corpus BLEU -------------------------------------------------------------------------------------------------
@@ -182,19 +210,16 @@ def _error_rate(metric: str) -> Statistic:
 
 
 _COMPUTED: Mapping[str, Callable[[str], tuple[Statistic, ...]]] = {
-    "macro_f1": lambda name: (_labels(name, _macro_f1),),
-    "mcc": lambda name: (_labels(name, _mcc, low=-1),),
-    "f1": lambda name: (Statistic(name, SHARE, 0, 1, higher_is_better=True), _labels(name, _F1)),
-    "abstain_precision": lambda name: (
-        _labels(name, _of_class_one(lambda right, _, predicted: _ratio(right, predicted)), abstain_decision),
+    "macro_f1": lambda _: (MACRO_F1,),
+    "mcc": lambda _: (MCC,),
+    "f1": lambda name: (
+        Statistic(name, SHARE, 0, 1, higher_is_better=True),
+        _labels(name, _of_class_one(_f1_of_counts)),
     ),
-    "abstain_recall": lambda name: (
-        _labels(name, _of_class_one(lambda right, gold, _: _ratio(right, gold)), abstain_decision),
-    ),
-    "abstain_f1": lambda name: (_labels(name, _F1, abstain_decision),),
-    "*auroc": lambda name: (
-        Statistic(name, SHARE, 0, 1, higher_is_better=True, numbers=_ranked_pair, ranks_classes=True),
-    ),
+    "abstain_precision": lambda _: (ABSTAIN_PRECISION,),
+    "abstain_recall": lambda _: (ABSTAIN_RECALL,),
+    "abstain_f1": lambda _: (ABSTAIN_F1,),
+    "*auroc": lambda name: (replace(AUROC, metric=name),),
     "perplexity": lambda name: (_perplexity(name, _counted), _perplexity(name, loglikelihood_and_length)),
     "word_perplexity": lambda name: (_perplexity(name, loglikelihood_and_length),),
     "byte_perplexity": lambda name: (_perplexity(name, loglikelihood_and_length),),
@@ -203,18 +228,9 @@ _COMPUTED: Mapping[str, Callable[[str], tuple[Statistic, ...]]] = {
     "log_loss": lambda name: (Statistic(name, "nats", 0, None, higher_is_better=False, margin=0.01),),
     "brier": lambda name: (Statistic(name, SHARE, 0, 1, higher_is_better=False),),
     "ece": lambda name: (Statistic(name, SHARE, 0, 1, higher_is_better=False),),
-    "brier_score": lambda name: (
-        Statistic(name, "sum of squares", 0, 2, higher_is_better=False, margin=0.02),
-        Statistic(
-            name,
-            "sum of squares",
-            0,
-            2,
-            higher_is_better=False,
-            margin=0.02,
-            numbers=_brier_pair,
-            score=lambda sums: sums[:, 0] / sums[:, 1],
-        ),
+    "brier_score": lambda _: (
+        _BRIER_SCORE,
+        replace(_BRIER_SCORE, numbers=_brier_pair, score=lambda sums: sums[:, 0] / sums[:, 1]),
     ),
     "wer": lambda name: (_error_rate(name),),
     "cer": lambda name: (_error_rate(name),),

@@ -1,8 +1,6 @@
-"""Classification metrics over documents, for any number of classes, and the parser of generated labels.
+"""Scores of a choice and of its probabilities, for any number of classes, and the parser of generated labels.
 
-A label is an int or a str; golds and predictions must be of one kind. A prediction of None is an output that could
-not be parsed: it stays in every denominator and is never right. All scores are on a scale of 0 to 1, `mcc` on -1 to 1,
-`log_loss` in nats.
+All scores are on a scale of 0 to 1, `log_loss` in nats. What is computed from pairs of labels is in `known`.
 """
 
 from __future__ import annotations
@@ -12,99 +10,17 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence, Sized
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness_ext.errors import MetricError
 
-Label: TypeAlias = int | str
-
-
 # --- scores of labels ---
 
 
-def accuracy(golds: Sequence[Label], predictions: Sequence[Label | None]) -> float:
-    """Share of documents whose prediction equals the gold label, 0..1; unparsed (None) is wrong.
-
-    Raises:
-        MetricError: no documents, unequal lengths, or labels of both kinds.
-
-    >>> accuracy(["pos", "neg", "pos", "neg"], ["pos", "pos", None, "neg"])
-    0.5
-    """
-    _check_labels("accuracy", golds, predictions)
-    return _hits(golds, predictions).total() / len(golds)
-
-
-def macro_f1(
-    golds: Sequence[Label], predictions: Sequence[Label | None], labels: Sequence[Label] | None = None
-) -> float:
-    """Unweighted mean over classes of 2·hits / (golds + predictions of the class), 0..1.
-
-    A class with neither gold nor prediction scores 0. None costs its gold class recall and is no class of its own.
-    Agrees with `sklearn.metrics.f1_score(average="macro", labels=labels, zero_division=0)`.
-
-    Args:
-        labels: the classes of the mean; by default all that occur among golds and parsed predictions.
-
-    Raises:
-        MetricError: no documents, no classes, unequal lengths, or labels of both kinds.
-
-    >>> macro_f1([0, 0, 1, 1], [0, None, 1, 0])
-    0.5833333333333333
-    """
-    _check_labels("macro_f1", golds, predictions, labels or ())
-    parsed = [prediction for prediction in predictions if prediction is not None]
-    gold_counts, predicted_counts, hits = Counter(golds), Counter(parsed), _hits(golds, predictions)
-    classes = gold_counts | predicted_counts if labels is None else labels
-    if not classes:
-        raise MetricError("macro_f1: labels is empty; name the classes, or leave it out to use those that occur")
-    totals = [(hits[label], gold_counts[label] + predicted_counts[label]) for label in classes]
-    return math.fsum(2 * hit / total for hit, total in totals if total) / len(totals)
-
-
-def mcc(golds: Sequence[Label], predictions: Sequence[Label | None]) -> float:
-    """Matthews correlation of any number of classes (R_K), -1..1; 0.0 when golds or predictions are constant.
-
-    R_K = (c·n − Σ t_k·p_k) / √((n² − Σ t_k²)(n² − Σ p_k²)) with c correct of n, t_k golds and p_k predictions of class
-    k. None is a class of its own. Source: Gorodkin (2004), doi:10.1016/j.compbiolchem.2004.09.006.
-
-    Raises:
-        MetricError: no documents, unequal lengths, or labels of both kinds.
-
-    >>> mcc([0, 0, 1, 1], [0, 0, 1, 1]), mcc([0, 0, 1, 1], [1, 1, 1, 1])
-    (1.0, 0.0)
-    """
-    _check_labels("mcc", golds, predictions)
-    n, t, p = len(golds), Counter(golds), Counter(predictions)
-    covariance = _hits(golds, predictions).total() * n - sum(count * p[label] for label, count in t.items())
-    gold_spread = n * n - sum(count * count for count in t.values())
-    predicted_spread = n * n - sum(count * count for count in p.values())
-    spread = gold_spread * predicted_spread
-    return covariance / math.sqrt(spread) if spread else 0.0
-
-
-def class_shares(predictions: Sequence[Label | None], labels: Sequence[Label]) -> dict[Label, float]:
-    """Share of all documents predicted as each label, 0..1, in the order of `labels`.
-
-    None is counted in the denominator only, so the shares add up to the parsed rate.
-
-    Raises:
-        MetricError: no documents, labels of both kinds, or a prediction outside `labels`.
-
-    >>> class_shares(["pos", "pos", None, "neg"], ["neg", "pos"])
-    {'neg': 0.25, 'pos': 0.5}
-    """
-    _check_labels("class_shares", predictions, predictions, labels)
-    counts = Counter(predictions)
-    if unknown := counts.keys() - {*labels, None}:
-        raise MetricError(f"class_shares: predicted {sorted(map(str, unknown))}, not among {list(labels)}; name it")
-    return {label: counts[label] / len(predictions) for label in labels}
-
-
-def majority_baseline(golds: Sequence[Label]) -> float:
+def majority_baseline(golds: Sequence[int | str]) -> float:
     """Accuracy of always predicting the most frequent gold label, 0..1.
 
     Raises:
@@ -138,34 +54,6 @@ def softmax(logprobs: Sequence[float]) -> list[float]:
     weights = [math.exp(logprob - peak) for logprob in logprobs]
     total = math.fsum(weights)
     return [weight / total for weight in weights]
-
-
-def auroc(golds: Sequence[int], scores: Sequence[float]) -> float:
-    """Probability that a positive document scores above a negative one, ties counted half, 0..1.
-
-    Rank statistic: (Σ mid-ranks of positives − P(P+1)/2) / (P·N). Needs no probabilities: lp(positive) − lp(negative)
-    will do. nan when either class has no document.
-
-    Args:
-        golds: 1 for positive, 0 for negative.
-        scores: higher means more positive; ±inf is allowed.
-
-    Raises:
-        MetricError: no documents, unequal lengths, a gold other than 0 and 1, or a score that is nan.
-
-    >>> auroc([0, 0, 1, 1], [0.1, 0.4, 0.4, 0.8])
-    0.875
-    """
-    _check_lengths("auroc", golds=golds, scores=scores)
-    if unknown := set(golds) - {0, 1}:
-        raise MetricError(f"auroc: golds hold {sorted(map(str, unknown))}; pass 1 for the positive class, else 0")
-    values, positive = np.asarray(scores, dtype=float), np.asarray(golds) == 1
-    if np.isnan(values).any():
-        raise MetricError(f"auroc: the score of document {int(np.isnan(values).argmax())} is nan; drop it or mend it")
-    positives = int(positive.sum())
-    pairs = positives * (len(golds) - positives)
-    above = float(_mid_ranks(values)[positive].sum()) - positives * (positives + 1) / 2
-    return above / pairs if pairs else math.nan
 
 
 def brier(golds: Sequence[int], probabilities: Sequence[Sequence[float]]) -> float:
@@ -336,11 +224,6 @@ def _check_choices(choices: Sequence[str]) -> list[str]:
 # --- shared checks ---
 
 
-def _hits(golds: Sequence[Label], predictions: Sequence[Label | None]) -> Counter[Label]:
-    """Correct predictions per class."""
-    return Counter(gold for gold, prediction in zip(golds, predictions, strict=True) if gold == prediction)
-
-
 def _mid_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Ranks from 1; equal values share the mean of theirs."""
     _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
@@ -361,15 +244,6 @@ def _distributions(metric: str, golds: Sequence[int], probabilities: Sequence[Se
                 f"{metric}: document {index} has gold {gold!r}; pass the index of one of {classes} classes"
             )
     return np.asarray(probabilities, dtype=np.float64)
-
-
-def _check_labels(metric: str, golds: Sequence[Any], predictions: Sequence[Any], labels: Sequence[Label] = ()) -> None:
-    """Refuse unequal lengths, and text beside numbers: 0 never equals "0", so the score would be a silent 0."""
-    _check_lengths(metric, golds=golds, predictions=predictions)
-    present = [label for label in (*golds, *predictions, *labels) if label is not None]
-    if len({isinstance(label, str) for label in present}) > 1:
-        examples = [next(label for label in present if isinstance(label, str) is kind) for kind in (True, False)]
-        raise MetricError(f"{metric}: labels are text and numbers, such as {examples}; convert them to one kind")
 
 
 def _check_lengths(metric: str, **columns: Sized) -> None:

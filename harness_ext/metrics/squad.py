@@ -139,61 +139,6 @@ def score_squad_v2(
     )
 
 
-def abstain_precision(rows: Sequence[tuple[bool, bool]]) -> float:
-    """Share of the abstentions that fall on unanswerable documents, 0..1; nan without an abstention.
-
-    Args:
-        rows: one `(abstained, has_answer)` per document.
-
-    >>> abstain_precision([(True, False), (True, True), (False, False)])
-    0.5
-    """
-    abstentions, _, hits = _abstain_counts(rows)
-    return _ratio(hits, abstentions)
-
-
-def abstain_recall(rows: Sequence[tuple[bool, bool]]) -> float:
-    """Share of the unanswerable documents on which the model abstained, 0..1; nan without an unanswerable document.
-
-    Args:
-        rows: one `(abstained, has_answer)` per document.
-
-    >>> abstain_recall([(True, False), (True, True), (False, False), (False, False)])
-    0.3333333333333333
-    """
-    _, unanswerable, hits = _abstain_counts(rows)
-    return _ratio(hits, unanswerable)
-
-
-def abstain_f1(rows: Sequence[tuple[bool, bool]]) -> float:
-    """2·hits / (abstentions + unanswerable documents), 0..1; nan when there is neither.
-
-    A hit is an abstention on an unanswerable document. With unanswerable documents but no abstention (or the other
-    way round) F1 is 0, although precision (or recall) is nan: scikit-learn's convention.
-
-    Args:
-        rows: one `(abstained, has_answer)` per document.
-
-    >>> abstain_f1([(True, False), (True, True), (False, False)])
-    0.5
-    """
-    abstentions, unanswerable, hits = _abstain_counts(rows)
-    return _ratio(2 * hits, abstentions + unanswerable)
-
-
-def abstain_baseline(rows: Sequence[tuple[bool, bool]]) -> float:
-    """Score of always abstaining: the share of unanswerable documents, 0..1; nan without documents.
-
-    Args:
-        rows: one `(abstained, has_answer)` per document.
-
-    >>> abstain_baseline([(False, False), (False, True), (True, True), (False, True)])
-    0.25
-    """
-    _, unanswerable, _ = _abstain_counts(rows)
-    return _ratio(unanswerable, len(rows))
-
-
 def _v1_golds(references: Sequence[str], doc_id: str | None) -> list[str]:
     """Normalised references; v1 needs at least one."""
     _refuse_bare_string(references, doc_id)
@@ -229,14 +174,3 @@ def _overlap_f1(prediction: str, reference: str) -> float:
 
 def _bare(text: str) -> str:
     return " ".join(text.casefold().translate(_DELETE_PUNCTUATION).split())
-
-
-def _abstain_counts(rows: Sequence[tuple[bool, bool]]) -> tuple[int, int, int]:
-    """Numbers of abstentions, of unanswerable documents, and of documents that are both."""
-    abstentions = sum(bool(abstained) for abstained, _ in rows)
-    unanswerable = sum(not has_answer for _, has_answer in rows)
-    return abstentions, unanswerable, sum(abstained and not has_answer for abstained, has_answer in rows)
-
-
-def _ratio(numerator: int, denominator: int) -> float:
-    return numerator / denominator if denominator else float("nan")

@@ -20,12 +20,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from harness_ext.errors import MetricError
+
 Floats = NDArray[np.float64]
 Numbers = Callable[[Any], Sequence[float]]  # of one logged value; TypeError or ValueError: logged in another form
 Scale = Literal["linear", "log"]
 
+_BLOCK = 4096  # documents whose summands are in memory at once: with hundreds of classes they are wide
 SHARE, POINTS = "share", "points"  # 0–1 and 0–100; both are shown as points
-_MARGIN_OF_SHARES = 0.01
 
 
 def one_number(logged: Any) -> tuple[float]:
@@ -77,22 +79,20 @@ class Statistic:
         """Least and largest possible value."""
         return self.low, self.high
 
-    @property
-    def default_margin(self) -> float | None:
-        """The declared margin; a point of shares and points."""
-        if self.margin is not None:
-            return self.margin
-        return {SHARE: _MARGIN_OF_SHARES, POINTS: 100 * _MARGIN_OF_SHARES}.get(self.unit)
-
     def in_shares(self) -> Statistic:
         """The same metric on 0–1 where it is on 0–100; others as they are."""
-        if self.unit != POINTS:
-            return self
+        return self._rescaled(SHARE, 0.01) if self.unit == POINTS else self
+
+    def in_points(self) -> Statistic:
+        """The same metric on 0–100 where it is on 0–1; others as they are."""
+        return self._rescaled(POINTS, 100) if self.unit == SHARE else self
+
+    def _rescaled(self, unit: str, factor: float) -> Statistic:
         score = self.score
-        low, high, margin = (None if each is None else each / 100 for each in (self.low, self.high, self.margin))
+        low, high, margin = (None if each is None else factor * each for each in (self.low, self.high, self.margin))
         return replace(
-            self, unit=SHARE, low=low, high=high, margin=margin,
-            score=None if score is None else lambda sums: score(sums) / 100,
+            self, unit=unit, low=low, high=high, margin=margin,
+            score=None if score is None else lambda sums: factor * score(sums),
         )  # fmt: skip
 
     def summands(self, rows: Floats, classes: int | None = None) -> Floats:
@@ -107,11 +107,23 @@ class Statistic:
             return _auroc(rows)
         if self.score is None:
             return float(rows[:, 0].mean())
-        return float(self.score(self.summands(rows).sum(axis=0)[None])[0])
+        classes = 0 if self.expand is None else classes_in(rows)
+        blocks = (rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK))
+        sums = sum(self.summands(block, classes).sum(axis=0) for block in blocks)
+        return float(self.score(np.asarray(sums)[None])[0])
 
     def __call__(self, logged: Sequence[Any]) -> float:
-        """The metric of what all documents logged: lm-eval's aggregation."""
-        return self.value(np.array([self.numbers(each) for each in logged], dtype=float))
+        """The metric of what all documents logged: lm-eval's aggregation.
+
+        Raises:
+            MetricError: no documents, or one that logged something else.
+        """
+        if not len(logged):
+            raise MetricError(f"{self.metric}: no documents; pass what at least one has logged")
+        try:
+            return self.value(np.array([self.numbers(each) for each in logged], dtype=float))
+        except (TypeError, ValueError) as error:
+            raise MetricError(f"{self.metric}: {error}; correct what the documents log") from error
 
 
 def classes_in(*rows: Floats) -> int:

@@ -11,6 +11,7 @@ from lm_eval_files import labelled, sample
 
 from harness_ext.errors import ComparisonError, MetricError
 from harness_ext.leaderboard import compare_runs
+from harness_ext.metrics.known import ABSTAIN_F1
 from harness_ext.results.load import load_runs
 
 RNG = np.random.default_rng(0)
@@ -86,6 +87,52 @@ def test_impossible_margins(margins, write_pair):
     runs = load_runs(write_pair("demo", labelled([0.0, 1.0] * 20), labelled([0.0, 1.0] * 20)))
     with pytest.raises(ComparisonError, match="--margin acc"):
         compare_runs(runs, margins=margins)
+
+
+# `--margin acc=1` was read as 1 of 1: every difference was equivalent.
+def test_a_margin_of_shares_is_in_points(write_pair):
+    before, after = [0.0, 1.0] * 300, [0.0, 1.0] * 170 + [1.0] * 260
+    runs = load_runs(write_pair("demo", labelled(before), labelled(after)))
+    for margin in (1.0, 5.0):
+        (row,) = compare_runs(runs, margins={"acc": margin}).rows
+        assert (row.margin, row.verdict) == (margin / 100, "better")
+    with pytest.raises(ComparisonError, match="100 points, is as wide as its range"):
+        compare_runs(runs, margins={"acc": 100})
+    with pytest.raises(ComparisonError, match="no task has metric 'ac'; did you mean 'acc'"):
+        compare_runs(runs, margins={"ac": 1})
+
+
+# Its differences are of logarithms, so ranks by plain scores could contradict its verdicts.
+def test_a_mean_on_the_log_scale_has_no_ranks(write_pair):
+    declared = {"unit": "seconds", "scale": "log", "range": [0, None], "higher_is_better": False, "margin": 0.01}
+    both = {"configs": {"demo": {"metadata": {"metrics": {"latency": declared}}}}}
+    before = RNG.lognormal(0, 0.3, 400)
+    samples = [labelled(values.tolist(), "latency") for values in (before, 0.8 * before)]
+    folder = write_pair("demo", *samples, both=both)
+    lower("latency", folder)
+    (row,) = compare_runs(load_runs(folder)).rows
+    assert (row.scale, row.verdict, row.rank) == ("log", "better", None)
+    assert row.difference == pytest.approx(math.log(0.8))
+
+
+# Our SQuAD tasks log abstention on 0-100; other tasks with `metric_scale: 100` may log what they compute on 0-1.
+@pytest.mark.parametrize("factor", [1, 100])
+def test_a_computed_metric_of_a_task_in_points(factor, write_pair):
+    sides = [[(bool(RNG.random() < share), bool(has)) for has in RNG.integers(0, 2, 400)] for share in (0.9, 0.5)]
+    for metric in ("abstain_f1", "f1"):
+        gold = [[int(not has), int(away)] if metric == "f1" else [away, has] for side in sides for away, has in side]
+        values = [ABSTAIN_F1(side) for side in sides]
+        logged = {
+            name: {"metrics": {"demo": {f"{metric},none": factor / 100 * value}}}
+            for name, value in zip(("base", "sst2"), values, strict=True)
+        }
+        samples = [
+            [sample(i, {"idx": i}, {metric: pair}) for i, pair in enumerate(side)] for side in (gold[:400], gold[400:])
+        ]
+        both = {"configs": {"demo": {"metadata": {"metric_scale": 100}}}}
+        (row,) = compare_runs(load_runs(write_pair("demo", *samples, both=both, **logged))).rows
+        assert row.verdict is not None
+        assert 100 * row.difference == pytest.approx(values[1] - values[0])
 
 
 def test_bleu_below_one_of_a_hundred_without_samples_is_shown_as_logged(write_pair):

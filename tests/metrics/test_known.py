@@ -9,6 +9,7 @@ import pytest
 import sacrebleu
 from sklearn import metrics
 
+from harness_ext.errors import MetricError
 from harness_ext.metrics.declarations import declared
 from harness_ext.metrics.statistic import Statistic
 
@@ -42,7 +43,7 @@ def test_label_metrics(seed, classes):
 def test_abstention():
     logged = [(True, False), (True, True), (False, False), (False, True), (True, False)]  # (abstained, has an answer)
     for name, expected in (("abstain_precision", 2 / 3), ("abstain_recall", 2 / 3), ("abstain_f1", 2 / 3)):
-        assert computed(name)(logged) == pytest.approx(expected)
+        assert computed(name)(logged) == pytest.approx(100 * expected)
 
 
 def test_auroc():
@@ -50,8 +51,27 @@ def test_auroc():
     gold, scores = rng.integers(0, 2, 70), rng.integers(0, 12, 70) / 3.0  # with ties
     pairs = list(zip(gold.tolist(), (scores + gold).tolist(), strict=True))
     assert computed("auroc")(pairs) == pytest.approx(metrics.roc_auc_score(gold, scores + gold))
-    with pytest.raises(ValueError, match="class of two"):
-        computed("auroc")([(2, 0.5)])
+    for other in ((2, 0.5), (1, math.nan)):
+        with pytest.raises(MetricError, match="class of two"):
+            computed("auroc")([other])
+
+
+# Without blocks the table of a thousand labels and 9,000 documents takes 216 MB.
+def test_documents_are_summed_in_blocks():
+    rng = np.random.default_rng(0)
+    gold, predicted = rng.integers(0, 1000, 9000), rng.integers(0, 1000, 9000)
+    predicted = np.where(rng.random(9000) < 0.5, gold, predicted)
+    pairs = list(zip(gold.tolist(), predicted.tolist(), strict=True))
+    assert computed("mcc")(pairs) == pytest.approx(metrics.matthews_corrcoef(gold, predicted))
+
+
+@pytest.mark.parametrize(
+    ("logged", "message"),
+    [([], "no documents"), ([(0, 1), (-1, 0)], "pair of labels"), ([(0, -1)], "pair of labels"), ([3], "mcc")],
+)
+def test_what_no_document_logs(logged, message):
+    with pytest.raises(MetricError, match=message):
+        computed("mcc")(logged)
 
 
 def test_sums_of_loglikelihoods():
