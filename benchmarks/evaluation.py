@@ -18,13 +18,14 @@ from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from harness_ext.cpu.fast_paths import use_fast_paths
+from harness_ext.cpu.onednn import use_onednn
 from harness_ext.engine.evaluate import evaluate
 from harness_ext.engine.scoring import score_continuations
-from harness_ext.models.fast_paths import use_fast_paths
-from harness_ext.models.forward import TokenPair, tree_packs
-from harness_ext.models.onednn import use_onednn
-from harness_ext.protocol.locations import tasks_path
-from harness_ext.protocol.render import PromptSettings, encode, load_task, render
+from harness_ext.protocol.render import PromptSettings, encode, render
+from harness_ext.protocol.task_folders import tasks_path
+from harness_ext.protocol.tasks import load_task
+from harness_ext.trees.packs import TokenPair, tree_packs
 
 LOGPROB_TOLERANCE = 1e-4
 SHIPPED = ("adapters/sst2", "adapters/squad_v2")

@@ -18,8 +18,9 @@ from lines import Line
 from lm_eval.api.registry import get_model
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-import harness_ext.engine.lm  # noqa: F401 - registers hf-tree
-from harness_ext.protocol.render import PromptSettings, load_task, render
+import harness_ext.engine.hf_tree  # noqa: F401 - registers hf-tree
+from harness_ext.protocol.render import PromptSettings, render
+from harness_ext.protocol.tasks import load_task
 
 VOCABULARY = 128_256
 BATCH_SIZE = 32

@@ -18,8 +18,8 @@ from typing import Any
 from harness_ext.engine.evaluate import evaluate
 from harness_ext.errors import HarnessExtError
 from harness_ext.leaderboard import compare_runs
-from harness_ext.models.adapters import read_card
-from harness_ext.models.sources import fetch_model
+from harness_ext.models.card import read_card
+from harness_ext.models.fetch import fetch_model
 from harness_ext.results.load import load_runs
 from harness_ext.results.run import Run
 from harness_ext.training.recipe import read_recipe, recipe_from

@@ -18,7 +18,7 @@ import memory
 import training
 from lines import Line, document
 
-from harness_ext.models.sources import fetch_model
+from harness_ext.models.fetch import fetch_model
 
 MODEL = "smollm2-135m-instruct"
 

@@ -18,11 +18,12 @@ from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from harness_ext.models.fast_paths import use_fast_paths
-from harness_ext.models.forward import TokenPair
-from harness_ext.protocol.render import PromptSettings, load_task, training_docs
+from harness_ext.cpu.fast_paths import use_fast_paths
+from harness_ext.protocol.render import PromptSettings, training_docs
+from harness_ext.protocol.tasks import load_task
 from harness_ext.training.batches import Collator, GroupedBatches, build_examples, group_by_prefix
 from harness_ext.training.pack_trainer import PackTrainer
+from harness_ext.trees.packs import TokenPair
 
 BATCH = 32
 MICRO_BATCH = 8  # of TRL: with all 32 at once it is slower here and needs four times the memory

@@ -9,8 +9,8 @@ from typing import Any
 
 from harness_ext.engine.evaluate import evaluate
 from harness_ext.leaderboard import Leaderboard, compare_runs
-from harness_ext.models.sources import fetch_model
-from harness_ext.protocol import datasets
+from harness_ext.models.fetch import fetch_model
+from harness_ext.protocol import documents
 from harness_ext.results.load import load_runs
 from harness_ext.training.recipe import Recipe
 from harness_ext.training.trainer import train_adapter
@@ -30,9 +30,9 @@ def run_demo(output: Path, *, say: Callable[[str], None]) -> Leaderboard:
     """
     say(f"1/5  the model: {MODEL}")
     model = str(fetch_model(MODEL, progress=say))
-    if not datasets.is_available("sst2"):
-        os.environ[datasets.DATA_VARIABLE] = datasets.SAMPLE
-        say(f"     no SST-2 here ({datasets.DATA_VARIABLE} names no folder with it, the Hub does not answer):")
+    if not documents.is_available("sst2"):
+        os.environ[documents.DATA_VARIABLE] = documents.SAMPLE
+        say(f"     no SST-2 here ({documents.DATA_VARIABLE} names no folder with it, the Hub does not answer):")
         say("     using the bundled sample, whose scores are no benchmark")
     adapter, results = output / "adapters" / "sst2", output / "results"
     evaluation: dict[str, Any] = {"tasks": TASKS, "limit": EVALUATED, "output_path": str(results), "log_samples": True}

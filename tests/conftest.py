@@ -15,9 +15,9 @@ import transformers
 from lm_eval.models.huggingface import HFLM
 from results_writer import write_pair, write_run  # noqa: F401  fixtures
 
-from harness_ext.models import onednn, torch_setup
+from harness_ext.cpu import capabilities, onednn
 from harness_ext.models.sources import HOME_VARIABLE
-from harness_ext.protocol.datasets import DATA_VARIABLE, SAMPLE, SAMPLE_FOLDER
+from harness_ext.protocol.documents import DATA_VARIABLE, SAMPLE, SAMPLE_FOLDER
 
 torch.set_num_threads(1)  # tiny matrices: a second thread only waits
 
@@ -57,7 +57,7 @@ def _tiny_layers_multiply_as_large_ones_do() -> Iterator[None]:
 def _computes_in_float32() -> Iterator[None]:
     """`dtype=auto` is float32, also on a CPU that multiplies bfloat16: numbers are compared with stock runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_setup, "_cpu_capabilities", dict)
+        patch.setattr(capabilities, "_cpu_capabilities", dict)
         yield
 
 

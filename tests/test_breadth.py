@@ -14,9 +14,10 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from scripted import run
 
-from harness_ext.protocol.datasets import CATALOGUE, DATA_VARIABLE
-from harness_ext.protocol.locations import tasks_path
-from harness_ext.protocol.render import PromptSettings, load_task, render, training_docs
+from harness_ext.protocol.documents import CATALOGUE, DATA_VARIABLE
+from harness_ext.protocol.render import PromptSettings, render, training_docs
+from harness_ext.protocol.task_folders import tasks_path
+from harness_ext.protocol.tasks import load_task
 
 
 def classes(names: list[str]) -> datasets.ClassLabel:

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 import harness_ext
 from harness_ext import cli
 from harness_ext.cli.compare import FORMATS
-from harness_ext.protocol.datasets import DATA_VARIABLE
+from harness_ext.protocol.documents import DATA_VARIABLE
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("**/*.md"), *(ROOT / "adapters").glob("*/README.md")])

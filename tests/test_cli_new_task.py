@@ -11,7 +11,7 @@ import huggingface_hub
 import pytest
 
 from harness_ext.cli import main, parser_of
-from harness_ext.protocol.datasets import DATA_VARIABLE, SAMPLE_FOLDER
+from harness_ext.protocol.documents import DATA_VARIABLE, SAMPLE_FOLDER
 
 
 @pytest.fixture(autouse=True)

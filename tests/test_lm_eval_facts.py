@@ -18,8 +18,9 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import create_iterator
 
 from harness_ext import hooks
-from harness_ext.protocol.locations import tasks_path
-from harness_ext.protocol.render import DEFAULT_FEWSHOT_SEED, load_task
+from harness_ext.protocol.render import DEFAULT_FEWSHOT_SEED
+from harness_ext.protocol.task_folders import tasks_path
+from harness_ext.protocol.tasks import load_task
 
 
 class Echo(lm_eval.api.model.LM):

@@ -15,12 +15,13 @@ from lm_eval.tasks import TaskManager
 from scripted import Scripted, run
 
 from harness_ext import hooks
-from harness_ext.engine.lm import TreeLM
+from harness_ext.engine.hf_tree import TreeLM
 from harness_ext.metrics import overlap
-from harness_ext.models.adapters import read_card
+from harness_ext.models.card import read_card
 from harness_ext.protocol.fingerprint import PROMPT_FIELDS, differing_fields, fingerprint
-from harness_ext.protocol.locations import tasks_path
-from harness_ext.protocol.render import PromptSettings, load_task, render, training_docs
+from harness_ext.protocol.render import PromptSettings, render, training_docs
+from harness_ext.protocol.task_folders import tasks_path
+from harness_ext.protocol.tasks import load_task
 
 ROOT = Path(__file__).parents[1]
 GENERATED = ("squad_v1_generate", "squad_v2_answerable", "squad_v2_generate", "squad_v2_1shot", "squad_v2_abstain_prob")

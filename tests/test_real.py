@@ -13,8 +13,8 @@ import torch
 
 from harness_ext.engine.evaluate import VariantResults, evaluate
 from harness_ext.leaderboard import compare_runs
-from harness_ext.models.sources import fetch_model
-from harness_ext.protocol.locations import tasks_path
+from harness_ext.models.fetch import fetch_model
+from harness_ext.protocol.task_folders import tasks_path
 from harness_ext.results.load import load_runs
 from harness_ext.training.recipe import Recipe
 from harness_ext.training.trainer import TrainedAdapter, train_adapter

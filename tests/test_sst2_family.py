@@ -12,10 +12,11 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from scripted import Scripted
 
-from harness_ext.engine.lm import TreeLM
+from harness_ext.engine.hf_tree import TreeLM
 from harness_ext.errors import TaskError
-from harness_ext.protocol.locations import tasks_path
-from harness_ext.protocol.render import PromptSettings, load_task, load_tasks, render, training_docs
+from harness_ext.protocol.render import PromptSettings, render, training_docs
+from harness_ext.protocol.task_folders import tasks_path
+from harness_ext.protocol.tasks import load_task, load_tasks
 
 LIMIT = 30
 CONTENT_FREE = ("Review: N/A\n", "Review: \n", "Review: [MASK]\n")

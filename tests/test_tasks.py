@@ -13,8 +13,8 @@ from lm_eval.tasks import TaskManager
 from scripted import Scripted, run
 
 from harness_ext.metrics.overlap import why_no_meteor
-from harness_ext.protocol.locations import tasks_path
-from harness_ext.protocol.render import load_task
+from harness_ext.protocol.task_folders import tasks_path
+from harness_ext.protocol.tasks import load_task
 
 TASKS = ("sst2_choice", "sst2_generate", "squad_v2_generate")
 MEANS = {

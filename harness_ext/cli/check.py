@@ -36,10 +36,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from harness_ext.check.report import count
+    from harness_ext.check.run import check_tasks
+    from harness_ext.check.tokens import encoder
     from harness_ext.models.sources import resolve_model
-    from harness_ext.protocol.check import check_tasks
-    from harness_ext.protocol.checks.answers import encoder
-    from harness_ext.protocol.checks.report import count
 
     encode = None
     if options.model:

@@ -76,7 +76,7 @@ def _config(options: argparse.Namespace) -> EvaluatorConfig:
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
     from harness_ext.engine.evaluate import DEFAULT_MODEL
-    from harness_ext.models.torch_setup import choose_device
+    from harness_ext.models.devices import choose_device
 
     flags = {name: value for name, value in vars(options).items() if name not in ("run", "adapters", "func")}
     try:

@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Fetch, and print the folder."""
-    from harness_ext.models.sources import fetch_model
+    from harness_ext.models.fetch import fetch_model
 
     print(fetch_model(options.name, options.output, progress=lambda line: print(line, file=sys.stderr)))
     return 0

@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Make the task, and print what to do with it."""
-    from harness_ext.protocol.scaffold import new_task
+    from harness_ext.new_task.make import new_task
 
     if wrong := [pair for pair in options.labels if not all(pair.partition("="))]:
         raise HarnessExtError(f"--labels {wrong[0]!r} is no LABEL=WORD; write it like 0=World")

@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(_: argparse.Namespace) -> int:
     """Print the folder."""
-    from harness_ext.protocol.locations import tasks_path
+    from harness_ext.protocol.task_folders import tasks_path
 
     print(tasks_path())
     return 0

@@ -35,17 +35,19 @@ from lm_eval.tasks import TaskManager
 
 import harness_ext
 from harness_ext.engine.generation_records import add_generation_records
+from harness_ext.engine.hf_tree import DELTA_WITH_ADAPTER
 from harness_ext.engine.isolation import Failures, evaluate_isolated, one_line
-from harness_ext.engine.lm import DELTA_WITH_ADAPTER
 from harness_ext.engine.variants import PeftHost, Variant, base_and_adapters, probe_prompts, within_tables
 from harness_ext.engine.writing import why_not_writable, write_results
 from harness_ext.errors import AdapterError, ModelError, TaskError, first_line, suggest
-from harness_ext.models.adapters import CONFIG_FILE, WEIGHTS_FILE, find_base, read_card
+from harness_ext.models.adapters import CONFIG_FILE, WEIGHTS_FILE, find_base
+from harness_ext.models.card import read_card
+from harness_ext.models.devices import choose_device, choose_dtype
 from harness_ext.models.sources import check_is_plain, resolve_model, weights_sha256
-from harness_ext.models.torch_setup import choose_device, choose_dtype
-from harness_ext.protocol import datasets
+from harness_ext.protocol import documents
 from harness_ext.protocol.fingerprint import PROMPT_FIELDS, Fingerprint, differing_fields, fingerprint
-from harness_ext.protocol.render import PromptSettings, check_askable, check_chat_template, load_tasks
+from harness_ext.protocol.render import PromptSettings, check_askable, check_chat_template
+from harness_ext.protocol.tasks import load_tasks
 from harness_ext.protocol.ties import MOST_TIED, tied_choices
 from harness_ext.protocol.token_settings import check_appends_nothing, token_settings
 
@@ -349,7 +351,7 @@ def _our_key(
         "fingerprints": {name: each.digest for name, each in prints.items()},
         "fingerprint_fields": {name: each.fields for name, each in prints.items()},
         "sample_data": any(
-            datasets.is_sample(task.config.custom_dataset, task.config.dataset_kwargs, task.config.metadata)
+            documents.is_sample(task.config.custom_dataset, task.config.dataset_kwargs, task.config.metadata)
             for task in tasks
         ),
         "seconds": round(seconds, 2),

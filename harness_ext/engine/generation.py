@@ -18,11 +18,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
 
 from harness_ext.engine.decoding import StopRule, TokenChoice
-from harness_ext.models.attention import additive_mask, visible_ancestors
-from harness_ext.models.prefix_tree import TreeBatch, build_packs
+from harness_ext.trees.layout import TreeBatch, build_packs
+from harness_ext.trees.packs import TokenPair, TreePack
+from harness_ext.trees.run_model import TreeCache, run_model
+
+TO_COME = [0]  # a prompt is followed by one token that nobody knows yet
 
 
 class Generated(NamedTuple):
@@ -37,35 +39,6 @@ class _Row:
     prompt: int  # number of the prompt
     position: int  # of the token that comes next
     tokens: list[int] = field(default_factory=list)
-
-
-class RoomyLayer(DynamicLayer):
-    """A layer of a KV cache that grows in place: `DynamicLayer` copies all it has at every step."""
-
-    _rooms: list[Tensor]  # of keys and values, (1, heads, at least S, D)
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Append states (1, heads, new, D); returns all there are."""
-        added = (key_states, value_states)
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self._rooms = [states[:, :, :0] for states in added]
-        old = self.get_seq_length()
-        new = old + key_states.shape[2]
-        for number, states in enumerate(added):
-            room = self._rooms[number]
-            if new > room.shape[2]:
-                heads, size = states.shape[1], states.shape[3]
-                room = torch.cat([room[:, :, :old], room.new_empty(1, heads, 2 * new - old, size)], dim=2)
-            room[:, :, old:new] = states
-            self._rooms[number] = room
-        self.keys, self.values = (room[:, :, :new] for room in self._rooms)
-        return self.keys, self.values
-
-    def keep(self, slots: Tensor) -> None:
-        """Drop all slots but these, (S,) bool."""
-        self.keys, self.values = self.keys[:, :, slots], self.values[:, :, slots]
-        self._rooms = [self.keys, self.values]
 
 
 class TreeDecoder:
@@ -86,10 +59,10 @@ class TreeDecoder:
         self._cache_tokens = cache_tokens
         self._progress = progress  # told of tokens as they are computed
         self._prompts: Sequence[Sequence[int]] = ()
-        self._cache = Cache(layer_class_to_replicate=RoomyLayer)
+        self._sequences: Sequence[TokenPair] = ()
+        self._cache = TreeCache(model.device)
         self._rows: list[_Row] = []
         self._visible = torch.zeros(0, 0, dtype=torch.bool, device=model.device)  # (B, S): which slots a row sees
-        self._last_path = torch.zeros(0, dtype=torch.long, device=model.device)  # slots that the next pack carries on
 
     @torch.no_grad()
     def run(self, prompts: Sequence[Sequence[int]], *, prefill_tokens: int) -> Iterator[tuple[int, Generated]]:
@@ -103,13 +76,14 @@ class TreeDecoder:
             The number of a prompt and what was generated for it.
         """
         self._prompts = prompts
+        self._sequences = [TokenPair(list(prompt), TO_COME) for prompt in prompts]
         last_tokens = [len(prompt) - 1 for prompt in prompts]
         waiting = deque(build_packs(prompts, max_tokens=prefill_tokens, first_needed=last_tokens))
         peak = 0
         while waiting or self._rows:
             if waiting and len(self._rows) <= peak // 2:
                 self._compact(waiting[0].carried)
-                while waiting and (not self._rows or self._slots + len(waiting[0]) <= self._cache_tokens):
+                while waiting and (not self._rows or self._cache.slots + len(waiting[0]) <= self._cache_tokens):
                     if not self._rows:  # also when all of the last pack finished with their first token
                         self._compact(waiting[0].carried)
                     yield from self._finish(self._prefill(waiting.popleft()))
@@ -117,54 +91,31 @@ class TreeDecoder:
             if self._rows:
                 yield from self._finish(self._step())
 
-    @property
-    def _slots(self) -> int:
-        return self._visible.shape[1]
-
     def _prefill(self, tree: TreeBatch) -> Tensor:
-        """Run a tree; its prompts become rows. Returns the first token of each of them, after those of the old rows."""
-        device, old = self._model.device, self._slots
-        added = torch.arange(old, old + len(tree), device=device)
-        slots = torch.cat([self._last_path[: tree.carried], added])  # (C + T,)
-        mask = torch.zeros(len(tree), old + len(tree), dtype=torch.bool, device=device)
-        mask[:, slots] = visible_ancestors(torch.tensor(tree.ends, device=device), carried=tree.carried)
-        self._last_path = slots[tree.leaves[-1].path]
-        leaves = torch.tensor([leaf.spans[-1][1] - 1 - tree.carried for leaf in tree.leaves], device=device)
-        rows, row_of = torch.unique(leaves, return_inverse=True)
-        new = slice(tree.carried, None)
-        logits = self._forward([tree.tokens[new]], [tree.positions[new]], mask, keep=rows)[row_of]
-        self._visible = torch.cat([_widened(self._visible, len(tree)), mask[leaves]])
-        self._progress(sum(len(self._prompts[leaf.sequence]) for leaf in tree.leaves))
+        """Run a tree; its prompts become rows. Returns the logits (B, V) of the first token of each new row."""
+        pack = TreePack.of(tree, self._sequences).to(self._visible.device)
+        visible = self._cache.append(pack.ends, pack.last_path, carried=pack.carried)
+        logits = run_model(self._model, pack.input_ids, pack.position_ids, visible, keep=pack.rows, cache=self._cache)
+        last_tokens = pack.rows[pack.row_of]  # of each prompt
+        before = torch.nn.functional.pad(self._visible, (0, len(visible)))  # older rows see none of the new slots
+        self._visible = torch.cat([before, visible[last_tokens]])
+        self._progress(sum(len(self._prompts[prompt]) for prompt in pack.sequences))
+        positions = pack.position_ids[0, last_tokens] + 1
         self._rows += [
-            _Row(leaf.sequence, tree.positions[new][end] + 1)
-            for leaf, end in zip(tree.leaves, leaves.tolist(), strict=True)
+            _Row(prompt, position) for prompt, position in zip(pack.sequences, positions.tolist(), strict=True)
         ]
-        return logits
+        return logits[pack.row_of]
 
     def _step(self) -> Tensor:
         """Feed each row its newest token; returns the logits (B, V) of the next."""
-        count = len(self._rows)
-        itself = torch.eye(count, dtype=torch.bool, device=self._visible.device)
-        self._visible = torch.cat([self._visible, itself], dim=1)
-        tokens = [row.tokens[-1] for row in self._rows]
-        positions = [row.position for row in self._rows]
+        self._visible = self._cache.append_to_rows(self._visible)
+        device = self._visible.device
+        tokens = torch.tensor([[row.tokens[-1] for row in self._rows]], device=device)
+        positions = torch.tensor([[row.position for row in self._rows]], device=device)
         for row in self._rows:
             row.position += 1
-        every = torch.arange(count, device=itself.device)
-        return self._forward([tokens], [positions], self._visible, keep=every)
-
-    def _forward(self, tokens: list[list[int]], positions: list[list[int]], visible: Tensor, *, keep: Tensor) -> Tensor:
-        dtype = self._model.get_input_embeddings().weight.dtype
-        output = self._model(
-            input_ids=torch.tensor(tokens, device=visible.device),
-            position_ids=torch.tensor(positions, device=visible.device),
-            attention_mask=additive_mask(visible, dtype),
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        )
-        logits: Tensor = output.logits[0]
-        return logits
+        every = torch.arange(len(self._rows), device=device)
+        return run_model(self._model, tokens, positions, self._visible, keep=every, cache=self._cache)
 
     def _finish(self, logits: Tensor) -> Iterator[tuple[int, Generated]]:
         """Append each new token to its row; rows that end with it leave. The logits are those of the last rows."""
@@ -188,17 +139,5 @@ class TreeDecoder:
 
     def _compact(self, carried: int) -> None:
         """Drop the slots that no row sees any more, but those of the tokens that the next pack carries on."""
-        path = self._last_path[:carried]
-        seen = self._visible.any(dim=0)
-        seen[path] = True
-        if bool(seen.all()):
-            return
-        self._visible = self._visible[:, seen]
-        self._last_path = seen.cumsum(0)[path] - 1
-        for layer in self._cache.layers:
-            layer.keep(seen)
-
-
-def _widened(visible: Tensor, by: int) -> Tensor:
-    """Visibility (B, S) with `by` more slots that no row sees."""
-    return torch.nn.functional.pad(visible, (0, by))
+        kept = self._cache.keep(carried, self._visible.any(dim=0))
+        self._visible = self._visible[:, kept]

@@ -7,7 +7,7 @@ from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
-from harness_ext.engine.lm import RequestKey, TreeLM
+from harness_ext.engine.hf_tree import RequestKey, TreeLM
 
 
 def add_generation_records(

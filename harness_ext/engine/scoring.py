@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness_ext.errors import ModelError
-from harness_ext.models.forward import TokenPair, TreePack, carried_logits, tree_packs
+from harness_ext.trees.packs import TokenPair, TreePack, carried_logits, tree_packs
 
 logger = logging.getLogger(__name__)
 

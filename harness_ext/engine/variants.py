@@ -15,7 +15,7 @@ from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import configure_pad_token, resolve_max_length
 
-from harness_ext.engine.lm import TreeLM
+from harness_ext.engine.hf_tree import TreeLM
 from harness_ext.errors import AdapterError, HarnessExtError, ModelError, first_line
 from harness_ext.models.adapters import adapter_folder, check_adapter, expand_adapters
 from harness_ext.models.attach import attach, works_on_some_tokens_only

@@ -43,7 +43,7 @@ from harness_ext.hooks.choices import (
     score_prompts,
     top_class_share,
 )
-from harness_ext.protocol.datasets import load_documents
+from harness_ext.protocol.documents import load_documents
 from harness_ext.protocol.fewshot import BalancedSampler, FixedBalancedSampler
 from harness_ext.protocol.requests import AbstainByProbability, CalibratedChoice, PromptSpread
 

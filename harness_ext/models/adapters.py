@@ -16,7 +16,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from harness_ext.errors import AdapterError, first_line
+from harness_ext.models.card import CARD_FILE, AdapterCard, hub_name, read_card
 from harness_ext.models.sources import FETCHABLE, packaged_model_folder, weights_sha256
 
 logger = logging.getLogger(__name__)
 
-CARD_FILE = "card.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 PICKLE_FILE = "adapter_model.bin"
@@ -42,43 +42,6 @@ ADAPTER_FILES = (  # of a repository on the Hub: the adapter and its tokenizer, 
     WEIGHTS_FILE, CONFIG_FILE, CARD_FILE, "README.md", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
     "vocab*", "merges.txt", "chat_template*", "spiece.model",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class AdapterCard:
-    """Where an adapter comes from. No field names a place on the machine it was trained on."""
-
-    base: str  # Hub id, name of a packaged model, or the folder name of a local one
-    base_revision: str | None
-    base_sha256: str | None  # over the base's safetensors files
-    task: str
-    fingerprint: str  # of the protocol it was trained under
-    fingerprint_fields: Mapping[str, str]
-    recipe: Mapping[str, Any]
-    data_sha256: str  # over the token ids of the training examples
-    sample_data: bool  # trained on the bundled sample
-    examples: int
-    tokens: int  # label tokens seen in training, repeated epochs counted
-    trainable_parameters: int
-    seed: int
-    seconds: float
-    train_loss: float
-    validation_loss: float | None
-    versions: Mapping[str, str]
-
-
-def read_card(adapter: str | Path) -> AdapterCard | None:
-    """The card of an adapter folder; None for an adapter that another tool made."""
-    path = Path(adapter).expanduser() / CARD_FILE
-    if not path.is_file():
-        return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return AdapterCard(**{field.name: values[field.name] for field in fields(AdapterCard)})
-    except (ValueError, KeyError, TypeError) as error:
-        raise AdapterError(
-            f"{path} is damaged ({first_line(error)}); train the adapter again or delete the card"
-        ) from error
 
 
 def expand_adapters(names: Iterable[str | Path]) -> list[str]:
@@ -162,11 +125,6 @@ def _check_kind(folder: Path) -> None:
         )
 
 
-def kind_of(config: PeftConfig) -> str:
-    """peft's name of an adapter's method: LORA, IA3, ..."""
-    return str(getattr(config.peft_type, "value", config.peft_type))
-
-
 def _conversion_command(folder: Path) -> str:
     return (
         'python -c "import torch, safetensors.torch as s; '
@@ -239,11 +197,6 @@ def save_adapter(
     (folder / WEIGHTS_FILE).chmod((folder / CONFIG_FILE).stat().st_mode)  # safetensors lets only the owner read
     _write_json(folder / CARD_FILE, asdict(card))
     (folder / "README.md").write_text(readme, encoding="utf-8")
-
-
-def hub_name(base: str) -> str:
-    """The Hub id of a base: that of the upstream model for a packaged one."""
-    return FETCHABLE[base].upstream_id if base in FETCHABLE else base
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -24,11 +24,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from harness_ext.cpu.lora_product import fuse_lora
+from harness_ext.cpu.onednn import share_layouts
 from harness_ext.errors import AdapterError
-from harness_ext.models.adapters import WEIGHTS_FILE, check_adapter, check_base_weights, kind_of, read_card
+from harness_ext.models.adapters import WEIGHTS_FILE, check_adapter, check_base_weights
 from harness_ext.models.base_proof import last_logits, named_tensors
-from harness_ext.models.lora_product import fuse_lora
-from harness_ext.models.onednn import share_layouts
+from harness_ext.models.card import read_card
+from harness_ext.trees.support import kind_of
 
 LORA_KINDS = {"LORA"}
 GENTLE_STARTS = {"gaussian", "orthogonal"}  # values of init_lora_weights that leave the base's weights alone

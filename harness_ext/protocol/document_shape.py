@@ -10,7 +10,7 @@ import datasets
 import pyarrow
 
 from harness_ext.errors import DatasetError, suggest
-from harness_ext.protocol.columns import answers_of, plain, spellings
+from harness_ext.protocol.cells import answers_of, plain, spellings
 from harness_ext.protocol.local_files import WHOLE_NUMBER
 
 HIDDEN = -1  # the Hub's test split of SST-2 hides its labels behind it

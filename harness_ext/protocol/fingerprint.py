@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 
-from harness_ext.protocol import datasets
+from harness_ext.protocol import documents
 from harness_ext.protocol.render import PromptSettings
 
 PROMPT_FIELDS = (
@@ -120,13 +120,13 @@ def _class_identity(task: ConfigurableTask) -> dict[str, Any]:
 def _dataset_identity(task: ConfigurableTask) -> dict[str, Any]:
     """Name and revision of the documents; the folder they happen to lie in does not matter, the sample does."""
     kwargs = dict(task.config.dataset_kwargs or {})
-    if task.config.custom_dataset is datasets.load_documents:
-        hub = datasets.CATALOGUE.get(kwargs["dataset"])
+    if task.config.custom_dataset is documents.load_documents:
+        hub = documents.CATALOGUE.get(kwargs["dataset"])
         return {
             "name": kwargs["dataset"],
             "revision": hub.revision if hub else None,
             "choices": kwargs.get("choices"),
-            "sample": datasets.is_sample(task.config.custom_dataset, kwargs, task.config.metadata),
+            "sample": documents.is_sample(task.config.custom_dataset, kwargs, task.config.metadata),
         }
     path = task.DATASET_PATH
     name = Path(path).name if path and Path(path).exists() else path

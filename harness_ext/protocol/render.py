@@ -22,7 +22,7 @@ from lm_eval.api.utils import maybe_delimit
 from lm_eval.models.huggingface import HFLM
 
 from harness_ext.errors import HarnessExtError, ModelError, TaskError, described
-from harness_ext.protocol.loading import load_task, load_tasks, task_manager
+from harness_ext.protocol.tasks import load_task, load_tasks, task_manager
 
 __all__ = ["Encoded", "PromptSettings", "Rendered", "apply_settings", "check_askable", "check_chat_template", "encode",
            "load_task", "load_tasks", "prompts", "render", "task_manager", "training_docs"]  # fmt: skip

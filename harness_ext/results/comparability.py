@@ -9,7 +9,7 @@ from typing import Any
 
 from harness_ext.errors import ComparisonError, suggest
 from harness_ext.protocol.token_settings import ADAPTERS_OWN, DEFAULT, TOKEN_SETTINGS, is_token_setting
-from harness_ext.results.load import Run, TaskResult
+from harness_ext.results.run import Run, TaskResult
 
 DOCUMENTS, PROMPTS = "documents", "prompts"  # told by the samples, see `pairing`
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of functions that lm-eval could not print the source of

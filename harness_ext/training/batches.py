@@ -20,9 +20,9 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 
 from harness_ext.errors import TrainingError
-from harness_ext.models.forward import Pack, TokenPair, padded_packs, tree_packs
-from harness_ext.models.prefix_tree import shared_prefix_length
 from harness_ext.protocol.render import PromptSettings, encode, render
+from harness_ext.trees.layout import shared_prefix_length
+from harness_ext.trees.packs import Pack, TokenPair, padded_packs, tree_packs
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from harness_ext.models.adapters import AdapterCard, hub_name
+from harness_ext.models.card import AdapterCard, hub_name
 
 TEMPLATE = """\
 ---

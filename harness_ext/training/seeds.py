@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harness_ext.errors import RecipeError, TrainingError
-from harness_ext.models.adapters import CARD_FILE, read_card
+from harness_ext.models.card import CARD_FILE, read_card
 from harness_ext.training.recipe import Recipe, with_values
 from harness_ext.training.trainer import TrainedAdapter, train_adapter
 from harness_ext.training.workspace import FREE_TO_CHANGE, last_checkpoint

@@ -30,16 +30,17 @@ from transformers import (
 )
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
+from harness_ext.cpu.fast_paths import use_fast_paths
 from harness_ext.errors import ModelError, RecipeError, TrainingError, first_line
 from harness_ext.folders import replacing_folder
-from harness_ext.models.adapters import AdapterCard, hub_name, save_adapter
-from harness_ext.models.fast_paths import use_fast_paths
-from harness_ext.models.forward import why_no_trees
+from harness_ext.models.adapters import save_adapter
+from harness_ext.models.card import AdapterCard, hub_name
+from harness_ext.models.devices import choose_device, choose_dtype
 from harness_ext.models.sources import check_is_plain, resolve_model, weights_sha256
-from harness_ext.models.torch_setup import choose_device, choose_dtype
-from harness_ext.protocol import datasets
+from harness_ext.protocol import documents
 from harness_ext.protocol.fingerprint import Fingerprint, fingerprint
-from harness_ext.protocol.render import load_task, training_docs
+from harness_ext.protocol.render import training_docs
+from harness_ext.protocol.tasks import load_task
 from harness_ext.protocol.token_settings import check_appends_nothing
 from harness_ext.training.batches import Collator, ExampleSet, GroupedBatches, build_examples, group_by_prefix
 from harness_ext.training.callbacks import FewSteps, StopOnInterrupt, TrainingBar
@@ -53,6 +54,7 @@ from harness_ext.training.workspace import (
     last_checkpoint,
     prepare,
 )
+from harness_ext.trees.support import why_no_trees
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +119,7 @@ def train_adapter(recipe: Recipe, *, resume: bool = False, overwrite: bool = Fal
             f"training of {recipe.output} changed nothing: the adapter is as it began after {steps} optimiser "
             f"step{'' if steps == 1 else 's'}, so it is not written; raise --learning-rate ({learning_rate:g})"
         )
-    sample = datasets.is_sample(task.config.custom_dataset, task.config.dataset_kwargs, task.config.metadata)
+    sample = documents.is_sample(task.config.custom_dataset, task.config.dataset_kwargs, task.config.metadata)
     card = _card(recipe, base, fingerprint(task, recipe.prompt, lm), examples, trainer, sample)
     if processes.is_main_process:
         _write(trainer, output, recipe, card, workspace)

@@ -17,7 +17,7 @@ from differential.cases import AdapterCase, Case, TaskCase, random_case
 from differential.compare import compare_task
 from differential.judge import run_case
 from differential.stock import Generation, StockRun
-from harness_ext.engine.lm import TreeLM
+from harness_ext.engine.hf_tree import TreeLM
 
 PROMPT = "Passage : {{passage}} Question : {{question}} Answer :"
 CHOICE = TaskCase("multiple_choice", seed=1, documents=4, doc_to_text=PROMPT, choices="nested")

@@ -12,7 +12,7 @@ from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from harness_ext.engine.lm import TreeLM
+from harness_ext.engine.hf_tree import TreeLM
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from harness_ext.engine.evaluate import evaluate
-from harness_ext.engine.lm import TreeLM
+from harness_ext.engine.hf_tree import TreeLM
 from harness_ext.engine.variants import PeftHost, Variant
 from harness_ext.errors import HarnessExtError, ModelError
 

@@ -14,7 +14,7 @@ from lm_eval.tasks import TaskManager
 from harness_ext.engine.evaluate import evaluate
 from harness_ext.errors import AdapterError, HarnessExtError, ModelError, TaskError
 from harness_ext.leaderboard import compare_runs
-from harness_ext.protocol.locations import tasks_path
+from harness_ext.protocol.task_folders import tasks_path
 from harness_ext.results.load import load_runs
 
 TASKS = ["sst2_choice", "sst2_generate"]

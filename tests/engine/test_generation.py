@@ -9,10 +9,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
 
+from harness_ext.cpu.block_attention import use_blocks
 from harness_ext.engine.decoding import StopRule, TokenChoice
 from harness_ext.engine.generation import TreeDecoder
-from harness_ext.models import attention
-from harness_ext.models.attention import use_blocks
 
 VOCABULARY = 23
 
@@ -44,7 +43,7 @@ def one_at_a_time(model: Any, prompt: list[int], rule: StopRule) -> list[int]:
 @pytest.mark.parametrize("case", range(30))
 def test_rows_leave_and_packs_carry_on(model: Any, case: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts over one to three beginnings longer than a pack; rows leave at any time, and the cache is compacted."""
-    monkeypatch.setattr(attention, "BLOCK_COST", 64)
+    monkeypatch.setattr("harness_ext.cpu.block_attention.BLOCK_COST", 64)
     draw = random.Random(case)
     beginnings = [draw.choices(range(VOCABULARY), k=draw.randrange(1, 60)) for _ in range(draw.randrange(1, 4))]
     prompts = [

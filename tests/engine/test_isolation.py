@@ -13,8 +13,8 @@ from lm_eval.api.instance import Instance
 
 from harness_ext.engine import evaluate as engine
 from harness_ext.engine.evaluate import VariantResults, evaluate
+from harness_ext.engine.hf_tree import TreeLM
 from harness_ext.engine.isolation import Failures, evaluate_isolated
-from harness_ext.engine.lm import TreeLM
 from harness_ext.engine.writing import write_results
 from harness_ext.errors import ModelError, TaskError
 

@@ -21,7 +21,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness_ext.engine.evaluate import evaluate
-from harness_ext.engine.lm import TreeLM
+from harness_ext.engine.hf_tree import TreeLM
 from harness_ext.engine.variants import _encoded, base_and_adapters
 from harness_ext.errors import AdapterError, HarnessExtError, ModelError
 

@@ -20,15 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from harness_ext.errors import AdapterError
 from harness_ext.folders import replacing_folder
-from harness_ext.models.adapters import (
-    AdapterCard,
-    adapter_folder,
-    check_adapter,
-    expand_adapters,
-    find_base,
-    read_card,
-    save_adapter,
-)
+from harness_ext.models.adapters import adapter_folder, check_adapter, expand_adapters, find_base, save_adapter
+from harness_ext.models.card import AdapterCard, read_card
 
 
 def tiny(layers: int = 2, width: int = 32, vocabulary: int = 61) -> Any:

@@ -21,10 +21,10 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from harness_ext.cpu.fast_paths import use_fast_paths
 from harness_ext.errors import AdapterError
 from harness_ext.models.attach import attach, structural_copy, works_on_some_tokens_only
 from harness_ext.models.base_proof import BaseProof, checksums, settle
-from harness_ext.models.fast_paths import use_fast_paths
 
 IDS = (torch.arange(3, 40)[None] * 7) % 97
 PROBES = [[3, 1, 4, 1, 5], [9, 2, 6]]

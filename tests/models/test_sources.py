@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness_ext.errors import FetchError, ModelError
 from harness_ext.models import sources
+from harness_ext.models.fetch import fetch_model
 from harness_ext.models.sources import (
     check_is_plain,
-    fetch_model,
     packaged_model_folder,
     packaged_models_folder,
     resolve_model,

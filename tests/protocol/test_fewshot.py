@@ -12,8 +12,8 @@ from lm_eval.tasks import TaskManager
 
 from harness_ext.errors import TaskError
 from harness_ext.protocol.fewshot import BalancedSampler, FixedBalancedSampler
-from harness_ext.protocol.locations import tasks_path
-from harness_ext.protocol.render import load_task
+from harness_ext.protocol.task_folders import tasks_path
+from harness_ext.protocol.tasks import load_task
 
 DOCS = [{"sentence": f"film {number}", "label": number % 3} for number in range(30)]
 SAMPLERS = (BalancedSampler, FixedBalancedSampler)

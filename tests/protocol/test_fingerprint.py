@@ -16,7 +16,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 
 from harness_ext import hooks
-from harness_ext.protocol.datasets import DATA_VARIABLE
+from harness_ext.protocol.documents import DATA_VARIABLE
 from harness_ext.protocol.fingerprint import (
     PROMPT_FIELDS,
     SCORING_FIELDS,
@@ -24,7 +24,8 @@ from harness_ext.protocol.fingerprint import (
     differing_fields,
     fingerprint,
 )
-from harness_ext.protocol.render import PromptSettings, load_task
+from harness_ext.protocol.render import PromptSettings
+from harness_ext.protocol.tasks import load_task
 
 ROWS = '{"sentence": "a fine film", "label": 1}\n{"sentence": "a dull film", "label": 0}\n'
 CONFIG: dict[str, Any] = {

@@ -122,7 +122,7 @@ def test_bad_files(name: str, content: bytes | None, told: str, tmp_path: Path) 
 
 MEASURE = """
 import resource, sys
-from harness_ext.protocol.scaffold import new_task
+from harness_ext.new_task.make import new_task
 small, large = sys.argv[1:3]
 new_task("small", "choice", small)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -21,18 +21,17 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 
 from harness_ext.errors import ModelError, TaskError
-from harness_ext.protocol.datasets import DATA_VARIABLE, SAMPLE_FOLDER
+from harness_ext.protocol.documents import DATA_VARIABLE, SAMPLE_FOLDER
 from harness_ext.protocol.render import (
     PromptSettings,
     Rendered,
     check_chat_template,
     encode,
-    load_task,
-    load_tasks,
     prompts,
     render,
     training_docs,
 )
+from harness_ext.protocol.tasks import load_task, load_tasks
 from harness_ext.training.batches import build_examples
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"

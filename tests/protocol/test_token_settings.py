@@ -13,8 +13,8 @@ import tokenizers
 import transformers
 from lm_eval.models.huggingface import HFLM
 
+from harness_ext.check.tokens import encoder
 from harness_ext.errors import ModelError
-from harness_ext.protocol.checks.answers import encoder
 from harness_ext.protocol.token_settings import (
     TOKEN_SETTINGS,
     appended_tokens,

@@ -12,7 +12,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval_files import DATE, labelled, sample
 
 from harness_ext.errors import ResultsError
-from harness_ext.results.file import parse_model_args
+from harness_ext.protocol.token_settings import parse_model_args
 from harness_ext.results.load import load_runs
 
 LATER = "2025-06-02T10-00-00.000000"

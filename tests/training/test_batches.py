@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from lm_eval.models.huggingface import HFLM
 
 from harness_ext.errors import TrainingError
-from harness_ext.models.forward import PaddedPack, TokenPair, TreePack
-from harness_ext.protocol.render import PromptSettings, encode, load_task, render, training_docs
+from harness_ext.protocol.render import PromptSettings, encode, render, training_docs
+from harness_ext.protocol.tasks import load_task
 from harness_ext.training.batches import Collator, ExampleSet, GroupedBatches, build_examples, group_by_prefix
+from harness_ext.trees.packs import PaddedPack, TokenPair, TreePack
 
 TASKS = ("sst2_choice", "sst2_generate", "squad_v2_generate")
 group_lists = st.lists(st.integers(1, 9), max_size=12).map(

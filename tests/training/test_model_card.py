@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from harness_ext.models.adapters import AdapterCard
+from harness_ext.models.card import AdapterCard
 from harness_ext.models.sources import FETCHABLE
 from harness_ext.training.model_card import model_card
 

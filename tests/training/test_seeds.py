@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness_ext.errors import RecipeError, TrainingError
-from harness_ext.models.adapters import AdapterCard
+from harness_ext.models.card import AdapterCard
 from harness_ext.training.recipe import Recipe
 from harness_ext.training.seeds import seed_recipes, train_seeds
 from harness_ext.training.trainer import TrainedAdapter

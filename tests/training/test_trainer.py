@@ -29,11 +29,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from harness_ext.errors import HarnessExtError, ModelError, RecipeError, TaskError, TrainingError
-from harness_ext.models.adapters import read_card
 from harness_ext.models.attach import attach
 from harness_ext.models.base_proof import BaseProof
+from harness_ext.models.card import read_card
 from harness_ext.models.sources import weights_sha256
-from harness_ext.protocol.scaffold import new_task
+from harness_ext.new_task.make import new_task
 from harness_ext.training import workspace as workspaces
 from harness_ext.training.callbacks import StopOnInterrupt
 from harness_ext.training.pack_trainer import PackTrainer

@@ -1,0 +1,183 @@
+"""Whether a task's documents can be had, and have the splits it names."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets as hf_datasets
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.config.task import TaskConfig
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from harness_ext.check.settings import DOCUMENTS_HOOK, TASK_KEYS
+from harness_ext.check.yaml_source import TaskSource
+from harness_ext.errors import DatasetError, HarnessExtError, described, suggest
+from harness_ext.findings import Level
+from harness_ext.protocol.documents import Source, hub_dataset, resolve_source
+
+logger = logging.getLogger(__name__)
+
+SAMPLED = 200  # documents that are rendered and scored, spread over the split
+BUILDERS = ("csv", "json", "parquet", "text", "arrow", "xml", "pandas")
+LATER_SPLITS = ("training_split", "fewshot_split")  # evaluation without examples does not read them
+SPLIT_KEYS = ("training_split", "validation_split", "test_split", "fewshot_split")
+
+
+class Sampled(NamedTuple):
+    """Some documents of the evaluated split."""
+
+    docs: Sequence[Mapping[str, Any]]
+    split: str
+    total: int
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """Where each document stands in its split."""
+        return spread(self.total)
+
+
+def spread(total: int, wanted: int = SAMPLED) -> Sequence[int]:
+    """Numbers of at most `wanted` documents, evenly spread.
+
+    >>> list(spread(10, 4))
+    [0, 2, 5, 7]
+    """
+    return range(total) if total <= wanted else [number * total // wanted for number in range(wanted)]
+
+
+def sample_of(task: ConfigurableTask) -> Sampled:
+    """At most `SAMPLED` documents of the split that is evaluated, by lm-eval's own choice of split."""
+    docs = task.eval_docs
+    split = "test" if task.has_test_docs() else "validation"
+    name = getattr(task.config, f"{split}_split") or split
+    numbers = spread(len(docs))
+    chosen = docs.select(numbers) if hasattr(docs, "select") else [docs[number] for number in numbers]
+    return Sampled(list(chosen), name, len(docs))
+
+
+# -- loading -----------------------------------------------------------------------------------------------------
+
+
+def asks_hub(source: TaskSource) -> bool:
+    """Whether loading this task's documents may ask the Hub."""
+    if source.values.get("custom_dataset") == DOCUMENTS_HOOK:
+        kwargs = source.values.get("dataset_kwargs") or {}
+        try:
+            return _resolved(kwargs, source.file).kind == "hub"
+        except (HarnessExtError, TypeError, AttributeError):
+            return False
+    path = source.values.get("dataset_path")
+    return "class" in source.values or (isinstance(path, str) and path not in BUILDERS and not Path(path).exists())
+
+
+def _resolved(kwargs: Mapping[str, Any], file: Path) -> Source:
+    return resolve_source(
+        str(kwargs.get("dataset")), data_files=kwargs.get("data_files"), data_dir=kwargs.get("data_dir"), beside=file
+    )
+
+
+def note_unloaded(source: TaskSource, error: Exception, *, hub_answers: bool) -> None:
+    """Turn what was raised while documents were loaded into a finding: the author's mistake, or out of reach."""
+    is_empty = isinstance(error, StopIteration)  # datasets found no row
+    reason = "its files are empty" if is_empty else described(error)
+    place = "dataset_kwargs" if source.values.get("dataset_kwargs") else "dataset_path"
+    if _out_of_reach(source, error, hub_answers=hub_answers):
+        way = reason if isinstance(error, HarnessExtError) else "connect to the Hub, or name local files"
+        source.add("C38", "note", f"not verified: documents out of reach ({way})", place)
+    elif isinstance(error, FileNotFoundError) or "does not exist" in reason or "is not a folder" in reason:
+        source.add("C14", "error", f"documents are missing: {reason}; check the path", place)
+    else:
+        source.add("C15", "error", f"documents cannot be loaded: {reason}; correct the data or its settings", place)
+
+
+def _out_of_reach(source: TaskSource, error: Exception, *, hub_answers: bool) -> bool:
+    if isinstance(error, DatasetError):
+        kwargs = source.values.get("dataset_kwargs") or {}
+        if kwargs.get("data_files") or kwargs.get("data_dir"):
+            return False
+        if hub_dataset(str(kwargs.get("dataset"))) is None:
+            return False
+        try:
+            return _resolved(kwargs, source.file).kind == "hub" and not hub_answers
+        except DatasetError:
+            return True  # HARNESS_EXT_DATA leads to a folder, or a sample, without these documents
+    return not hub_answers and asks_hub(source)
+
+
+def bare_task(source: TaskSource, *, hub_answers: bool) -> ConfigurableTask | None:
+    """A task object without what lm-eval's constructor checks: renders documents even when the task is broken.
+
+    None when the documents cannot be had, with a finding that says why.
+    """
+    config = {key: value for key, value in load_yaml(source.file).items() if key in TASK_KEYS - {"class", "group"}}
+    config = {key: value for key, value in config.items() if key not in ("include", "task_list", "tag")}
+    metadata = config["metadata"] if isinstance(config.get("metadata"), Mapping) else {}
+    config["metadata"] = {**metadata, "config_source": str(source.file)}
+    task = object.__new__(ConfigurableTask)
+    task._config = TaskConfig(**config)
+    task.OUTPUT_TYPE = task.config.output_type
+    task.DATASET_PATH, task.DATASET_NAME = task.config.dataset_path, task.config.dataset_name
+    task.fewshot_cfg = task.config.fewshot_config
+    task.prompt = None
+    if not (task.config.dataset_path or task.config.custom_dataset):
+        source.add(
+            "C08", "error", "names no documents; add dataset_path, or custom_dataset with dataset_kwargs", "task"
+        )
+        return None
+    try:
+        task.download(dict(task.config.dataset_kwargs or {}))
+    except Exception as error:  # anything a loader may raise
+        note_unloaded(source, error, hub_answers=hub_answers)
+        return None
+    return task
+
+
+# -- splits ------------------------------------------------------------------------------------------------------
+
+
+def scores_whole_texts(task: ConfigurableTask) -> bool:
+    """Whether a task scores its documents' texts (perplexity): there is no prompt, and no answer to train on."""
+    return bool(task.OUTPUT_TYPE == "loglikelihood_rolling")
+
+
+def check_splits(source: TaskSource, task: ConfigurableTask) -> bool:
+    """Note splits that are missing or empty; whether there is something to evaluate."""
+    config, known = task.config, getattr(task, "dataset", None)
+    if not isinstance(known, Mapping):
+        source.add("C16", "error", f"the documents are a {type(known).__name__}, not a mapping of splits; let "
+                   "custom_dataset return a DatasetDict", "custom_dataset")  # fmt: skip
+        return False
+    right = True
+    for key in SPLIT_KEYS:
+        split = getattr(config, key)
+        if split is None:
+            continue
+        if split not in known:
+            level: Level = "warning" if key in LATER_SPLITS else "error"
+            source.add("C16", level, f"{key} {split!r} is not in the data, which has {', '.join(map(str, known))}"
+                       f"{suggest(str(split), map(str, known)) or '; name one of them'}", key)  # fmt: skip
+            right = right and level != "error"
+        elif not len(known[split]):
+            source.add("C15", "error", f"{key} {split!r} has no documents; put at least one there", key)
+            right = False
+    if not (task.has_validation_docs() or task.has_test_docs()):
+        source.add("C16", "error", "names neither validation_split nor test_split: nothing to evaluate; add one "
+                   f"(the data has {', '.join(map(str, known))})", "validation_split")  # fmt: skip
+        right = False
+    if not task.has_training_docs():
+        source.add("C36", "note", "has no training_split: it can be evaluated, not trained on", "task")
+    elif scores_whole_texts(task):
+        source.add("C36", "note", "scores whole texts, which have no answer: it can be evaluated, not trained on",
+                   "output_type")  # fmt: skip
+    return right
+
+
+def columns_of(task: ConfigurableTask) -> list[str]:
+    """Names of the columns of the evaluated documents."""
+    docs = task.eval_docs
+    if isinstance(docs, hf_datasets.Dataset):
+        return list(docs.column_names)
+    return list(docs[0]) if len(docs) else []

@@ -1,0 +1,334 @@
+"""The dry score: made-up model answers through a task's own requests, filters, `process_results` and aggregation.
+
+```
+documents ── construct_requests ──> requests ── answered by a script ──> filters ──> process_results ──> aggregation
+```
+
+Gold answers must score full marks, wrong ones about nothing, and always abstaining what the task declares.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lm_eval.api.metrics
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import ConfigurableTask
+
+from harness_ext.check.documents import Sampled
+from harness_ext.check.templates import gold_answers
+from harness_ext.check.tokens import cut_at_stop, stops_of
+from harness_ext.check.yaml_source import TaskSource
+from harness_ext.errors import described, suggest
+
+PRIMARY_METRICS = ("acc", "exact_match", "exact", "em", "f1")  # as `compare` chooses; the first one found
+LIKELY, UNLIKELY, NEUTRAL = (0.0, True), (-50.0, False), (-10.0, False)
+NONSENSE = "zebra crossing"
+WRONG_SHARE = 0.1  # of full marks: what a wrong answer may score by chance overlap of words
+OTHER_SHARE = 0.6  # of full marks: what another document's answer may score
+CLOSE = 1e-6
+
+Doc = Mapping[str, Any]
+Answer = Callable[[Doc], str]
+
+
+@dataclass(frozen=True)
+class DryScore:
+    """Aggregated metrics of one scripted model."""
+
+    metrics: Mapping[str, float]  # under the plain name for the first filter, else `metric,filter`
+    per_document: Mapping[str, Sequence[Any]]  # of the first filter
+
+
+class ScoringError(Exception):
+    """A task's scoring failed; carries where."""
+
+
+def check_scores(source: TaskSource, task: ConfigurableTask, sampled: Sampled) -> str | None:
+    """Score made-up answers and note what is off; returns the scores in words when all is right."""
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":
+        return None
+    before = len(source.findings)
+    golds = [_gold(task, doc) for doc in sampled.docs]
+    by_id = {id(doc): gold for doc, gold in zip(sampled.docs, golds, strict=True)}
+    try:
+        gold = dry_score(task, sampled.docs, lambda doc: by_id[id(doc)])
+        wrong = dry_score(task, sampled.docs, lambda doc: _wrong(task, doc, by_id[id(doc)]))
+    except ScoringError as error:
+        source.add("C31", "error", f"{error}; correct the hook, the filters or the data", _scoring_place(task))
+        return None
+    primary = _primary(task, gold.metrics)
+    _check_listed(source, task, gold)
+    if primary is None:
+        source.add("C32", "error", "scoring gives no metric that metric_list names; let process_results return them",
+                   "metric_list")  # fmt: skip
+        return None
+    full = _check_gold(source, task, gold, wrong, primary, sampled, golds)
+    _check_wrong(source, task, gold, wrong, primary, full)
+    _check_other_answers(source, task, sampled, golds, primary, full)
+    _check_abstaining(source, task, sampled, primary)
+    if len(set(golds)) == 1 and len(golds) > 1:
+        source.add("C35", "warning", f"all {len(golds)} documents looked at have the gold answer {golds[0]!r:.40}: "
+                   "always saying that is right; evaluate on more kinds", "doc_to_target")  # fmt: skip
+    if any(finding.level == "error" for finding in source.findings[before:]):
+        return None
+    return (f"{primary} of gold answers {_number(gold.metrics[primary])}, of wrong ones "
+            f"{_number(wrong.metrics[primary])}, on {len(sampled.docs)}")  # fmt: skip
+
+
+# -- scripted models ---------------------------------------------------------------------------------------------
+
+
+def dry_score(task: ConfigurableTask, docs: Sequence[Doc], answer: Answer) -> DryScore:
+    """Score a model that answers each document by `answer`, through lm-eval's own Task object.
+
+    Raises:
+        ScoringError: requests, filters, `process_results` or an aggregation fail.
+    """
+    requests: list[list[Instance]] = []
+    for number, doc in enumerate(docs):
+        with _named(f"requests of document {number} fail"):
+            requests.append(_requests(task, doc, number))
+    everywhere = _asked_of_all(requests)
+    for doc, group in zip(docs, requests, strict=True):
+        for request in group:
+            said = NEUTRAL if request.args[0] in everywhere else _respond(task, request, doc, answer(doc))
+            request.resps = [said] * (task.config.repeats or 1)
+    task._instances = [request for group in requests for request in group]
+    with _named("a filter fails"):
+        task.apply_filters()
+    raw: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    filters = list(task._instances[0].filtered_resps)
+    for name in filters:
+        for number, (doc, group) in enumerate(zip(docs, requests, strict=True)):
+            with _named(f"process_results fails on document {number} (answer {answer(doc)!r:.40})"):
+                scores = task.process_results(doc, [request.filtered_resps[name] for request in group])
+            for metric, value in scores.items():
+                raw[metric, name].append(value)
+    return _aggregated(task, raw, filters[0])
+
+
+def _requests(task: ConfigurableTask, doc: Doc, number: int) -> list[Instance]:
+    context = task.fewshot_context(doc, 0, gen_prefix=task.doc_to_prefix(doc))
+    made = task.construct_requests(doc=doc, ctx=context, metadata=(task.task_name, number, task.config.repeats))
+    return made if isinstance(made, list) else [made]
+
+
+def _asked_of_all(requests: Sequence[Sequence[Instance]]) -> set[str]:
+    """Contexts that are no document's own: those of calibration, or of no context at all."""
+    own = {group[0].args[0] for group in requests}
+    if own == {""}:  # no prompt, by design
+        return set()
+    if len(own) < 2:
+        return {""}
+    contexts = [{request.args[0] for request in group if request.request_type == "loglikelihood"} for group in requests]
+    return {"", *set.intersection(*contexts)}
+
+
+def _respond(task: ConfigurableTask, request: Instance, doc: Doc, answer: str) -> Any:
+    """What a model that holds `answer` for the truth says to a request of its document."""
+    if request.request_type == "generate_until":
+        return cut_at_stop(f"{task.config.target_delimiter}{answer}", stops_of(request.args[1]))
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return LIKELY if request.args[1].strip() == answer.strip() else UNLIKELY
+    own = task.doc_to_choice(doc)
+    if answer not in own:
+        return UNLIKELY
+    if isinstance(task.doc_to_text(doc), int):  # the choices stand in the contexts
+        return LIKELY if request.idx == own.index(answer) else UNLIKELY
+    worded = task.doc_to_choice(request.doc)[own.index(answer)]  # a request may ask with other label words
+    return LIKELY if request.args[1].strip() == worded.strip() else UNLIKELY
+
+
+def _aggregated(task: ConfigurableTask, raw: Mapping[tuple[str, str], list[Any]], first: str) -> DryScore:
+    metrics: dict[str, float] = {}
+    for (metric, name), values in raw.items():
+        with _named(f"the aggregation of {metric!r} fails"):
+            aggregate = task.aggregation().get(metric, lm_eval.api.metrics.mean)
+            value = aggregate(values)
+            metrics[metric if name == first else f"{metric},{name}"] = float(value)
+    return DryScore(metrics, {metric: values for (metric, name), values in raw.items() if name == first})
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever a task's own code raises
+        raise ScoringError(f"{what}: {described(error)}") from error
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Keep libraries from printing and logging; what they have to say becomes a finding."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+# -- answers -----------------------------------------------------------------------------------------------------
+
+
+def _gold(task: ConfigurableTask, doc: Doc) -> str:
+    if isinstance(index := task.doc_to_text(doc), int):
+        return str(task.doc_to_choice(doc)[index])
+    return gold_answers(task, doc)[0].strip(" ")
+
+
+def _wrong(task: ConfigurableTask, doc: Doc, gold: str) -> str:
+    """Another choice, or words that stand in no answer."""
+    if task.OUTPUT_TYPE == "multiple_choice":
+        right = set(gold_answers(task, doc)) if not isinstance(task.doc_to_text(doc), int) else {gold}
+        return next((str(choice) for choice in task.doc_to_choice(doc) if choice not in right), NONSENSE)
+    return NONSENSE
+
+
+def _always(text: str, _: Doc) -> str:
+    return text
+
+
+def _primary(task: ConfigurableTask, metrics: Mapping[str, float]) -> str | None:
+    declared = (task.config.metadata or {}).get("primary_metric")
+    listed = [name for name in task.aggregation() if name in metrics]
+    if declared in listed:
+        return str(declared)
+    return next((name for name in PRIMARY_METRICS if name in listed), listed[0] if listed else None)
+
+
+def _scoring_place(task: ConfigurableTask) -> str:
+    return "process_results" if task.config.process_results else "metric_list"
+
+
+# -- what must hold ----------------------------------------------------------------------------------------------
+
+
+def _check_listed(source: TaskSource, task: ConfigurableTask, gold: DryScore) -> None:
+    listed, scored = set(task.aggregation()), {name.partition(",")[0] for name in gold.metrics}
+    for name in sorted(scored - listed):
+        source.add("C32", "warning", f"scoring gives {name!r}, which metric_list does not name: lm-eval takes its "
+                   "mean; list it with its aggregation", "metric_list")  # fmt: skip
+    if not task.config.process_results:
+        return
+    for name in sorted(listed - scored):
+        hint = suggest(name, scored - listed)
+        source.add("C32", "error" if hint else "note", f"metric_list names {name!r}, which scoring gives for none of "
+                   f"the documents looked at{hint or '; drop it unless others have it'}", "metric_list")  # fmt: skip
+
+
+def _check_gold(
+    source: TaskSource,
+    task: ConfigurableTask,
+    gold: DryScore,
+    wrong: DryScore,
+    primary: str,
+    sampled: Sampled,
+    golds: Sequence[str],
+) -> float:
+    """Note a primary metric that gold answers do not bring to full marks; returns what full marks are."""
+    value = gold.metrics[primary]
+    declared = (task.config.metadata or {}).get("metric_scale")
+    if task.higher_is_better().get(primary) is False:
+        if not value < wrong.metrics[primary]:
+            source.add("C28", "error", f"{primary}, where lower is better, is {_number(value)} for gold answers and "
+                       f"{_number(wrong.metrics[primary])} for wrong ones; check higher_is_better",
+                       "metric_list")  # fmt: skip
+        return value
+    full = float(declared) if declared else (100.0 if value > 1 + CLOSE else 1.0)
+    if declared and _near(value, 100.0 if full == 1 else 1.0):
+        source.add("C34", "error", f"metric_scale is {declared}, but gold answers score {_number(value)} {primary}; "
+                   f"set it to {_number(value)}", "metadata", "metric_scale")  # fmt: skip
+    elif not _near(value, full):
+        source.add("C28", "error", f"gold answers score {_number(value)} {primary}, not {_number(full)}"
+                   f"{_by_class(gold, primary)}{_example(task, gold, primary, sampled, golds)}; correct "
+                   f"{_scoring_place(task)}"
+                   f"{'' if task.config.process_results else ', the filters or doc_to_target'}",
+                   _scoring_place(task))  # fmt: skip
+    return full
+
+
+def _near(value: float, wanted: float) -> bool:
+    return math.isclose(value, wanted, rel_tol=1e-6, abs_tol=CLOSE)
+
+
+def _by_class(gold: DryScore, primary: str) -> str:
+    """The metrics of one class of documents, which tell where the points are lost."""
+    parts = {name: gold.metrics[name] for name in (f"HasAns_{primary}", f"NoAns_{primary}") if name in gold.metrics}
+    return f" ({', '.join(f'{name} {_number(value)}' for name, value in parts.items())})" if parts else ""
+
+
+def _example(task: ConfigurableTask, gold: DryScore, primary: str, sampled: Sampled, golds: Sequence[str]) -> str:
+    """The first document whose gold answer scores nothing."""
+    aggregate = task.aggregation().get(primary, lm_eval.api.metrics.mean)
+    for number, text, value in zip(sampled.numbers, golds, gold.per_document.get(primary, []), strict=False):
+        with contextlib.suppress(Exception):  # an aggregation that needs more than one document
+            if not (value if isinstance(value, (int, float)) else aggregate([value])):
+                return f"; first lost: document {number}, gold {text!r:.60}"
+    return ""
+
+
+def _check_wrong(
+    source: TaskSource, task: ConfigurableTask, gold: DryScore, wrong: DryScore, primary: str, full: float
+) -> None:
+    if task.higher_is_better().get(primary) is False:
+        return
+    value = wrong.metrics[primary]
+    if value > WRONG_SHARE * full and gold.metrics[primary] > 0:
+        source.add("C29", "error", f"a wrong answer on every document scores {_number(value)} {primary} of "
+                   f"{_number(full)}; correct the scoring", _scoring_place(task))  # fmt: skip
+
+
+def _check_other_answers(
+    source: TaskSource, task: ConfigurableTask, sampled: Sampled, golds: Sequence[str], primary: str, full: float
+) -> None:
+    """For generation: another document's gold answer must not pass either."""
+    if task.OUTPUT_TYPE != "generate_until" or task.higher_is_better().get(primary) is False:
+        return
+    others = [next((text for text in (*golds[number + 1 :], *golds[:number]) if text != gold), None)
+              for number, gold in enumerate(golds)]  # fmt: skip
+    differing = [(doc, other) for doc, other in zip(sampled.docs, others, strict=True) if other is not None]
+    if not differing:
+        return
+    by_id = {id(doc): other for doc, other in differing}
+    with contextlib.suppress(ScoringError):  # gold answers pass; a document that forbids others says so elsewhere
+        value = dry_score(task, [doc for doc, _ in differing], lambda doc: by_id[id(doc)]).metrics[primary]
+        if value > OTHER_SHARE * full:
+            source.add("C29", "error", f"another document's answer scores {_number(value)} {primary} of "
+                       f"{_number(full)}; correct the scoring", _scoring_place(task))  # fmt: skip
+
+
+def _check_abstaining(source: TaskSource, task: ConfigurableTask, sampled: Sampled, primary: str) -> None:
+    """Always abstaining must score what the task declares in `abstain_baseline`, and must not break scoring."""
+    if task.OUTPUT_TYPE != "generate_until":
+        return
+    word = (task.config.metadata or {}).get("abstain_answer")
+    answers = ["", *([word] if word is not None else [])]
+    for text in answers:
+        try:
+            scored = dry_score(task, sampled.docs, functools.partial(_always, str(text))).metrics
+        except ScoringError as error:
+            source.add(
+                "C31", "error", f"an empty answer breaks scoring: {error}; correct the hook", _scoring_place(task)
+            )
+            return
+        declared = scored.get("abstain_baseline")
+        if declared is not None and not _near(scored[primary], declared):
+            source.add("C30", "error", f"always answering {text!r} scores {_number(scored[primary])} {primary}, but "
+                       f"the task declares {_number(declared)} (abstain_baseline); correct the abstain words",
+                       _scoring_place(task))  # fmt: skip
+            return
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"

@@ -1,0 +1,128 @@
+"""Answers that a model gets to see: documents as examples in their own prompt, evaluated documents in training data."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jinja2.meta
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.utils import env
+
+from harness_ext.check.documents import Sampled
+from harness_ext.check.yaml_source import TaskSource
+from harness_ext.errors import described
+from harness_ext.findings import Level
+from harness_ext.protocol.render import DEFAULT_FEWSHOT_SEED
+
+TRIED_SHOTS = 3  # for a task that leaves the number of shots to the command line
+BATCH = 10_000
+
+
+def check_fewshot(source: TaskSource, task: ConfigurableTask, sampled: Sampled) -> None:
+    """Build few-shot prompts as lm-eval does and look for the evaluated document among its own examples."""
+    own = task.config.num_fewshot
+    pool = getattr(getattr(task, "sampler", None), "df", None)
+    if own == 0 or not pool or task.config.metadata.get("num_fewshot") == 0:
+        return
+    shots = own or min(TRIED_SHOTS, len(pool) - 1)
+    if shots < 1:
+        return
+    try:
+        leaked, prompts = _leaks(task, sampled, shots)
+    except Exception as error:  # lm-eval's sampler asserts
+        level: Level = "error" if own else "note"
+        source.add("C18", level, f"prompts with {shots} examples cannot be built: {described(error)}; lower "
+                   "num_fewshot or enlarge the few-shot split", "num_fewshot")  # fmt: skip
+        return
+    splits = f"fewshot_split {task.config.fewshot_split!r}" if task.config.fewshot_split else "the few-shot split"
+    cure = "name another fewshot_split (lm-eval leaves the document out only when it is the test split)"
+    place = "fewshot_split" if task.config.fewshot_split else "num_fewshot"
+    if leaked and own:
+        source.add("C26", "error", f"few-shot leak: {leaked} of {prompts} documents are examples in their own prompt, "
+                   f"since {splits} holds them; {cure}", place)  # fmt: skip
+    elif any(doc in pool for doc in sampled.docs[:5]) and leaked:
+        source.add("C26", "warning", f"few-shot leak: {splits} is the evaluated one; with --num_fewshot {shots}, "
+                   f"{leaked} of {prompts} documents are examples in their own prompt; {cure}", place)  # fmt: skip
+
+
+def _leaks(task: ConfigurableTask, sampled: Sampled, shots: int) -> tuple[int, int]:
+    task.set_fewshot_seed(seed=DEFAULT_FEWSHOT_SEED)
+    leaked = 0
+    with _recorded_examples(task) as drawn:
+        for doc in sampled.docs:
+            drawn.clear()
+            task.fewshot_context(doc, shots, gen_prefix=task.doc_to_prefix(doc))
+            leaked += doc in drawn
+    return leaked, len(sampled.docs)
+
+
+@contextlib.contextmanager
+def _recorded_examples(task: ConfigurableTask) -> Iterator[list[Any]]:
+    """Note what the task's own sampler draws."""
+    sampler, drawn = task.sampler, []
+
+    def sample(*args: Any, **options: Any) -> Any:
+        examples = type(sampler).sample(sampler, *args, **options)
+        drawn.extend(examples)
+        return examples
+
+    sampler.sample = sample
+    try:
+        yield drawn
+    finally:
+        del sampler.sample
+
+
+def check_overlap(source: TaskSource, task: ConfigurableTask, columns: Sequence[str]) -> str | None:
+    """Look for every evaluated document in the training split, word for word; returns what was compared."""
+    if not task.has_training_docs() or task.config.training_split not in getattr(task, "dataset", {}):
+        return None
+    evaluated = task.config.test_split or task.config.validation_split
+    if task.config.training_split == evaluated:
+        source.add("C27", "error", f"training_split and the evaluated split are both {evaluated!r}: a model would be "
+                   "trained on what it is tested on; name another one", "training_split")  # fmt: skip
+        return None
+    training, evaluation = task.training_docs(), task.eval_docs
+    asked = _prompt_columns(task, columns, evaluation)
+    if not asked or not set(asked) <= set(training[0]):
+        return None
+    wanted = {key: number for number, key in enumerate(_keys(evaluation, asked))}
+    found = {wanted[key] for key in _keys(training, asked) if key in wanted}
+    if found:
+        share = len(found) / max(1, len(evaluation))
+        source.add("C27", "warning", f"{len(found)} of {len(evaluation)} evaluated documents ({share:.1%}) stand word "
+                   f"for word in the training split (first: {min(found)}), by {', '.join(asked)}; drop them there",
+                   "training_split")  # fmt: skip
+    return f"{len(training):,} to train on"
+
+
+def _prompt_columns(task: ConfigurableTask, columns: Sequence[str], docs: Any) -> list[str]:
+    """The text columns of the prompt; without a template, all text columns that look like no identifier."""
+    template = task.config.doc_to_text
+    if isinstance(template, str) and template in columns:
+        names = {template}
+    elif isinstance(template, str):
+        names = jinja2.meta.find_undeclared_variables(env.parse(template))
+    else:
+        names = {name for name in columns if not name.lower().endswith("id")}
+    return [name for name in columns if name in names and isinstance(docs[0][name], str)]
+
+
+def _keys(docs: Any, columns: Sequence[str]) -> Iterator[bytes]:
+    """A short hash of the named columns of each document, case and white space aside."""
+    for rows in _batches(docs, columns):
+        for values in zip(*(rows[name] for name in columns), strict=True):
+            text = "\x1f".join(" ".join(str(value).lower().split()) for value in values)
+            yield hashlib.blake2b(text.encode(), digest_size=12).digest()
+
+
+def _batches(docs: Any, columns: Sequence[str]) -> Iterator[Mapping[str, Iterable[Any]]]:
+    if hasattr(docs, "select_columns"):
+        yield from docs.select_columns(list(columns)).iter(batch_size=BATCH)
+    else:
+        for start in range(0, len(docs), BATCH):
+            rows = docs[start : start + BATCH]
+            yield {name: [row[name] for row in rows] for name in columns}

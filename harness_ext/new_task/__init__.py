@@ -1,0 +1,1 @@
+"""From a file of rows to a task: columns, splits, documents, YAML."""

@@ -1,0 +1,151 @@
+"""What `new-task` makes a task from: one file, a file for each split, a folder of them, or a data set on the Hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import pyarrow
+import pyarrow.compute
+from huggingface_hub.errors import HfHubHTTPError
+
+from harness_ext.errors import DatasetError
+from harness_ext.protocol.documents import HUB_ID, HubDataset, hub_dataset, hub_or_cache, load_documents, resolve_source
+from harness_ext.protocol.local_files import ENDINGS, Rows, files_in, open_rows
+from harness_ext.protocol.text_rows import BATCH_ROWS
+
+logger = logging.getLogger(__name__)
+
+ROLES = ("train", "validation", "test")
+VALIDATION_NAMES = ("validation", "valid", "val", "dev", "eval")  # or what begins so, as MNLI's validation_matched
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """Rows, and where they come from."""
+
+    origin: str  # as texts name it
+    whole: Rows | None = None  # one file, whose splits are to be drawn
+    splits: Mapping[str, Rows] = dataclasses.field(default_factory=dict)  # train, validation, test -> rows
+    split_names: Mapping[str, str] = dataclasses.field(default_factory=dict)  # train, ... -> name on the Hub
+    hub: HubDataset | None = None
+
+    @property
+    def first(self) -> Rows:
+        """The rows that columns are told from."""
+        return self.whole if self.whole is not None else next(iter(self.splits.values()))
+
+
+def open_source(data: str | Path | Mapping[str, str | Path]) -> RowSource:
+    """Open what a task is to be made from.
+
+    Args:
+        data: a file; a file for each of train, validation and test, or a folder that holds them; or a Hub id
+            `org/name[:config][@revision]`.
+
+    Raises:
+        DatasetError: a file cannot be read, the Hub does not have it, or there is nothing to evaluate on.
+    """
+    if isinstance(data, Mapping):
+        return _from_files({split: data[split] for split in ROLES if split in data})
+    path = Path(data).expanduser()
+    if path.is_dir():
+        files = files_in(path)
+        return _from_files({role: files[split] for role, split in _split_names(str(path), list(files)).items()})
+    hub = hub_dataset(str(data)) if HUB_ID.fullmatch(str(data)) else None
+    if hub is not None and not path.exists() and path.suffix.lower() not in ENDINGS:
+        return _from_hub(hub)
+    return RowSource(path.name, whole=open_rows(path))
+
+
+def _from_files(files: Mapping[str, str | Path]) -> RowSource:
+    rows = {split: open_rows(file) for split, file in files.items()}
+    return RowSource(", ".join(Path(file).name for file in files.values()), splits=rows)
+
+
+# -- the Hub -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SplitRows:
+    """Rows of one split of a Hub data set."""
+
+    name: str
+    documents: datasets.Dataset
+
+    @property
+    def schema(self) -> pyarrow.Schema:
+        """Columns and their types."""
+        return self.documents.features.arrow_schema
+
+    @property
+    def columns(self) -> list[str]:
+        """Column names in order."""
+        return list(self.documents.column_names)
+
+    def batches(self, columns: list[str] | None = None) -> Iterator[pyarrow.RecordBatch]:
+        """Stream the rows in order; a class label of -1, which hides the label, is a missing one."""
+        documents = self.documents.select_columns(columns) if columns else self.documents
+        classes = [name for name, kind in documents.features.items() if isinstance(kind, datasets.ClassLabel)]
+        for table in documents.with_format("arrow").iter(batch_size=BATCH_ROWS):
+            for name in classes:
+                labels = table.column(name)
+                hidden = pyarrow.compute.equal(labels, -1)
+                shown = pyarrow.compute.if_else(hidden, pyarrow.scalar(None, labels.type), labels)
+                table = table.set_column(table.column_names.index(name), name, shown)
+            yield from table.combine_chunks().to_batches()
+
+    def label_names(self, column: str) -> dict[str, str]:
+        """Label as it stands to its name, where the data set declares names."""
+        kind = self.documents.features[column]
+        names = kind.names if isinstance(kind, datasets.ClassLabel) else []
+        return {str(number): name for number, name in enumerate(names)}
+
+
+def _from_hub(hub: HubDataset) -> RowSource:
+    try:
+        hub = _pinned(hub) if resolve_source(str(hub)).kind == "hub" else hub
+        documents = load_documents(dataset=str(hub))
+    except DatasetError as error:
+        raise DatasetError(f"there is no file {hub.path}, and as a data set: {error}") from error
+    names = _split_names(str(hub), list(documents))
+    rows = {role: SplitRows(f"{hub} ({split})", documents[split]) for role, split in names.items()}
+    return RowSource(str(hub), splits=rows, split_names=names, hub=hub)
+
+
+def _pinned(hub: HubDataset) -> HubDataset:
+    """With the commit that the revision stands for; as it is where the Hub cannot be asked."""
+    if hub.revision is not None and COMMIT.fullmatch(hub.revision):
+        return hub
+    with hub_or_cache() as reached:
+        if not reached:
+            return hub
+        try:
+            commit = huggingface_hub.HfApi().dataset_info(hub.path, revision=hub.revision).sha
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            logger.info("the commit of %s is not known: %s", hub, error)  # loading says what is wrong
+            return hub
+    return dataclasses.replace(hub, revision=commit or hub.revision)
+
+
+def _split_names(origin: str, splits: list[str]) -> dict[str, str]:
+    """Which split is trained on, validated on and tested on: train, validation, test -> name in the data."""
+    names = {
+        "train": next((split for split in splits if split.startswith("train")), None),
+        "validation": next((split for split in splits if split.startswith(VALIDATION_NAMES)), None),
+        "test": "test" if "test" in splits else None,
+    }
+    known = {role: split for role, split in names.items() if split is not None}
+    if not known.keys() & {"validation", "test"}:
+        raise DatasetError(
+            f"{origin} has no split to evaluate on (it has {', '.join(splits)}); give its rows as one file with --data "
+            "(a Hub data set: load_dataset(…)['train'].to_parquet('rows.parquet')): the splits are then drawn"
+        )
+    return known

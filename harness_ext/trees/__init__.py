@@ -1,0 +1,1 @@
+"""Prefix trees: layout, masks, and one pass of a model over them."""
