@@ -45,4 +45,5 @@ def flex_mask(visible: Tensor) -> BlockMask:
     def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return visible[query, key]
 
-    return create_block_mask(sees, 1, None, *visible.shape, device=str(visible.device))
+    queries, keys = visible.shape
+    return create_block_mask(sees, 1, None, queries, keys, device=str(visible.device))

@@ -18,9 +18,10 @@ import transformers
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from harness_ext.engine.adapter_switch import AdapterSwitch
 from harness_ext.engine.evaluate import evaluate
 from harness_ext.engine.hf_tree import TreeLM
-from harness_ext.engine.variants import PeftHost, Variant
+from harness_ext.engine.variants import Variant
 from harness_ext.errors import HarnessExtError, ModelError
 
 WORDS = ["The", "river", "runs", "past", "an", "old", "mill", ".", "Who", "built", "the", "bridge", "?"]
@@ -253,10 +254,10 @@ def test_a_window_is_measured_for_each_adapter(tmp_path: Path) -> None:
     wrapped.save_pretrained(str(tmp_path / "adapter"))
     hf, tree = both(folder)
     alone = HFLM(str(folder), peft=str(tmp_path / "adapter"), device="cpu", dtype="float32", batch_size=1)
-    host = PeftHost(tree, str(folder))
+    switch = AdapterSwitch(tree, str(folder))
     short, long = {**GREEDY, "max_gen_toks": 4}, {**GREEDY, "max_gen_toks": 40}
     for variant, reference in ((Variant("base"), hf), (Variant("adapter", "adapter", tmp_path / "adapter"), alone)):
-        with host.active(variant):
+        with switch.active(variant):
             for settings in (short, long):
                 assert ask(tree, settings) == ask(reference, settings), variant
 

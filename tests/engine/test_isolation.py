@@ -6,12 +6,14 @@ import json
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from lm_eval.api.instance import Instance
 
 from harness_ext.engine import evaluate as engine
+from harness_ext.engine import hosts, provenance
 from harness_ext.engine.evaluate import VariantResults, evaluate
 from harness_ext.engine.hf_tree import TreeLM
 from harness_ext.engine.isolation import Failures, evaluate_isolated
@@ -170,19 +172,20 @@ def test_samples_that_cannot_be_written(
     assert not list((tmp_path / "out").rglob("samples_broken_*"))  # a file is whole or not there
 
 
-@pytest.mark.parametrize("name", ["fingerprint", "add_generation_records"])
+@pytest.mark.parametrize(("module", "name"), [(provenance, "fingerprint"), (hosts, "add_generation_records")])
 def test_what_we_add_to_results_fails(
-    name: str, broken: Callable[..., str], alone: VariantResults, tiny_model_folder: Path, tmp_path: Path,
+    module: ModuleType, name: str,
+    broken: Callable[..., str], alone: VariantResults, tiny_model_folder: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    original = getattr(engine, name)
+    original = getattr(module, name)
 
     def fails(about: Any, *arguments: Any) -> Any:
         if "broken" in (about if isinstance(about, dict) else about.task_name):
             raise KeyError("no such thing")
         return original(about, *arguments)
 
-    monkeypatch.setattr(engine, name, fails)
+    monkeypatch.setattr(module, name, fails)
     done = evaluate_both(tiny_model_folder, tmp_path / "out", broken())
     assert_good_task_is_whole(done, alone)
     assert "no such thing" in done.failures["broken"]

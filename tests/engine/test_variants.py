@@ -20,9 +20,10 @@ import transformers
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from harness_ext.engine.adapter_switch import _encoded
 from harness_ext.engine.evaluate import evaluate
 from harness_ext.engine.hf_tree import TreeLM
-from harness_ext.engine.variants import _encoded, base_and_adapters
+from harness_ext.engine.variants import base_and_adapters
 from harness_ext.errors import AdapterError, HarnessExtError, ModelError
 
 MakeAdapter = Callable[..., Path]

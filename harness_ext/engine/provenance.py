@@ -1,0 +1,116 @@
+"""What a results file says of where it comes from: variant, adapter card, protocol, data, time.
+
+lm-eval's own results stay as they are; this is the key `harness_ext` beside them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.model import LM
+from lm_eval.api.task import Task
+from lm_eval.config.evaluate_config import EvaluatorConfig
+
+import harness_ext
+from harness_ext.engine.hosts import Host, prompt_settings
+from harness_ext.engine.isolation import Failures
+from harness_ext.engine.variants import Variant
+from harness_ext.models.adapters import CONFIG_FILE, WEIGHTS_FILE
+from harness_ext.models.card import read_card
+from harness_ext.models.sources import weights_sha256
+from harness_ext.protocol import documents
+from harness_ext.protocol.fingerprint import PROMPT_FIELDS, Fingerprint, differing_fields, fingerprint
+from harness_ext.protocol.token_settings import token_settings
+
+logger = logging.getLogger(__name__)
+
+
+def key_of_each(
+    our_key: Callable[[Sequence[Task]], dict[str, Any]], tasks: Sequence[Task], failures: Failures
+) -> dict[str, Any] | None:
+    """What we add to a results file, for the tasks that it can be told of; None when it can be told of none."""
+    with contextlib.suppress(Exception):
+        return our_key(tasks)
+    good = []
+    for task in tasks:
+        with failures.catching(task.task_name, "no fingerprint in its results: "):
+            our_key([task])
+            good.append(task)
+    return our_key(good) if good else None
+
+
+def provenance(
+    config: EvaluatorConfig,
+    host: Host,
+    variant: Variant,
+    tasks: Sequence[Task],
+    tokenizer_notes: Mapping[str, str],
+    *,
+    seconds: float,
+) -> dict[str, Any]:
+    """The key `harness_ext` of a results file, for some of its tasks."""
+    settings = prompt_settings(config)
+    prints = {task.task_name: fingerprint(task, settings, host.hf) for task in tasks}
+    if variant.folder is not None:
+        _warn_of_other_prompts(variant.folder, prints)
+    return {
+        "version": harness_ext.__version__,
+        "variant": variant.name,
+        "base": host.base,
+        "adapter": variant.adapter,
+        "card": _card(variant.folder),
+        "token_settings": {**token_settings(config.model_args), **tokenizer_notes},
+        "fingerprints": {name: each.digest for name, each in prints.items()},
+        "fingerprint_fields": {name: each.fields for name, each in prints.items()},
+        "sample_data": any(
+            documents.is_sample(task.config.custom_dataset, task.config.dataset_kwargs, task.config.metadata)
+            for task in tasks
+        ),
+        "seconds": round(seconds, 2),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _card(folder: Path | None) -> dict[str, Any] | None:
+    """What an adapter's card says, and the size of its weights, for whoever compares."""
+    card = None if folder is None else read_card(folder)
+    if folder is None or card is None:
+        return None
+    return {**asdict(card), "adapter_bytes": (folder / WEIGHTS_FILE).stat().st_size}
+
+
+def _warn_of_other_prompts(adapter: Path, prints: Mapping[str, Fingerprint]) -> None:
+    """Warn when a task asks an adapter about its own data in other words than it was trained with."""
+    card = read_card(adapter)
+    if card is None:
+        return
+    for task, found in prints.items():
+        differing = differing_fields(card.fingerprint_fields, found.fields, PROMPT_FIELDS)
+        if differing and "dataset" not in differing:
+            logger.warning(
+                "%s was trained on %s with another prompt than %s has here: %s",
+                adapter,
+                card.task,
+                task,
+                ", ".join(differing),
+            )
+
+
+def cache_file(prefix: str | None, lm: LM, model_args: Mapping[str, Any], variant: Variant) -> str | None:
+    """A response cache of its own for each model, adapter and dtype: lm-eval keys responses by the request alone."""
+    if prefix is None:
+        return None
+    identity = json.dumps({**model_args, "class": type(lm).__name__}, sort_keys=True, default=str)
+    identity += weights_sha256(str(model_args.get("pretrained")), revision=model_args.get("revision")) or ""
+    if variant.folder is not None:
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            identity += hashlib.sha256((variant.folder / name).read_bytes()).hexdigest()
+    return f"{Path(prefix).expanduser()}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
