@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test fuzz check bench results fetch wordnet clean
+.PHONY: demo test fuzz check bench results docs pages fetch wordnet clean
 
 demo: $(INSTALLED)          ## the main job on a real model: fetch, evaluate, train, evaluate, compare
 	$(BIN)/harness-ext demo
@@ -28,6 +28,12 @@ bench: $(INSTALLED)         ## hf against hf-tree, TRL against our training, sid
 results: $(INSTALLED)       ## base and shipped adapters on the full evaluation sets -> docs/results.md
 	$(BIN)/python benchmarks/results.py --output docs/results.md
 
+docs: $(VENV)/.docs         ## the documentation as a site -> site/; needs a network for its packages only
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+pages: $(INSTALLED)         ## the pages that come from the code: docs/checks.md, docs/findings.md, docs/cli.md
+	$(BIN)/python docs/generate.py
+
 fetch: $(INSTALLED)         ## the small real model -> models/, where stock lm_eval can be pointed at it
 	$(BIN)/harness-ext fetch smollm2-135m-instruct --output models
 
@@ -35,7 +41,11 @@ wordnet: $(INSTALLED)       ## WordNet for METEOR, into .venv/nltk_data (or the 
 	$(BIN)/python -m harness_ext.wordnet
 
 clean:                      ## everything that can be made again, but the fetched model and the adapters
-	rm -rf $(VENV) demo results build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) demo results site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/.docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("harness_ext needs Python 3.10 or newer") if sys.version_info < (3, 10) else None'

@@ -1,7 +1,7 @@
 """Everything that `check` (C...) and `compare` (R...) can find: what it is, why it matters, an example, the remedy.
 
-An id keeps its meaning from release to release. `docs/findings.md` is generated from this table; `--explain ID` prints
-an entry.
+An id keeps its meaning from release to release. `docs/checks.md` and `docs/findings.md` are generated from
+this table by `docs/generate.py`; `--explain ID` prints an entry.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What is wrong, or may be, with a task or a number: one type, explained by one catalogue.
 
-The documentation page `docs/findings.md` is generated from the catalogue, as ruff's rules are; `--explain ID` prints an
+`docs/checks.md` and `docs/findings.md` are generated from the catalogue by `docs/generate.py`; `--explain ID` prints an
 entry.
 """
 
@@ -13,15 +13,11 @@ from typing import Any, Literal
 from harness_ext.catalogue import CATALOGUE, Rule
 from harness_ext.errors import HarnessExtError, suggest
 
-__all__ = ["CATALOGUE", "Finding", "Level", "Rule", "catalogue_page", "explain"]
+__all__ = ["CATALOGUE", "Finding", "Level", "Rule", "explain"]
 
 Level = Literal["error", "warning", "note"]
 
-# letter of the ids -> heading and introduction of their part of the page
-PARTS = {
-    "C": ("Tasks", "`harness-ext check` reports these before any model is loaded."),
-    "R": ("Comparison", "`harness-ext compare` reports these beside its table."),
-}
+LETTERS = "CR"  # the ids of `harness-ext check` and of `harness-ext compare`
 
 
 @dataclass(frozen=True)
@@ -49,29 +45,9 @@ def explain(id: str) -> str:
     key = id.strip().upper()
     rule = CATALOGUE.get(key)
     if rule is None:
-        spans = " and ".join(f"{min(ids)} to {max(ids)}" for ids in map(_ids, PARTS))
+        spans = " and ".join(f"{min(ids)} to {max(ids)}" for ids in map(_ids, LETTERS))
         raise HarnessExtError(f"there is no finding {id!r}{suggest(key, CATALOGUE)}; ids are {spans}")
     return f"{key}  {rule.what}\n\n{rule.why}\n\nExample: {rule.example}\n\nWhat to do: {rule.remedy}"
-
-
-def catalogue_page() -> str:
-    """The documentation page of all findings, Markdown."""
-    blocks = [
-        "# Findings",
-        "`harness-ext check --explain ID` and `harness-ext compare --explain ID` print an entry. An id keeps its "
-        "meaning from release to release. This page is generated from `harness_ext/catalogue.py`.",
-    ]
-    for letter, (heading, introduction) in PARTS.items():
-        blocks += [f"## {heading}", introduction]
-        for id in _ids(letter):
-            rule = CATALOGUE[id]
-            blocks += [
-                f"### {id}: {rule.what}",
-                rule.why,
-                f"```text\n{rule.example}\n```",
-                f"**What to do:** {rule.remedy}",
-            ]
-    return "\n\n".join(blocks) + "\n"
 
 
 def _ids(letter: str) -> list[str]:

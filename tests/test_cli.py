@@ -25,7 +25,8 @@ from harness_ext.cli.compare import FORMATS
 from harness_ext.protocol.documents import DATA_VARIABLE
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("**/*.md"), *(ROOT / "adapters").glob("*/README.md")])
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+DOCUMENTS = sorted([*PAGES, *(ROOT / "adapters").glob("*/README.md")])
 
 
 def run(*arguments: str) -> int:
@@ -440,7 +441,7 @@ def test_a_gate_stays_open(results: str, capsys: pytest.CaptureFixture[str]) -> 
         (("--runs", "other"), "--runs 'other' matches none of mine"),
         (("--allow", "dtyp"), "did you mean 'dtype'?"),
         (("--margin", "-1"), "--margin"),
-        (("--output", "no/such/folder.md"), "no/such/folder.md"),
+        (("--output", "no/such/folder.txt"), "no/such/folder.txt"),
     ],
 )
 def test_compare_refuses_in_one_line(

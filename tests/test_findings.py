@@ -1,4 +1,4 @@
-"""The catalogue of findings: complete, used, and printed by the documentation page and by `--explain`."""
+"""The catalogue of findings: complete, used, and printed by `--explain`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,9 @@ import harness_ext
 from harness_ext import cli
 from harness_ext.catalogue import CATALOGUE, Rule
 from harness_ext.errors import HarnessExtError
-from harness_ext.findings import Finding, catalogue_page, explain
+from harness_ext.findings import Finding, explain
 
 PACKAGE = Path(harness_ext.__file__).parent
-PAGE = Path(__file__).parents[1] / "docs" / "findings.md"
-REGENERATE = (
-    'python -c "from harness_ext.findings import catalogue_page; '
-    "open('docs/findings.md','w').write(catalogue_page())\""
-)
 ID = re.compile(r"[CR]\d\d")
 RULES = pytest.mark.parametrize(("id", "rule"), CATALOGUE.items(), ids=CATALOGUE)
 
@@ -33,10 +28,6 @@ def ids_in_code() -> set[str]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and ID.fullmatch(node.value)
     }
-
-
-def test_the_page_is_generated() -> None:
-    assert PAGE.read_text(encoding="utf-8") == catalogue_page(), f"docs/findings.md is out of date; run: {REGENERATE}"
 
 
 def test_every_id_in_the_code_is_explained_and_every_entry_is_used() -> None:

@@ -1,0 +1,108 @@
+"""Write the pages that come from the code: `python docs/generate.py` after a change of a flag, a check or a warning."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness_ext import cli
+from harness_ext.catalogue import CATALOGUE
+
+DOCS = Path(__file__).parent
+
+CHECKS = """\
+# Checks
+
+`harness-ext check` looks for these mistakes in a task before any model is loaded. `harness-ext check --explain C20`
+prints an entry. An id keeps its meaning from release to release.
+"""
+
+FINDINGS = """\
+# Findings
+
+`harness-ext compare` prints these warnings below its table. `harness-ext compare --explain R07` prints an entry. An id
+keeps its meaning from release to release.
+"""
+
+COMMAND_LINE = """\
+# Command line
+
+`harness-ext COMMAND --help` shows the same text. Flags that take a value are written `--flag VALUE` or `--flag=VALUE`.
+
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| 1 | the command worked, but a check failed: `check` found an error, or `compare --fail-on` did not pass |
+| 2 | error of use, or the command could not finish; one line on standard error says what is wrong and what to do |
+"""
+
+
+def pages() -> dict[str, str]:
+    """File name in docs/ -> content."""
+    return {
+        "checks.md": catalogue_page(CHECKS, "C"),
+        "findings.md": catalogue_page(FINDINGS, "R"),
+        "cli.md": command_line_page(),
+    }
+
+
+def catalogue_page(introduction: str, letter: str) -> str:
+    """All entries of the catalogue whose ids begin with a letter."""
+    blocks = [introduction.strip()]
+    for id, rule in CATALOGUE.items():
+        if id.startswith(letter):
+            blocks += [
+                f"## {id}: {rule.what}",
+                rule.why,
+                f"```text\n{rule.example}\n```",
+                f"**What to do:** {rule.remedy}",
+            ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def command_line_page() -> str:
+    """Every command with its description, examples, arguments and flags."""
+    return "\n\n".join([COMMAND_LINE.strip(), *(block for name in cli.COMMANDS for block in command(name))]) + "\n"
+
+
+def command(name: str) -> Iterator[str]:
+    """The blocks of one command."""
+    parser = cli.parser_of(name)
+    yield f"## harness-ext {name}"
+    yield str(parser.description)
+    _, _, examples = str(parser.epilog).partition("\n")
+    yield f"```\n{textwrap.dedent(examples).strip()}\n```"
+    # the first two groups are argparse's own; `eval` inherits the others, which depend on the version of lm-eval
+    rows = [row for group in parser._action_groups[:2] for action in group._group_actions if (row := option(action))]
+    if rows:
+        yield "\n".join(["| | |", "|---|---|", *rows])
+    if name == "eval":
+        yield (
+            "and every flag of `lm_eval run`, which `harness-ext eval --help` lists: `--tasks`, `--model_args`, "
+            "`--limit`, `--num_fewshot`, `--batch_size`, `--device`, `--output_path`, `--log_samples`, ... "
+            "[Evaluating](evaluating.md) explains those that matter most."
+        )
+
+
+def option(action: argparse.Action) -> str | None:
+    """A row of the table of options; none for `--help`."""
+    if isinstance(action, argparse._HelpAction):
+        return None
+    value = action.metavar or (None if action.choices is None else "{" + ",".join(map(str, action.choices)) + "}")
+    takes_value = action.nargs != 0 and not isinstance(action, argparse.BooleanOptionalAction)
+    names = [name for name in action.option_strings if not name.startswith("--no-")] or [str(value)]
+    if action.option_strings and takes_value:
+        names[-1] += f" {value or action.dest.upper()}"
+    if isinstance(action, argparse.BooleanOptionalAction):
+        names.append(names[0].replace("--", "--no-", 1))
+    shown = ", ".join(f"`{name}`" for name in names).replace("|", r"\|")
+    text = re.sub(r"([\[\]|*<])", r"\\\1", str(action.help or "").replace("%%", "%"))  # as text, not as Markdown
+    return f"| {shown} | {text} |"
+
+
+if __name__ == "__main__":
+    for file, text in pages().items():
+        (DOCS / file).write_text(text, encoding="utf-8")
