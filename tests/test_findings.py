@@ -35,8 +35,9 @@ def test_every_id_in_the_code_is_explained_and_every_entry_is_used() -> None:
 
 
 def test_ids_have_no_gaps() -> None:
-    for letter, last in (("C", 40), ("R", 15)):
-        assert [id for id in CATALOGUE if id.startswith(letter)] == [f"{letter}{n:02}" for n in range(1, last + 1)]
+    for letter in "CR":
+        ids = [id for id in CATALOGUE if id.startswith(letter)]
+        assert ids == [f"{letter}{n:02}" for n in range(1, len(ids) + 1)]
 
 
 @RULES
@@ -74,7 +75,8 @@ def test_explain_prints_the_whole_entry(id: str, rule: Rule) -> None:
 
 @pytest.mark.parametrize("id", ["C99", "R0", "", "zebra"])
 def test_unknown_ids_are_refused(id: str) -> None:
-    with pytest.raises(HarnessExtError, match="C01 to C40 and R01 to R15"):
+    last_check, last_warning = (max(id for id in CATALOGUE if id.startswith(letter)) for letter in "CR")
+    with pytest.raises(HarnessExtError, match=f"C01 to {last_check} and R01 to {last_warning}"):
         explain(id)
 
 
