@@ -78,7 +78,7 @@ def command(name: str) -> Iterator[str]:
     # the first two groups are argparse's own; `eval` inherits the others, which depend on the version of lm-eval
     rows = [row for group in parser._action_groups[:2] for action in group._group_actions if (row := option(action))]
     if rows:
-        yield "\n".join(["| | |", "|---|---|", *rows])
+        yield "\n".join(["| argument | meaning |", "|---|---|", *rows])
     if name == "eval":
         yield (
             "and every flag of `lm_eval run`, which `harness-ext eval --help` lists: `--tasks`, `--model_args`, "

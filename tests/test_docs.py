@@ -174,6 +174,15 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not missing
 
 
+def test_contributing_names_files_that_exist() -> None:
+    """Paths of its table are below harness_ext/, or begin with another folder; CAPITALS stand for a name to choose."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`([\w/]+\.(?:py|yaml|toml|txt))`", text)
+    named = [path for path in paths if not re.search(r"[A-Z]{3}", path)]
+    assert len(named) > 10
+    assert not [path for path in named if not (ROOT / path).exists() and not (ROOT / "harness_ext" / path).exists()]
+
+
 def test_every_page_is_in_the_index() -> None:
     index = (DOCS / "index.md").read_text(encoding="utf-8")
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
