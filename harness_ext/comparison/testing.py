@@ -182,7 +182,7 @@ def _only_one(afters: Sequence[Floats], statistic: Statistic) -> None:
         raise ValueError(f"{statistic.metric} of several seeds is not tested; compare each with --each-seed")
 
 
-def _comparable(statistic: Statistic) -> resampling.Score:
+def _comparable(statistic: Statistic) -> resampling.MetricOfSums:
     """The metric of sums, on the scale it is compared on."""
     score = statistic.score
     if score is None:  # a mean that is compared by its logarithm

@@ -1,1 +1,1 @@
-"""Intervals, paired tests, ranks and power on plain arrays; imports nothing else of this package."""
+"""Intervals, paired tests, ranks and power on plain arrays; imports no other part of this package."""

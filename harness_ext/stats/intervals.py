@@ -1,4 +1,4 @@
-"""Estimates with a standard error, 95 % intervals, and Holm's correction. Everything is two-sided."""
+"""Estimates with standard errors, 95 % intervals and Holm's correction. All tests and intervals are two-sided."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ _LEAST_P = 1e-300
 
 @dataclass(frozen=True)
 class Interval:
-    """A 95 % confidence interval, both ends included."""
+    """A 95 % confidence interval; both ends belong to it."""
 
     low: float
     high: float
 
     def scaled(self, factor: float) -> Interval:
-        """Both ends times `factor` (100 turns shares into points; -1 mirrors the interval)."""
+        """Multiply both ends by `factor` (100 turns shares into points; -1 mirrors the interval)."""
         ends = self.low * factor, self.high * factor
         return Interval(min(ends), max(ends))
 
     def within(self, margin: float) -> bool:
-        """Whether every value of the interval is at most `margin` away from zero."""
+        """Whether the whole interval lies between -margin and +margin."""
         return -margin <= self.low and self.high <= margin
 
     @property
     def side(self) -> int:
-        """1 when the interval lies above zero, -1 when below, 0 when zero is within."""
+        """1 if the interval lies above zero, -1 if it lies below, 0 if it contains zero."""
         return int(self.low > 0) - int(self.high < 0)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and the variances that independent sources add to it, each with its degrees of freedom.
+    """A value, and its variance split by independent sources, each with its own degrees of freedom.
 
-    With one source this is Student's t. With several (documents and seeds) the interval is that of Graybill and
-    Wang, "Confidence intervals on nonnegative linear combinations of variances", JASA 75 (1980): every variance is
-    taken at its own quantile.
+    With one source, intervals and tests are Student's t. With several (documents and seeds), the interval follows
+    Graybill and Wang, "Confidence intervals on nonnegative linear combinations of variances", JASA 75 (1980), which
+    takes each variance at its own quantile.
     """
 
     value: float
@@ -55,7 +55,7 @@ class Estimate:
 
     @property
     def standard_error(self) -> float:
-        """Root of the total variance."""
+        """Square root of the total variance."""
         return math.sqrt(sum(variance for variance, _ in self.variances))
 
     def half_width(self, alpha: float = ALPHA) -> float:
@@ -63,12 +63,12 @@ class Estimate:
         return math.sqrt(sum(v * _quantile(alpha, df) ** 2 for v, df in self.variances if v > 0))
 
     def interval(self, alpha: float = ALPHA) -> Interval:
-        """value +- half width."""
+        """The value plus and minus the half width."""
         half = self.half_width(alpha)
         return Interval(self.value - half, self.value + half)
 
     def p_value(self, null: float = 0.0) -> float:
-        """The level at which the interval just touches `null`; 1 for the value itself."""
+        """The level at which the interval just reaches `null`; 1 where the value is `null` itself."""
         distance = abs(self.value - null)
         sources = [(v, df) for v, df in self.variances if v > 0]
         if distance == 0:
@@ -84,23 +84,24 @@ class Estimate:
         return math.exp(float(level))
 
     def with_pseudo_units(self, units: float, limit: float) -> Estimate:
-        """The estimate after two more units, one at +`limit` and one at -`limit`.
+        """The estimate with two units added, one at +`limit` and one at -`limit`.
 
-        Bonett and Price's idea, carried over from proportions: what was not seen in so many units may still be in
-        the next. It keeps intervals honest where nearly all units agree, and costs nothing where there are many.
+        Bonett and Price make this adjustment for proportions: a difference that has not occurred in `units` units may
+        still occur in the next one. Without it, intervals are too short where nearly all units agree; with many units
+        it makes no difference.
 
         Args:
-            units: that the estimate is a mean of; counted in the first source of variance.
-            limit: the largest difference a unit can have.
+            units: number of units that the estimate is a mean of; they are the first source of variance.
+            limit: the largest difference a single unit can have.
         """
         shrink = units / (units + 2)
-        (first, df), *others = self.variances
+        (first, df), *further = self.variances
         enlarged = first * shrink**2 + 2 * limit**2 / (units + 2) ** 2
-        rest = tuple((variance * shrink**2, degrees) for variance, degrees in others)
-        return Estimate(self.value * shrink, ((enlarged, df), *rest))
+        shrunk = tuple((variance * shrink**2, degrees) for variance, degrees in further)
+        return Estimate(self.value * shrink, ((enlarged, df), *shrunk))
 
     def scaled(self, factor: float) -> Estimate:
-        """The same in another unit."""
+        """The same estimate in another unit."""
         return Estimate(self.value * factor, tuple((v * factor**2, df) for v, df in self.variances))
 
 
@@ -116,7 +117,7 @@ def _tail(distance: float, degrees: float) -> float:
 
 
 def normal_half_width(standard_error: float) -> float:
-    """Half the width of a 95 % normal interval, where only a standard error is known."""
+    """Half the width of a 95 % normal interval, for use where only a standard error is known."""
     return _quantile(ALPHA, math.inf) * standard_error
 
 
@@ -125,7 +126,7 @@ def normal_half_width(standard_error: float) -> float:
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of one run's scores and how its interval was made."""
+    """The mean of one run's scores, its interval, and the name of the interval's method."""
 
     value: float
     interval: Interval
@@ -133,25 +134,25 @@ class Mean:
 
 
 def proportion_interval(k: int, n: int) -> Interval:
-    """Interval of k right out of n: Wilson, or Clopper–Pearson when k is 0 or n, or n < 100.
+    """Interval for k successes out of n: Wilson; Clopper–Pearson if n < 100 or k is 0 or n.
 
     Raises:
-        ValueError: n < 1 or k outside 0..n.
+        ValueError: n < 1, or k is not in 0..n.
 
     >>> majority = proportion_interval(444, 872)  # of SST-2's dev set
     >>> round(majority.low, 3), round(majority.high, 3)
     (0.476, 0.542)
     """
     method = "exact" if k in (0, n) or n < 100 else "wilson"
-    found = stats.binomtest(k, n).proportion_ci(confidence_level=CONFIDENCE, method=method)
-    return Interval(float(found.low), float(found.high))
+    interval = stats.binomtest(k, n).proportion_ci(confidence_level=CONFIDENCE, method=method)
+    return Interval(float(interval.low), float(interval.high))
 
 
 def jackknife(values: Floats, clusters: Clusters | None) -> Estimate:
-    """A mean with its delete-one-unit jackknife variance and effective units - 1 degrees of freedom.
+    """The mean with its delete-one-unit jackknife variance, and effective units - 1 degrees of freedom.
 
-    Without clusters, or with equal ones, this is the textbook standard error; with a cluster that holds a large part
-    of the documents both the variance and the degrees of freedom tell so.
+    Without clusters, or with clusters of equal size, this is the textbook standard error. A cluster that holds a large
+    share of the documents raises the variance and lowers the degrees of freedom.
 
     Raises:
         ValueError: fewer than two units.
@@ -160,13 +161,13 @@ def jackknife(values: Floats, clusters: Clusters | None) -> Estimate:
     mean = float(values.mean()) if n else math.nan
     if clusters is None:
         if n < 2:
-            raise ValueError(f"an interval needs two independent documents or passages, got {n}")
+            raise ValueError(f"an interval needs at least two independent documents or passages, got {n}")
         return Estimate(mean, ((float(values.var(ddof=1)) / n, n - 1.0),))
     if clusters.count < 2:
-        raise ValueError(f"an interval needs two independent documents or passages, got {clusters.count}")
+        raise ValueError(f"an interval needs at least two independent documents or passages, got {clusters.count}")
     sizes, count = clusters.sizes, clusters.count
-    without = (clusters.sums(values - mean)) / (n - sizes)  # minus the change of the mean when a cluster is left out
-    variance = (count - 1) / count * float((without**2).sum())
+    changes = (clusters.sums(values - mean)) / (n - sizes)  # by how much the mean falls when a cluster is left out
+    variance = (count - 1) / count * float((changes**2).sum())
     return Estimate(mean, ((variance, max(effective_number(sizes) - 1, 1.0)),))
 
 
@@ -176,20 +177,20 @@ def describe_mean(
     *,
     limits: tuple[float | None, float | None] = (0, 1),
 ) -> Mean:
-    """Mean of one run with the interval that suits its scores.
+    """Mean of one run's scores, with the interval that fits them.
 
-    Right/wrong scores of independent documents are a proportion. Others have a jackknife t interval; where it would
-    leave the metric's range it is taken on the logit scale, with the same standard error (as `svyciprop` of R's
-    survey does). Where all scores are alike the standard error is zero and says nothing: with scores at an end of
-    the range, the interval is Clopper–Pearson's of the units.
+    Right/wrong scores of independent documents are a proportion (Wilson or Clopper–Pearson). All others get a jackknife
+    t interval. If it would leave the metric's range, it is computed on the logit scale with the same standard error (as
+    `svyciprop` in R's survey package does). If all clustered scores are 0, or all are 1, the standard error is zero;
+    the interval is then Clopper–Pearson's, with clusters as the trials.
 
     Args:
         scores: (n,) in the metric's unit.
-        clusters: (n,) labels of units, or None.
-        limits: of the metric; None where it has none.
+        clusters: (n,) label of each document's unit, or None.
+        limits: smallest and largest value of the metric; None where there is no limit.
 
     Raises:
-        ValueError: no scores, or a single graded one.
+        ValueError: there are no scores, or only one graded score.
     """
     values, groups = column(scores), real_clusters(clusters)
     low, high = limits
@@ -198,8 +199,8 @@ def describe_mean(
     units = len(values) if groups is None else groups.count
     if is_share and is_binary(values) and (groups is None or mean in (0.0, 1.0)):
         exact = units < 100 or mean in (0.0, 1.0)
-        right = int(values.sum()) if groups is None else round(mean * units)
-        return Mean(mean, proportion_interval(right, units), "Clopper–Pearson" if exact else "Wilson")
+        successes = int(values.sum()) if groups is None else round(mean * units)
+        return Mean(mean, proportion_interval(successes, units), "Clopper–Pearson" if exact else "Wilson")
     by_passage = "" if groups is None else " clustered by passage"
     estimate = jackknife(values, groups)
     interval, is_logit = bounded(estimate, low, high)
@@ -207,7 +208,7 @@ def describe_mean(
 
 
 def bounded(estimate: Estimate, low: float | None, high: float | None) -> tuple[Interval, bool]:
-    """The t interval; on the logit scale between `low` and `high` where it would leave them, and whether it did."""
+    """The t interval, computed on the logit scale if it would leave `low`..`high`; and whether that was done."""
     interval = estimate.interval()
     if low is None or high is None or (interval.low >= low and interval.high <= high):
         return interval, False
@@ -224,13 +225,13 @@ def bounded(estimate: Estimate, low: float | None, high: float | None) -> tuple[
 
 
 def bonett_price(gained: int, lost: int, n: int) -> Estimate:
-    """The difference of two paired proportions, with one document added to either discordant cell.
+    """The difference of two paired proportions, with one document added to each discordant cell.
 
     Bonett & Price, "Adjusted Wald confidence interval for a difference of binomial proportions based on
     paired data", J. Educ. Behav. Stat. 37 (2012).
 
-    >>> found = bonett_price(20, 8, 100).interval()
-    >>> round(found.low, 4), round(found.high, 4)
+    >>> interval = bonett_price(20, 8, 100).interval()
+    >>> round(interval.low, 4), round(interval.high, 4)
     (0.0149, 0.2204)
     """
     up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
@@ -241,7 +242,7 @@ def bonett_price(gained: int, lost: int, n: int) -> Estimate:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given: reject where one is below .05.
+    """Holm's adjusted p-values, in the order given; reject where the adjusted value is below .05.
 
     Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Stat. 6 (1979).
 
@@ -250,28 +251,29 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    step_down = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(stepped, 1.0)
+    adjusted[order] = np.minimum(step_down, 1.0)
     return [float(value) for value in adjusted]
 
 
 def combined(estimates: Sequence[Estimate], weights: Sequence[float]) -> Estimate:
-    """A weighted sum of independent estimates; degrees of freedom by Satterthwaite.
+    """The weighted sum of independent estimates; degrees of freedom by Satterthwaite.
 
     Args:
-        estimates: one for each stratum, of one source of variance.
-        weights: of the strata.
+        estimates: one per stratum; only the first source of variance of each is used.
+        weights: one per stratum.
     """
-    parts = [(w**2 * each.variances[0][0], each.variances[0][1]) for each, w in zip(estimates, weights, strict=True)]
+    strata = list(zip(weights, estimates, strict=True))
+    parts = [(w**2 * stratum.variances[0][0], stratum.variances[0][1]) for w, stratum in strata]
     total = sum(variance for variance, _ in parts)
     spread = sum(variance**2 / df for variance, df in parts if variance > 0)
-    value = sum(w * each.value for each, w in zip(estimates, weights, strict=True))
+    value = sum(w * stratum.value for w, stratum in strata)
     return Estimate(value, ((total, total**2 / spread if spread > 0 else math.inf),))
 
 
 def solve_increasing(function: Callable[[float], float], low: float, high: float) -> float | None:
-    """Where an increasing function crosses zero on a log scale of its argument; None when it stays below."""
+    """Where an increasing function reaches zero between `low` and `high`, searched on a log scale; None if nowhere."""
     if function(low) >= 0:
         return low
     if function(high) < 0:

@@ -1,4 +1,4 @@
-"""Ranks with ties: a run stands behind those that are significantly better, and beside all others."""
+"""Ranks with ties: a run ranks below the runs that are significantly better, and level with all others."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def better_pairs(
     limits: Limits = UNBOUNDED,
     seed_variances: Mapping[int, tuple[float, float]] | None = None,
 ) -> Bools:
-    """Which runs are significantly better than which, (M, M): True where the column's run beats the row's.
+    """Which runs are significantly better than which, (M, M): True where the column's run beats the row's run.
 
-    Two runs are told apart as a run is told from the baseline: exact McNemar for right/wrong scores of independent
-    documents, else a t test with the jackknife variance, the variance between seeds and one more document each way.
-    Two-sided, Holm-corrected over the pairs; fewer than six effective units tell nothing apart. All pairs come from
-    one matrix product: fifty runs on a million documents take seconds.
+    Two runs are compared like a run and the baseline: exact McNemar for right/wrong scores of independent documents,
+    else a t test with the jackknife variance, the variance between seeds, and one document added in each direction.
+    Tests are two-sided and Holm-corrected over the pairs; with fewer than six effective units nothing is significant.
+    All pairs come from one matrix product, so fifty runs on a million documents take seconds.
 
     Args:
-        scores: (n, M), one column for each run, all on the same documents.
-        clusters: units.
-        higher_is_better: whether more is better.
-        limits: of the metric.
-        seed_variances: of runs that are means over seeds: column -> (variance, degrees of freedom).
+        scores: (n, M), one column per run, all on the same documents.
+        clusters: units of the documents, or None.
+        higher_is_better: whether a higher score is better.
+        limits: smallest and largest value of the metric.
+        seed_variances: column -> (variance, degrees of freedom), for runs that are means over seeds.
 
     >>> better_pairs(np.array([[1.0, 1.0, 0.0]] * 40), limits=(0, 1)).astype(int).tolist()
     [[0, 0, 0], [0, 0, 0], [1, 1, 0]]
@@ -58,26 +58,26 @@ def better_pairs(
 
 
 def ranks(better: Bools, verdicts: Sequence[str | None]) -> list[int]:
-    """Ranks of the baseline and of its contenders: 1 + the number that is significantly better.
+    """Ranks of the baseline and of the runs compared with it: 1 + the number of runs that are significantly better.
 
-    Against the baseline the verdict itself counts, so a rank never says what a verdict does not.
+    Between a run and the baseline the verdict decides, so ranks and verdicts never contradict each other.
 
     Args:
-        better: (M, M) among the contenders, as `better_pairs` returns it.
-        verdicts: (M,) of each contender against the baseline.
+        better: (M, M) among the runs, as `better_pairs` returns it.
+        verdicts: (M,) of each run against the baseline.
 
     >>> ranks(np.array([[False, True], [False, False]]), ["undecided", "better"])
     [2, 2, 1]
     """
-    ahead = np.array([verdict == "better" for verdict in verdicts], dtype=bool)
-    behind = np.array([verdict == "worse" for verdict in verdicts], dtype=bool)
-    return [1 + int(ahead.sum()), *(1 + int(count) for count in better.sum(axis=1) + behind)]
+    beats_baseline = np.array([verdict == "better" for verdict in verdicts], dtype=bool)
+    loses_to_baseline = np.array([verdict == "worse" for verdict in verdicts], dtype=bool)
+    return [1 + int(beats_baseline.sum()), *(1 + int(count) for count in better.sum(axis=1) + loses_to_baseline)]
 
 
 def _mcnemar_all(scores: Floats) -> Floats:
-    """Exact p-values of every pair, (M, M): twice the tail of the smaller discordant count, at most 1."""
-    right = scores.T @ scores  # both right
-    only_first = np.diag(right)[:, None] - right
+    """Exact McNemar p-value of every pair, (M, M): twice the tail of the smaller discordant count, at most 1."""
+    both_right = scores.T @ scores
+    only_first = np.diag(both_right)[:, None] - both_right
     smaller, total = np.minimum(only_first, only_first.T), only_first + only_first.T
     return np.asarray(np.minimum(1.0, 2 * stats.binom.cdf(smaller, total, 0.5)))
 
@@ -85,7 +85,7 @@ def _mcnemar_all(scores: Floats) -> Floats:
 def _t_tests(
     scores: Floats, groups: Clusters | None, limits: Limits, seed_variances: Mapping[int, tuple[float, float]]
 ) -> Floats:
-    """Paired t tests of every pair, (M, M), from the products of the units' influences on the means."""
+    """p-value of the paired t test of every pair, (M, M), from the units' influences on the means."""
     n = len(scores)
     residuals = scores - scores.mean(axis=0)
     if groups is None:
@@ -103,10 +103,10 @@ def _t_tests(
     means = scores.mean(axis=0)
     distance = shrink * np.abs(means[:, None] - means[None, :])
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = 2 * stats.t.sf(distance / np.sqrt(enlarged), degrees)
+        p_values = 2 * stats.t.sf(distance / np.sqrt(enlarged), degrees)
     for run, source in seed_variances.items():
         for other in range(scores.shape[1]):
             sources = [(v * shrink**2, df) for v, df in (source, seed_variances.get(other, (0.0, 1.0)))]
             estimate = Estimate(float(distance[run, other]), ((float(enlarged[run, other]), degrees), *sources))
-            found[run, other] = found[other, run] = estimate.p_value()
-    return np.where(distance > 1e-12, found, 1.0)
+            p_values[run, other] = p_values[other, run] = estimate.p_value()
+    return np.where(distance > 1e-12, p_values, 1.0)

@@ -1,4 +1,4 @@
-"""Areas under ROC curves of the same documents, and their covariance.
+"""Areas under ROC curves on the same documents, and the variance of their difference.
 
 DeLong, DeLong & Clarke-Pearson, "Comparing the areas under two or more correlated receiver operating characteristic
 curves", Biometrics 44 (1988); with units of several documents, Obuchowski, "Nonparametric analysis of clustered ROC
@@ -18,7 +18,7 @@ from harness_ext.stats.units import Clusters, Floats, column, effective_number
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Probability that a positive outranks a negative, ties half (Mann–Whitney); NaN without both classes.
+    """Probability that a positive outranks a negative, ties counting half (Mann–Whitney); NaN if a class is missing.
 
     >>> auroc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
     0.75
@@ -31,16 +31,19 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
 
 
 def components(labels: ArrayLike, scores: ArrayLike) -> Floats:
-    """DeLong's structural components, (n,): of a positive, the share of negatives below it; of a negative, the share
-    of positives above it; ties half."""
+    """DeLong's structural components, (n,).
+
+    For a positive: the share of negatives ranked below it. For a negative: the share of positives ranked above it.
+    Ties count half.
+    """
     positive, values = column(labels) == 1, column(scores)
     ranks = rankdata(values)
-    found = np.empty(len(values))
+    shares = np.empty(len(values))
     for side, other, above in ((positive, ~positive, False), (~positive, positive, True)):
         within = rankdata(values[side])
-        share = (ranks[side] - within) / other.sum()  # of the other class below, ties half
-        found[side] = 1 - share if above else share
-    return found
+        below = (ranks[side] - within) / other.sum()  # share of the other class ranked below, ties counting half
+        shares[side] = 1 - below if above else below
+    return shares
 
 
 def auroc_difference(
@@ -64,7 +67,7 @@ def _estimate(labels: Floats, parts: Floats, clusters: Clusters | None) -> Estim
     positive = labels == 1
     value = float(parts[positive].mean())
     if least_class_units(labels, clusters) < 2:
-        raise ValueError("an AUROC needs two independent documents or passages of each class")
+        raise ValueError("an AUROC needs at least two independent documents or passages of each class")
     influence = np.where(positive, (parts - value) / positive.sum(), (parts - value) / (~positive).sum())
     sources = []
     for side in (positive, ~positive):
@@ -88,6 +91,6 @@ def _units(side: np.ndarray, clusters: Clusters | None) -> int:
 
 
 def least_class_units(labels: ArrayLike, clusters: Clusters | None = None) -> int:
-    """Units that hold a document of the rarer class."""
+    """Number of units with a document of the rarer class."""
     positive = column(labels) == 1
     return min(_units(positive, clusters), _units(~positive, clusters))

@@ -1,4 +1,4 @@
-"""Several runs of one recipe against one baseline: differences over documents and seeds."""
+"""Several runs of one recipe, differing only in the seed, against one baseline."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from harness_ext.stats.intervals import Estimate, jackknife
 from harness_ext.stats.paired import UNBOUNDED, Limits, PairedDifference, from_estimate, paired_difference, span_of
 from harness_ext.stats.units import Clusters, Floats, real_clusters
 
-ENOUGH_SEEDS = 3  # fewer support no statement about the method
+ENOUGH_SEEDS = 3  # fewer do not support a statement about the method
 
 
 def two_level_difference(
     before: Floats, afters: Floats, clusters: Clusters | None = None, *, limits: Limits = UNBOUNDED, seed: int = 0
 ) -> PairedDifference:
-    """Mean difference over seeds, with an interval over documents and, from three seeds on, over seeds.
+    """Mean difference over seeds, with an interval over documents and, given three or more seeds, over seeds.
 
-    Documents and seeds both vary: the variances of both are estimated and added (Graybill–Wang). What documents and
-    seeds share is in the variance of documents already, and is taken off the variance of seeds. With fewer seeds the
-    interval covers the sampling of documents only.
+    Documents and seeds are two sources of variance; both are estimated and added (Graybill–Wang). Their interaction is
+    already part of the variance of documents, so it is subtracted from the variance of seeds. With one or two seeds the
+    interval covers document sampling only.
 
     Args:
         before: (n,) scores of the baseline.
         afters: (S, n) scores of each seed.
-        clusters: units.
-        limits: of the metric.
-        seed: of the sign flips that fewer than three seeds are tested with.
+        clusters: units of the documents, or None.
+        limits: smallest and largest value of the metric.
+        seed: for drawing sign flips, which test one or two seeds.
 
     Raises:
-        ValueError: fewer than two documents or units.
+        ValueError: there are fewer than two documents or units.
     """
     delta = afters - before
     count = len(afters)
@@ -39,7 +39,7 @@ def two_level_difference(
     groups = real_clusters(clusters)
     documents = jackknife(delta.mean(axis=0), groups)
     estimate = Estimate(documents.value, (*documents.variances, seed_variance(delta, groups)))
-    found = from_estimate(
+    paired = from_estimate(
         estimate,
         1.0,
         n=len(before),
@@ -47,18 +47,19 @@ def two_level_difference(
         span=span_of(before, afters, limits),
         method=f"two-level t interval over {'documents' if groups is None else 'passages'} and seeds (Graybill–Wang)",
     )
-    found = replace(found, seeds=count)
-    return replace(found, p_value=found.decisive.p_value())
+    paired = replace(paired, seeds=count)
+    return replace(paired, p_value=paired.decisive.p_value())
 
 
 def seed_variance(scores: Floats, clusters: Clusters | None) -> tuple[float, float]:
-    """What the draw of seeds adds to the variance of a mean, and its degrees of freedom.
+    """The variance that the choice of seeds adds to a mean, and its degrees of freedom.
 
-    What documents and seeds share (the residuals) is in the variance of documents already, and is taken off.
+    The interaction of documents and seeds (the residuals) is already part of the variance of documents, so it is
+    subtracted here.
 
     Args:
-        scores: (S, n) of each seed, or differences.
-        clusters: units.
+        scores: (S, n) scores of each seed, or their differences from the baseline.
+        clusters: units of the documents, or None.
     """
     count, n = scores.shape
     units = n if clusters is None else clusters.count

@@ -9,15 +9,15 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
-LEAST_UNITS = 6  # two-sided sign flips of five units never reach p < .05
-FEW_UNITS = 40  # below this a cluster-robust standard error is shaky
+LEAST_UNITS = 6  # a two-sided sign-flip test of five units cannot reach p < .05
+FEW_UNITS = 40  # with fewer, a cluster-robust standard error is unreliable
 
 
 class Clusters:
-    """Documents grouped into independent units: a code for each document, 0..count-1.
+    """Documents grouped into independent units; each document has a code, 0..count-1.
 
     Args:
-        labels: (n,) of any kind, equal for documents that belong together.
+        labels: (n,) of any type; documents with equal labels form one unit.
 
     >>> groups = Clusters(["b", "a", "b"])
     >>> groups.codes.tolist(), groups.count, groups.sums(np.array([1.0, 2.0, 3.0])).tolist()
@@ -35,22 +35,22 @@ class Clusters:
 
     @property
     def sizes(self) -> Floats:
-        """Documents of each cluster, (C,)."""
+        """Number of documents in each cluster, (C,)."""
         return np.bincount(self.codes, minlength=self.count).astype(float)
 
     def take(self, rows: NDArray[Any]) -> Clusters:
-        """The clusters of some of the documents (indices or a mask)."""
+        """The clusters of a subset of the documents (indices or a mask)."""
         return Clusters(self.codes[rows])
 
     def sums(self, values: Floats) -> Floats:
-        """Sum of each cluster: (n,) -> (C,), or (n, K) -> (C, K)."""
+        """Sums within each cluster: (n,) -> (C,), or (n, K) -> (C, K)."""
         if values.ndim == 1:
             return np.bincount(self.codes, weights=values, minlength=self.count).astype(float)
         return np.stack([self.sums(column) for column in values.T], axis=1)
 
 
 def effective_number(sizes: ArrayLike) -> float:
-    """How many units of equal size carry as much evidence: n**2 / sum(sizes**2) (Kish).
+    """Number of equal-sized units that would carry the same evidence: n**2 / sum(sizes**2) (Kish).
 
     >>> effective_number([10, 10, 10]), round(effective_number([80, 10, 10]), 2)
     (3.0, 1.52)
@@ -60,7 +60,7 @@ def effective_number(sizes: ArrayLike) -> float:
 
 
 def real_clusters(clusters: ArrayLike | Clusters | None) -> Clusters | None:
-    """Clusters that group anything: fewer than documents; else None."""
+    """The clusters, or None if every document is a cluster of its own."""
     groups: Any = clusters if clusters is None or isinstance(clusters, Clusters) else Clusters(clusters)
     return groups if groups is not None and groups.count < len(groups) else None
 

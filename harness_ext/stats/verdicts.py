@@ -1,4 +1,4 @@
-"""One word for each difference, from the tests of the whole comparison at once."""
+"""The verdict on each difference, from all tests of a comparison together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Lacking = Literal["units", "p", "interval"]
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A difference to be decided on, and what of it would be good and what would not matter."""
+    """A difference to decide on, with the margin of equivalence and the direction that is better."""
 
     paired: PairedDifference
     margin: float | None  # of equivalence, in the metric's unit; None: never equivalent
@@ -27,39 +27,40 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Decision:
-    """What is said of a difference, and why."""
+    """The verdict on a difference, and the numbers behind it."""
 
     verdict: Verdict
-    p_holm: float  # of no difference, corrected over the comparison
-    p_equivalent: float | None  # of a difference as large as the margin, corrected likewise
-    direction: int  # 1 or -1 where a gain or a loss is certain, however small; else 0
-    lacking: Lacking | None = None  # what `better` or `worse` lack where the other condition holds
-    needed: Needed | None = None  # of an undecided row
-    detectable: float | None = None  # of an undecided row; None: no difference can be found
+    p_holm: float  # for no difference, Holm-corrected over the comparison
+    p_equivalent: float | None  # for a difference as large as the margin, with a Holm correction of its own
+    direction: int  # 1 or -1: a significant gain or loss, however small; else 0
+    lacking: Lacking | None = None  # if undecided: the condition of better / worse that is not met
+    needed: Needed | None = None  # if undecided: the size that would decide
+    detectable: float | None = None  # if undecided: the smallest difference detected with 80 % power; None: none is
 
 
 def decide(hypotheses: Sequence[Hypothesis]) -> list[Decision]:
-    """Give every difference its corrected p-values, its verdict and, where undecided, what would decide it.
+    """Give every difference its corrected p-values, its verdict and, if undecided, the size that would decide it.
 
-    better / worse: the interval with one more document each way lies off zero, and p < .05 after Holm's correction.
-    equivalent: the interval with one more unit each way lies within +-margin, and the p-value of a difference as large
-    as the margin is below .05 after Holm's correction of its own. It comes first: such a difference does not matter,
-    also where it is certain (`direction` tells). Fewer than six effective units: undecided.
+    better / worse: the interval, with one document added in each direction, excludes zero, and p < .05 after Holm's
+    correction. equivalent: the interval, with one unit added in each direction, lies within +-margin, and the p-value
+    for a difference as large as the margin is below .05 after a Holm correction of its own. Equivalence is checked
+    first: a difference within the margin does not matter, even if it is significant (see `direction`). With fewer than
+    six effective units the verdict is undecided.
 
     Args:
-        hypotheses: of the whole comparison; Holm's corrections are over all of them.
+        hypotheses: all of the comparison; Holm's corrections cover them all.
     """
-    corrected = holm([each.paired.p_value for each in hypotheses])
-    with_margin = [each for each in hypotheses if each.margin]
-    equivalent = iter(holm([each.paired.equivalence_p(each.margin or 0.0) for each in with_margin]))
+    corrected = holm([hypothesis.paired.p_value for hypothesis in hypotheses])
+    with_margin = [hypothesis for hypothesis in hypotheses if hypothesis.margin]
+    equivalence = iter(holm([h.paired.equivalence_p(h.margin or 0.0) for h in with_margin]))
     levels = ALPHA / max(1, len(hypotheses)), ALPHA / max(1, len(with_margin))
     return [
-        _decided(each, p, next(equivalent) if each.margin else None, levels)
-        for each, p in zip(hypotheses, corrected, strict=True)
+        _decision(hypothesis, p, next(equivalence) if hypothesis.margin else None, levels)
+        for hypothesis, p in zip(hypotheses, corrected, strict=True)
     ]
 
 
-def _decided(
+def _decision(
     hypothesis: Hypothesis, p_holm: float, p_equivalent: float | None, levels: tuple[float, float]
 ) -> Decision:
     paired, margin = hypothesis.paired, hypothesis.margin
@@ -87,7 +88,7 @@ def _within(paired: PairedDifference, margin: float) -> bool:
 
 
 def _lacking(paired: PairedDifference, p_holm: float, *, enough: bool) -> Lacking | None:
-    """Which condition of better / worse is missing, where the shown interval or the p-value alone would say so."""
+    """The unmet condition of better / worse, if the shown interval or the p-value alone suggests a difference."""
     if not enough:
         return "units"
     if p_holm < ALPHA:
@@ -96,9 +97,9 @@ def _lacking(paired: PairedDifference, p_holm: float, *, enough: bool) -> Lackin
 
 
 def retention(paired: PairedDifference, *, margin: float, higher_is_better: bool = True) -> Retention:
-    """Non-inferiority: `kept` when at most `margin` can be missing, `lost` when more than that surely is.
+    """Non-inferiority: `kept` if the loss is at most `margin`, `lost` if it is larger, `open` if neither is certain.
 
-    `kept` has to hold with one more unit each way, as equivalence has.
+    Like equivalence, `kept` is decided on the interval with one unit added in each direction.
     """
     if paired.effective_units < LEAST_UNITS:
         return "open"

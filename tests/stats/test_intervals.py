@@ -20,8 +20,8 @@ from harness_ext.stats.units import Clusters
 def test_large_samples_get_wilson(k, n):
     z, p = 1.959963984540054, k / n
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    found = proportion_interval(k, n)
-    assert (found.low, found.high) == pytest.approx(
+    interval = proportion_interval(k, n)
+    assert (interval.low, interval.high) == pytest.approx(
         ((centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n))
     )
 
@@ -30,29 +30,29 @@ def test_large_samples_get_wilson(k, n):
 def test_small_or_extreme_samples_get_clopper_pearson(k, n):
     low = 0.0 if k == 0 else stats.beta.ppf(0.025, k, n - k + 1)
     high = 1.0 if k == n else stats.beta.ppf(0.975, k + 1, n - k)
-    found = proportion_interval(k, n)
-    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-9)
+    interval = proportion_interval(k, n)
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-9)
 
 
 @pytest.mark.parametrize(("k", "n", "method"), [(444, 872, "wilson"), (7, 20, "beta"), (0, 300, "beta")])
 def test_proportions_are_those_of_statsmodels(k, n, method):
-    found = proportion_interval(k, n)
-    assert (found.low, found.high) == pytest.approx(proportion_confint(k, n, method=method), abs=1e-9)
+    interval = proportion_interval(k, n)
+    assert (interval.low, interval.high) == pytest.approx(proportion_confint(k, n, method=method), abs=1e-9)
 
 
 # Oracle: scipy's one-sample t interval.
 def test_unclustered_mean_interval_is_the_t_interval():
     scores = np.random.default_rng(0).beta(2, 3, 57)
     expected = stats.ttest_1samp(scores, 0).confidence_interval(0.95)
-    found = jackknife(scores, None).interval()
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    interval = jackknife(scores, None).interval()
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
 
 
 # Oracle: by hand. Clusters {1, 1} and {0, 0}: the mean without the one is 0, without the other 1,
 # variance = 1/2 * (1/4 + 1/4), SE = 1/2, t(.975, 1 df) = 12.7062.
 def test_clustered_mean_interval_by_hand():
-    found = jackknife(np.array([1.0, 1.0, 0.0, 0.0]), Clusters(["a", "a", "b", "b"])).interval()
-    assert (found.low, found.high) == pytest.approx((0.5 - 12.7062 / 2, 0.5 + 12.7062 / 2), abs=1e-4)
+    interval = jackknife(np.array([1.0, 1.0, 0.0, 0.0]), Clusters(["a", "a", "b", "b"])).interval()
+    assert (interval.low, interval.high) == pytest.approx((0.5 - 12.7062 / 2, 0.5 + 12.7062 / 2), abs=1e-4)
 
 
 # Oracle: an intercept-only regression with cluster-robust errors, which equal clusters have in common with the
@@ -60,9 +60,9 @@ def test_clustered_mean_interval_by_hand():
 def test_equal_clusters_have_the_cluster_robust_standard_error():
     scores, passages = np.random.default_rng(0).random(90), np.arange(90) % 15
     fit = sm.OLS(scores, np.ones(90)).fit(cov_type="cluster", cov_kwds={"groups": passages})
-    found = jackknife(scores, Clusters(passages))
-    assert found.standard_error == pytest.approx(float(fit.bse[0]))
-    assert found.variances[0][1] == pytest.approx(14)
+    estimate = jackknife(scores, Clusters(passages))
+    assert estimate.standard_error == pytest.approx(float(fit.bse[0]))
+    assert estimate.variances[0][1] == pytest.approx(14)
 
 
 # Oracle: the mean without each cluster, one by one.
@@ -71,9 +71,9 @@ def test_unequal_clusters_are_left_out_one_by_one():
     scores, passages = rng.random(90), np.minimum(rng.integers(0, 30, 90), 13)  # the last is more than half
     without = np.array([scores[passages != each].mean() for each in range(14)])
     sizes = np.bincount(passages)
-    found = jackknife(scores, Clusters(passages))
-    assert found.value == pytest.approx(scores.mean())
-    assert found.variances == (
+    estimate = jackknife(scores, Clusters(passages))
+    assert estimate.value == pytest.approx(scores.mean())
+    assert estimate.variances == (
         (pytest.approx(13 / 14 * ((without - scores.mean()) ** 2).sum()), pytest.approx(90**2 / (sizes**2).sum() - 1)),
     )
 
@@ -89,9 +89,9 @@ def test_a_single_cluster_has_no_interval(of):
 # interval .117647 -+ 1.959964 * .052419 = (.01491, .22039).
 def test_bonett_price_by_hand():
     estimate = bonett_price(20, 8, 100)
-    found = estimate.interval()
+    interval = estimate.interval()
     assert (estimate.value, estimate.standard_error) == pytest.approx((0.117647, 0.052419), abs=1e-6)
-    assert (found.low, found.high) == pytest.approx((0.014907, 0.220387), abs=2e-5)
+    assert (interval.low, interval.high) == pytest.approx((0.014907, 0.220387), abs=2e-5)
 
 
 # Oracle: statsmodels multipletests.
@@ -115,11 +115,11 @@ def test_holm(seed):
     ],
 )
 def test_describe_mean_names_its_method(scores, clusters, method):
-    found = describe_mean(scores, clusters)
-    assert found.method == method
-    assert found.interval.low <= found.value <= found.interval.high
+    mean = describe_mean(scores, clusters)
+    assert mean.method == method
+    assert mean.interval.low <= mean.value <= mean.interval.high
 
 
 def test_passages_that_are_all_wrong_count_as_passages_not_as_documents():
-    found = describe_mean([0.0] * 200, np.arange(200) // 4)
-    assert found.interval == proportion_interval(0, 50)
+    mean = describe_mean([0.0] * 200, np.arange(200) // 4)
+    assert mean.interval == proportion_interval(0, 50)

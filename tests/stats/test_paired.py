@@ -1,4 +1,4 @@
-"""Two runs on the same documents: the test that suits their scores, and intervals that cover."""
+"""Two runs on the same documents: the test that fits their scores, and intervals that cover."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def pairs(both: int, gained: int, lost: int, neither: int) -> tuple[np.ndarray, 
     return before, after
 
 
-def decided(found: PairedDifference) -> Decision:
-    (decision,) = decide([Hypothesis(found, MARGIN)])
+def decided(paired: PairedDifference) -> Decision:
+    (decision,) = decide([Hypothesis(paired, MARGIN)])
     return decision
 
 
@@ -39,29 +39,29 @@ def test_mcnemar_is_exact(gained, lost):
 
 # Two cases that another tool got wrong.
 def test_from_unparsed_to_trained_is_better():
-    found = paired_difference(*pairs(100, 728, 13, 31))  # 13 % -> 95 % on 872
-    assert found.p_value < 1e-100
-    assert (found.gained, found.lost) == (728, 13)
-    assert decided(found).verdict == "better"
+    paired = paired_difference(*pairs(100, 728, 13, 31))  # 13 % -> 95 % on 872
+    assert paired.p_value < 1e-100
+    assert (paired.gained, paired.lost) == (728, 13)
+    assert decided(paired).verdict == "better"
 
 
 def test_a_mean_gain_of_18_points_is_better():
     rng = np.random.default_rng(0)
     before = rng.uniform(0, 0.7, 500)
     after = np.clip(before + 0.18 + rng.normal(0, 0.2, 500), 0, 1)
-    found = paired_difference(before, after)
-    assert found.difference == pytest.approx(0.18, abs=0.02)
-    assert decided(found).verdict == "better"
+    paired = paired_difference(before, after)
+    assert paired.difference == pytest.approx(0.18, abs=0.02)
+    assert decided(paired).verdict == "better"
 
 
 @pytest.mark.parametrize("graded", [False, True])
 def test_the_same_scores_twice_are_equivalent(graded):
     rng = np.random.default_rng(0)
     scores = rng.uniform(0, 1, 872) if graded else rng.integers(0, 2, 872).astype(float)
-    found = paired_difference(scores, scores)
-    assert (found.difference, found.p_value) == (0, 1)
-    assert found.interval.low < 0 < found.interval.high  # never a zero-width claim
-    assert decided(found).verdict == "equivalent"
+    paired = paired_difference(scores, scores)
+    assert (paired.difference, paired.p_value) == (0, 1)
+    assert paired.interval.low < 0 < paired.interval.high  # never a zero-width claim
+    assert decided(paired).verdict == "equivalent"
 
 
 @pytest.mark.parametrize("graded", [False, True])
@@ -69,10 +69,10 @@ def test_the_same_scores_twice_are_equivalent(graded):
 def test_the_same_scores_on_passages_show_as_much_as_the_passages(passages, word, graded):
     rng = np.random.default_rng(0)
     scores = rng.uniform(0, 1, 872) if graded else rng.integers(0, 2, 872).astype(float)
-    found = paired_difference(scores, scores, np.arange(872) % passages)
-    assert (found.difference, found.p_value, found.units) == (0, 1, passages)
-    assert found.interval.low < 0 < found.interval.high
-    assert decided(found).verdict == word
+    paired = paired_difference(scores, scores, np.arange(872) % passages)
+    assert (paired.difference, paired.p_value, paired.units) == (0, 1, passages)
+    assert paired.interval.low < 0 < paired.interval.high
+    assert decided(paired).verdict == word
 
 
 def test_ten_equal_documents_show_nothing():
@@ -80,12 +80,12 @@ def test_ten_equal_documents_show_nothing():
 
 
 def test_binary_scores_on_passages_keep_mcnemar_as_secondary():
-    found = paired_difference(*pairs(20, 12, 4, 24), np.arange(60) // 3)  # gains and losses share passages
-    assert (found.units, found.effective_units) == (20, pytest.approx(20))
-    assert "by passage" in found.method
-    assert found.mcnemar_p == mcnemar(12, 4)
-    assert found.p_value != found.mcnemar_p
-    assert not found.is_exact
+    paired = paired_difference(*pairs(20, 12, 4, 24), np.arange(60) // 3)  # gains and losses share passages
+    assert (paired.units, paired.effective_units) == (20, pytest.approx(20))
+    assert "by passage" in paired.method
+    assert paired.mcnemar_p == mcnemar(12, 4)
+    assert paired.p_value != paired.mcnemar_p
+    assert not paired.is_exact
 
 
 def test_clusters_of_one_document_change_nothing():
@@ -109,8 +109,8 @@ def test_coverage_of_independent_binary_differences():
     rng = np.random.default_rng(1)
     hits = 0
     for gained, lost, rest in rng.multinomial(200, [0.15, 0.05, 0.80], 1000):
-        found = paired_difference(*pairs(rest // 2, gained, lost, rest - rest // 2)).interval
-        hits += found.low <= 0.10 <= found.high
+        interval = paired_difference(*pairs(rest // 2, gained, lost, rest - rest // 2)).interval
+        hits += interval.low <= 0.10 <= interval.high
     assert 0.93 <= hits / 1000 <= 0.975
 
 
@@ -122,11 +122,11 @@ def test_coverage_of_clustered_differences(monkeypatch):
     for _ in range(1000):
         before = rng.uniform(0, 1, 400)
         after = before + 0.05 + rng.normal(0, 0.2, 50)[clusters] + rng.normal(0, 0.2, 400)
-        found, plain = (paired_difference(before, after, groups).interval for groups in (clusters, None))
-        clustered += found.low <= 0.05 <= found.high
+        interval, plain = (paired_difference(before, after, groups).interval for groups in (clusters, None))
+        clustered += interval.low <= 0.05 <= interval.high
         naive += plain.low <= 0.05 <= plain.high
     assert 0.93 <= clustered / 1000 <= 0.97
-    assert naive / 1000 < 0.75  # what ignoring the passages would do
+    assert naive / 1000 < 0.75  # coverage if the passages are ignored
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=4, max_size=60), st.booleans())
@@ -142,5 +142,5 @@ def test_swapping_the_runs_mirrors_the_result(rows, clustered):
 
 @pytest.mark.parametrize("clusters", [np.arange(60) // 3, None])
 def test_the_interval_holds_a_difference_of_all_there_is(clusters):
-    found = paired_difference(np.zeros(60), np.full(60, 1.0 if clusters is not None else 0.99), clusters)
-    assert found.interval.low <= found.difference <= found.interval.high
+    paired = paired_difference(np.zeros(60), np.full(60, 1.0 if clusters is not None else 0.99), clusters)
+    assert paired.interval.low <= paired.difference <= paired.interval.high

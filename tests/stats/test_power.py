@@ -1,4 +1,4 @@
-"""What a comparison of this size finds, and which size would decide: in closed form, and as simulation shows."""
+"""The difference that a size detects, and the size that decides: in closed form and by simulation."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def right_or_wrong(n: int, gained: int, lost: int) -> PairedDifference:
     return paired_difference(before, after)
 
 
-def share_found(n: int, gained: float, lost: float) -> float:
-    """How often so many documents show a gain, when these are the true shares."""
+def simulated_power(n: int, gained: float, lost: float) -> float:
+    """Share of repetitions in which `n` documents show a gain, with these true shares."""
     cells = np.random.default_rng(0).multinomial(n, [gained, lost, 1 - gained - lost], 2_000)
     return float(
         np.mean(
@@ -38,18 +38,18 @@ def share_found(n: int, gained: float, lost: float) -> float:
 @pytest.mark.parametrize(("share", "points"), [(0.05, 2.1), (0.10, 3.0), (0.20, 4.2)])
 def test_detectable_difference(share, points):
     discordant = round(872 * share / 2)
-    found = detectable_difference(right_or_wrong(872, discordant, discordant))
-    assert 100 * found == pytest.approx(points + 0.1, abs=0.15)
-    shares = (2 * discordant / 872 + found) / 2, (2 * discordant / 872 - found) / 2
-    assert share_found(872, *shares) == pytest.approx(0.8, abs=0.04)
+    difference = detectable_difference(right_or_wrong(872, discordant, discordant))
+    assert 100 * difference == pytest.approx(points + 0.1, abs=0.15)
+    shares = (2 * discordant / 872 + difference) / 2, (2 * discordant / 872 - difference) / 2
+    assert simulated_power(872, *shares) == pytest.approx(0.8, abs=0.04)
 
 
-# Oracle: simulation. With the n it names, four of five repetitions find the observed difference.
+# Oracle: simulation. With the n it reports, four of five repetitions detect the observed difference.
 def test_needed_size_gives_80_percent_power():
-    found = needed_size(right_or_wrong(200, 22, 14), margin=MARGIN)  # 4 points, p = .24
-    assert found.of == "documents"
-    assert 200 < found.low <= found.number <= found.high
-    assert share_found(found.number, 0.11, 0.07) == pytest.approx(0.8, abs=0.04)
+    needed = needed_size(right_or_wrong(200, 22, 14), margin=MARGIN)  # 4 points, p = .24
+    assert needed.of == "documents"
+    assert 200 < needed.low <= needed.number <= needed.high
+    assert simulated_power(needed.number, 0.11, 0.07) == pytest.approx(0.8, abs=0.04)
 
 
 def test_equal_documents_are_equivalent_once_there_are_enough():
@@ -57,8 +57,8 @@ def test_equal_documents_are_equivalent_once_there_are_enough():
         n: decide([Hypothesis(paired_difference(np.full(n, 0.5), np.full(n, 0.5)), MARGIN)])[0] for n in (276, 277)
     }
     assert (words[276].verdict, words[277].verdict) == ("undecided", "equivalent")  # 1.97 * sqrt(2) / (277 + 2) < .01
-    found = needed_size(paired_difference(np.full(10, 0.5), np.full(10, 0.5)), margin=MARGIN)
-    assert found.number >= 277  # ten that are equal do not show that the next ones will be
+    needed = needed_size(paired_difference(np.full(10, 0.5), np.full(10, 0.5)), margin=MARGIN)
+    assert needed.number >= 277  # ten equal documents do not show that the next ones will be equal
 
 
 def test_passages_that_can_never_decide_are_not_promised_to():

@@ -11,11 +11,11 @@ from harness_ext.stats.units import Clusters
 # Oracle: every pair by itself.
 def test_all_pairs_at_once_are_the_pairs_one_by_one():
     scores = (np.random.default_rng(0).random((200, 4)) < [0.5, 0.6, 0.7, 0.7]).astype(float)
-    found = _mcnemar_all(scores)
+    p_values = _mcnemar_all(scores)
     for i, j in ((0, 1), (0, 3), (2, 3)):
         expected = mcnemar(*discordant(scores[:, i], scores[:, j]))
-        assert found[i, j] == found[j, i] == pytest.approx(expected)
-    assert np.diag(found).tolist() == [1] * 4
+        assert p_values[i, j] == p_values[j, i] == pytest.approx(expected)
+    assert np.diag(p_values).tolist() == [1] * 4
 
 
 # Oracle: the estimate that a verdict on the pair would rest on.
@@ -24,10 +24,10 @@ def test_graded_pairs_are_told_apart_as_from_a_baseline(passages):
     rng = np.random.default_rng(1)
     scores = rng.random((90, 3)) + np.array([0, 0.1, 0.3])
     groups = None if passages is None else Clusters(passages)
-    found = _t_tests(scores, groups, (0.0, 2.0), {})
+    p_values = _t_tests(scores, groups, (0.0, 2.0), {})
     for i, j in ((0, 1), (0, 2), (1, 2)):
         pair = paired_difference(scores[:, i], scores[:, j], groups, limits=(0.0, 2.0))
-        assert found[i, j] == found[j, i] == pytest.approx(pair.decisive.p_value())
+        assert p_values[i, j] == p_values[j, i] == pytest.approx(pair.decisive.p_value())
 
 
 def test_ties_share_a_rank_and_lower_can_be_better():

@@ -1,4 +1,4 @@
-"""Sign flips, swaps and bootstraps: against counting by hand, and against scipy."""
+"""Sign-flip tests, swap tests and bootstraps, against counting by hand and against scipy."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_sign_flips_of_unequal_units_are_studentised(seed):
     delta, groups = rng.normal(0.3, 1, len(passages)), Clusters(passages)
 
     def distance(signs: tuple[int, ...]) -> float:
-        found = jackknife(np.array(signs)[passages] * delta, groups)
-        return abs(found.value) / found.standard_error
+        estimate = jackknife(np.array(signs)[passages] * delta, groups)
+        return abs(estimate.value) / estimate.standard_error
 
     observed = distance((1,) * 9)
     extreme = [distance(p) >= observed * (1 - 1e-9) for p in itertools.product([1, -1], repeat=9)]
@@ -71,17 +71,17 @@ def test_false_alarms_of_the_sign_flip_stay_below_five_percent(monkeypatch):
 # Oracle: scipy.stats.bootstrap of a mean.
 def test_bootstrap_of_a_mean():
     values = np.random.default_rng(1).exponential(1, 80)
-    found = percentile_interval(bootstrap(80, lambda weights: weights @ values / weights.sum(axis=1), seed=3))
+    interval = percentile_interval(bootstrap(80, lambda weights: weights @ values / weights.sum(axis=1), seed=3))
     theirs = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(2)).confidence_interval
-    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+    assert (interval.low, interval.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
 
 
 @pytest.mark.parametrize("units", [12, 40])
 def test_swapping_a_mean_is_flipping_its_signs(units):
     rng = np.random.default_rng(4)
     before, after = rng.random((units, 1)), rng.random((units, 1)) + 0.1
-    found = swap_test(before, after, lambda sums: sums[:, 0] / units, seed=5)
-    assert found == pytest.approx(sign_flip_test(after - before, seed=5))
+    p_value = swap_test(before, after, lambda sums: sums[:, 0] / units, seed=5)
+    assert p_value == pytest.approx(sign_flip_test(after - before, seed=5))
 
 
 def test_pooling_keeps_totals_and_hardly_moves_the_p_value():

@@ -37,10 +37,10 @@ def test_the_variance_is_delongs(ranked):
 
 def test_two_areas(ranked):
     gold, before, after = ranked
-    found = paired_auroc(gold, before, after)
-    assert found.difference == pytest.approx(metrics.roc_auc_score(gold, after) - metrics.roc_auc_score(gold, before))
-    assert found.interval.low < found.difference < found.interval.high
-    assert found.least_class == min(gold.sum(), 70 - gold.sum())
+    paired = paired_auroc(gold, before, after)
+    assert paired.difference == pytest.approx(metrics.roc_auc_score(gold, after) - metrics.roc_auc_score(gold, before))
+    assert paired.interval.low < paired.difference < paired.interval.high
+    assert paired.least_class == min(gold.sum(), 70 - gold.sum())
     same = paired_auroc(gold, before, before, Clusters(np.arange(70) // 7))
     assert (same.difference, same.p_value, same.units) == (0, 1, 10)
 

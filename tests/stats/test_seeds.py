@@ -10,8 +10,8 @@ from harness_ext.stats.seeds import two_level_difference
 
 def test_equal_seeds_differ_by_nothing():
     same = np.ones((3, 50)) * np.arange(50) % 2
-    found = two_level_difference(same[0], same)
-    assert (found.difference, found.p_value, found.seeds) == (0, 1, 3)
+    paired = two_level_difference(same[0], same)
+    assert (paired.difference, paired.p_value, paired.seeds) == (0, 1, 3)
 
 
 def test_one_seed_is_the_plain_paired_test():

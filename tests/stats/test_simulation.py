@@ -1,8 +1,8 @@
-"""What the methods promise, simulated: no false verdicts, honest intervals, power as stated.
+"""Simulations of what the methods promise: false verdicts in at most 5 %, intervals that cover, power as stated.
 
-Scenarios: no difference (and a loss as large as the margin), 2 to 1,000 documents; base rates .05, .5, .95; few and
-many discordant documents; graded scores with many ties, rare large losses, skewed differences; few and uneven
-passages; seeds that differ and do not; AUROC with few positives. Everything is seeded.
+Scenarios: no difference, and a loss as large as the margin; 2 to 1,000 documents; base rates .05, .5, .95; few and many
+discordant documents; graded scores with many ties, rare large losses, skewed differences; few passages, and passages
+of uneven size; seeds that differ and seeds that do not; AUROC with few positives. All random draws are seeded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 EXPERIMENTS = 800
 MARGIN = 0.01
-FALSE = 0.05 + 3 * math.sqrt(0.05 * 0.95 / EXPERIMENTS)  # three standard errors above the level promised
+FALSE = 0.05 + 3 * math.sqrt(0.05 * 0.95 / EXPERIMENTS)  # three standard errors above the nominal level
 COVERAGE = 0.95 - 3 * math.sqrt(0.05 * 0.95 / EXPERIMENTS)
 
 Rng = np.random.Generator
@@ -33,21 +33,21 @@ Draw = Callable[[Rng], PairedDifference]
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer draws, and nothing planned: verdicts do not depend on it."""
+    """Fewer draws, and no planned sizes, on which verdicts do not depend."""
     monkeypatch.setattr(resampling, "PERMUTATIONS", 499)
     monkeypatch.setattr(verdicts, "needed_size", lambda *_, **__: None)
     monkeypatch.setattr(verdicts, "detectable_difference", lambda *_, **__: None)
 
 
 def rates(draw: Draw, *, truth: float = 0.0, seed: int = 0, count: int = EXPERIMENTS) -> tuple[float, float, float]:
-    """Shares of better or worse, of equivalent, and of intervals that hold the truth."""
-    rng, found = np.random.default_rng(seed), np.zeros((count, 3))
+    """Shares of `better` or `worse`, of `equivalent`, and of intervals that contain the truth."""
+    rng, outcomes = np.random.default_rng(seed), np.zeros((count, 3))
     for place in range(count):
         paired = draw(rng)
         verdict = decide([Hypothesis(paired, MARGIN)])[0].verdict
         inside = paired.interval.low - 1e-9 <= truth <= paired.interval.high + 1e-9
-        found[place] = verdict in ("better", "worse"), verdict == "equivalent", inside
-    return tuple(found.mean(axis=0).tolist())
+        outcomes[place] = verdict in ("better", "worse"), verdict == "equivalent", inside
+    return tuple(outcomes.mean(axis=0).tolist())
 
 
 # -- right or wrong, and graded; documents are independent --------------------------------------------------------
@@ -113,7 +113,7 @@ def test_graded_scores(n: int, make: Callable[[int], Draw]) -> None:
 
 @pytest.mark.parametrize("n", [2, 5, 20, 50, 100, 200, 300, 500, 1000])
 def test_rare_large_losses_are_not_equivalent(n: int) -> None:
-    """Two documents in a hundred lose half a point, others tremble: a loss as large as the margin."""
+    """Two documents in a hundred lose half a point, others vary by .02: a loss as large as the margin."""
 
     def draw(rng: Rng) -> PairedDifference:
         delta = np.where(rng.random(n) < 0.3, rng.choice([-0.02, 0.02], n), 0.0)
@@ -127,7 +127,7 @@ def test_rare_large_losses_are_not_equivalent(n: int) -> None:
 
 @pytest.mark.parametrize("n", [50, 200, 1000])
 def test_intervals_are_not_too_wide_either(n: int) -> None:
-    """Where a good part of the documents differs."""
+    """Many documents differ."""
     for draw in (binary(n, 0.5, 0.6), graded(n, 0.2)):
         _, _, coverage = rates(draw)
         assert coverage <= 0.975 + 3 * math.sqrt(0.025 * 0.975 / EXPERIMENTS)
@@ -193,13 +193,13 @@ def test_seeds(seeds: int, n: int, between: float) -> None:
 
 
 def test_two_seeds_speak_of_these_adapters() -> None:
-    """Conditional on the two adapters, whose true mean is then what is estimated."""
+    """The estimate is of the mean of these two adapters, not of all adapters that the method could give."""
     rng, hits = np.random.default_rng(1), []
     for _ in range(EXPERIMENTS):
         levels = 0.7 + rng.normal(0, 0.03, (2, 1))
         before = (rng.random(872) < 0.7).astype(float)
-        found = two_level_difference(before, (rng.random((2, 872)) < levels).astype(float), limits=(0, 1))
-        hits.append(found.interval.low <= float(levels.mean()) - 0.7 <= found.interval.high)
+        interval = two_level_difference(before, (rng.random((2, 872)) < levels).astype(float), limits=(0, 1)).interval
+        hits.append(interval.low <= float(levels.mean()) - 0.7 <= interval.high)
     assert np.mean(hits) >= COVERAGE
 
 
@@ -260,7 +260,7 @@ def test_holm_over_a_whole_comparison(tasks: int, adapters: int) -> None:
             for _ in range(adapters):
                 after = np.where(rng.random(100) < 0.4, rng.random(100) < 0.6, before).astype(float)
                 hypotheses.append(Hypothesis(paired_difference(before, after), MARGIN))
-        alarms.append(any(each.verdict in ("better", "worse") for each in decide(hypotheses)))
+        alarms.append(any(decision.verdict in ("better", "worse") for decision in decide(hypotheses)))
     assert np.mean(alarms) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 60)
 
 
@@ -280,8 +280,8 @@ def test_the_detectable_difference_is_found_four_times_in_five(n: int, discordan
     cells = np.random.default_rng(3).multinomial(
         n, [(total + difference) / 2, (total - difference) / 2, 1 - total], 2000
     )
-    found = [_verdict_of_counts(int(up), int(down), n) == "better" for up, down, _ in cells]
-    assert np.mean(found) == pytest.approx(0.8, abs=0.03)
+    detected = [_verdict_of_counts(int(up), int(down), n) == "better" for up, down, _ in cells]
+    assert np.mean(detected) == pytest.approx(0.8, abs=0.03)
 
 
 def _verdict_of_counts(gained: int, lost: int, n: int) -> str:
@@ -300,12 +300,12 @@ def test_power_over_passages(units: int) -> None:
 
     plain = [one(0.0) for _ in range(200)]
     typical = plain[0]
-    variance = float(np.mean([each.estimate.variances[0][0] for each in plain]))
+    variance = float(np.mean([paired.estimate.variances[0][0] for paired in plain]))
     estimate = type(typical.estimate)(0.0, ((variance, typical.estimate.variances[0][1]),))
     effect = detectable_difference(PairedDifference(**{**vars(typical), "estimate": estimate}))
     assert effect is not None
-    found = [decide([Hypothesis(one(effect), None)])[0].verdict == "better" for _ in range(1000)]
-    assert np.mean(found) == pytest.approx(0.8, abs=0.04)
+    detected = [decide([Hypothesis(one(effect), None)])[0].verdict == "better" for _ in range(1000)]
+    assert np.mean(detected) == pytest.approx(0.8, abs=0.04)
 
 
 @pytest.mark.parametrize("difference", [0.0, 0.0025, 0.005])
