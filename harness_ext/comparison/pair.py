@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from harness_ext.comparison.measure import Measurement, Settings
 from harness_ext.results.comparability import check_protocol
-from harness_ext.results.pairing import Joined, join
+from harness_ext.results.pairing import PairedSamples, pair_samples
 from harness_ext.results.samples import SampleScores
 from harness_ext.stats.units import Clusters, Floats
 
@@ -73,11 +73,11 @@ def pair(base: Measurement, name: str, runs: Mapping[str, Measurement], settings
         reason = not_tested or "no samples logged"
         n = next(iter(runs.values())).result.n
         return Pair(name, base, runs, None, [], None, n, tuple(dict.fromkeys(allowed)), {}, reason)
-    joined: list[Joined] = []
+    joined: list[PairedSamples] = []
     for key, run in runs.items():
         assert run.samples is not None
         names = base.run.name, run.run.name
-        found = join(task, names, base.samples, run.samples, allow=settings.allow, differing=differing[key])
+        found = pair_samples(task, names, base.samples, run.samples, allow=settings.allow, differing=differing[key])
         joined.append(found)
         allowed += found.allowed
     left_out = {run.run.name: each.left_out for run, each in zip(runs.values(), joined, strict=True) if each.left_out}
@@ -86,7 +86,7 @@ def pair(base: Measurement, name: str, runs: Mapping[str, Measurement], settings
 
 
 def _on_common_documents(
-    joined: Sequence[Joined], total: int
+    joined: Sequence[PairedSamples], total: int
 ) -> tuple[SampleScores, list[SampleScores], NDArray[np.intp]]:
     """The documents that the baseline shares with all runs."""
     common = np.ones(total, dtype=bool)

@@ -1,1 +1,1 @@
-"""What lm-eval wrote: files, runs, samples, and which of them may be compared."""
+"""Reading results: files, runs and per-document scores of lm-eval and other tools, and what may be compared."""

@@ -1,12 +1,12 @@
-"""One report of EvalScope 1.x, `reports/MODEL/DATASET.json`, with the reviews of its samples beside it.
+"""Read a report of EvalScope 1.x, `reports/MODEL/DATASET.json`, and the reviews of its samples.
 
 ```
 RUN/reports/MODEL/DATASET.json              scores by metric, category and subset
-RUN/reviews/MODEL/DATASET_SUBSET.jsonl      one line for each sample: its messages and its `sample_score`
-RUN/configs/task_config*.yaml               what was asked, and how
+RUN/reviews/MODEL/DATASET_SUBSET.jsonl      one line per sample: its messages and its `sample_score`
+RUN/configs/task_config*.yaml               the configuration of the evaluation
 ```
 
-A metric has the name that the reviews have for it. Repeated generations of one sample count as their mean.
+Metrics are named as in the reviews. Repeated generations of a sample are averaged.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ logger = logging.getLogger(__name__)
 EVALSCOPE = "EvalScope"
 REPORTS = "reports"
 _FILTER = "none"
-_ROUNDING = 2e-4  # of a report's score: to four digits by subset, by category and by metric
+_ROUNDING = 2e-4  # reports round to four digits, by subset, by category and by metric
 _ALIASES = {"acc": "accuracy", "bertscore": "bert_score", "f1_score": "f1", "em": "exact_match"}
-_SHARES = ("bleu",)  # on 0–1 in EvalScope, on 0–100 in lm-eval, and without a unit in reports before version 2
-_PROTOCOL = (  # of a benchmark as EvalScope resolved it
+_SHARES = ("bleu",)  # on 0–1 in EvalScope but 0–100 in lm-eval; reports before version 2 state no unit
+_PROTOCOL = (  # fields of a benchmark as EvalScope resolved it
     "aggregation", "dataset_revision", "eval_split", "extra_params", "few_shot_prompt_template", "few_shot_random",
     "filters", "metric_list", "prompt_template", "query_template", "shuffle", "shuffle_choices",
     "system_prompt",
@@ -62,10 +62,10 @@ def root_of(report: Path) -> Path:
 
 
 def parse_run(report: Path, payload: Mapping[str, Any]) -> Run:
-    """The run in a report: one model on one dataset. Samples without a usable score are left out, counted and logged.
+    """The run in a report: one model on one dataset. A warning says how many samples have no usable score.
 
     Raises:
-        ResultsError: nothing was scored, or reviews that are cut short or of another form.
+        ResultsError: nothing was scored, or the reviews are cut short or of another format.
     """
     dataset = str(payload["dataset_name"])
     reviews = _review_files(report, dataset, payload)
@@ -74,16 +74,16 @@ def parse_run(report: Path, payload: Mapping[str, Any]) -> Run:
     fields = _protocol(config, dataset)
     metrics, declared = _metrics(payload, documents)
     if not metrics:
-        raise ResultsError(f"{report}: no metric in it; evaluate {dataset} again")
-    if unscored := sum(each.unscored for each in documents):
-        logger.warning("%s: %d samples without a usable score are left out", report, unscored)
+        raise ResultsError(f"{report}: has no metric; evaluate {dataset} again")
+    if unscored := sum(document.unscored for document in documents):
+        logger.warning("%s: left out %d samples without a usable score", report, unscored)
     result = TaskResult(
         task=dataset,
         version=_version(config, dataset),
         n_shot=_resolved(config, dataset).get("few_shot_num") or 0,
         metrics=metrics,
         fingerprint=fingerprint(fields) if fields else None,
-        n=sum(bool(each.scores) for each in documents) or int(payload.get("num") or 0),
+        n=sum(bool(document.scores) for document in documents) or int(payload.get("num") or 0),
         samples_path=reviews[0] if reviews else None,
         config={"metadata": {"metrics": declared} | _primary(payload, metrics)},
         fingerprint_fields=fields,
@@ -99,18 +99,18 @@ def parse_run(report: Path, payload: Mapping[str, Any]) -> Run:
 
 @dataclass
 class _Document:
-    """One sample over its repeated generations."""
+    """One sample, with the scores of its repeated generations."""
 
     doc: Mapping[str, Any]
-    document: str
-    prompt: str
+    doc_hash: str
+    prompt_hash: str
     target: Any
     scores: dict[str, list[float]] = field(default_factory=dict)
     unscored: int = 0
 
 
 def _review_files(report: Path, dataset: str, payload: Mapping[str, Any]) -> list[Path]:
-    """The reviews of a report's subsets; a dataset's name may begin another's, so they are not searched."""
+    """The review files of a report's subsets, by exact name: the name of one dataset may be the prefix of another's."""
     names = dict.fromkeys(
         str(subset.get("name"))
         for metric in entries(payload.get("metrics"))
@@ -129,20 +129,20 @@ def _documents(reviews: Sequence[Path]) -> Iterator[_Document]:
             score = review.get("sample_score")
             if not isinstance(score, Mapping):
                 raise ResultsError(
-                    f"{file}:{line}: no sample_score, as EvalScope writes it from 1.0 on; evaluate again"
+                    f"{file}:{line}: no sample_score; EvalScope writes it from version 1.0 on: evaluate again with that"
                 )
             group = score.get("group_id")
             key = str(review.get("index") if group is None else group)
             document = documents.setdefault(key, _document(file, key, review, mapping(score.get("sample_metadata"))))
             values = mapping(mapping(score.get("score")).get("value"))
-            numbers = {metric: float(value) for metric, value in values.items() if _counts(value)}
+            numbers = {metric: float(value) for metric, value in values.items() if _is_score(value)}
             for metric, value in numbers.items():
                 document.scores.setdefault(metric, []).append(value)
             document.unscored += not numbers
-        yield from sorted(documents.values(), key=lambda each: each.document)  # they were logged as they were answered
+        yield from sorted(documents.values(), key=lambda document: document.doc_hash)  # logged in order of completion
 
 
-def _counts(value: Any) -> bool:
+def _is_score(value: Any) -> bool:
     return isinstance(value, bool) or is_number(value)
 
 
@@ -150,17 +150,17 @@ def _document(file: Path, key: str, review: Mapping[str, Any], metadata: Mapping
     target, messages = review.get("target"), review.get("messages")
     return _Document(
         doc=metadata,
-        document=hash_of(file.stem, key, target),
-        prompt=hash_of(prompt_of(messages) if messages else review.get("input")),
+        doc_hash=hash_of(file.stem, key, target),
+        prompt_hash=hash_of(prompt_of(messages) if messages else review.get("input")),
         target=target,
     )
 
 
 def _samples(reviews: Sequence[Path], _file: Path) -> Iterator[dict[str, Any]]:
-    """The documents of all subsets as lm-eval logs samples; metadata of a sample is its columns."""
-    for number, each in enumerate(_documents(reviews)):
-        values = {metric: mean(scores) for metric, scores in each.scores.items()}
-        yield sample(number, each.doc, each.document, each.prompt, each.target, values)
+    """The documents of all subsets in lm-eval's format of samples; the metadata of a sample become its columns."""
+    for number, document in enumerate(_documents(reviews)):
+        values = {metric: mean(scores) for metric, scores in document.scores.items()}
+        yield sample(number, document.doc, document.doc_hash, document.prompt_hash, document.target, values)
 
 
 # -- reports -------------------------------------------------------------------------------------------------------
@@ -169,28 +169,28 @@ def _samples(reviews: Sequence[Path], _file: Path) -> Iterator[dict[str, Any]]:
 def _metrics(
     payload: Mapping[str, Any], documents: Sequence[_Document]
 ) -> tuple[dict[str, MetricValue], dict[str, dict[str, Any]]]:
-    """Metrics by name, and what the report declares of them.
+    """Metrics by name, and the units that the report declares for them.
 
-    A report rounds; where its score is the mean of the documents but for that, the mean counts.
+    Reports round their scores; if a score is the rounded mean over the documents, the exact mean is used.
     """
-    found: dict[str, MetricValue] = {}
+    metrics: dict[str, MetricValue] = {}
     declared: dict[str, dict[str, Any]] = {}
     reported = {_name(metric): metric for metric in entries(payload.get("metrics")) if is_number(metric.get("score"))}
-    for name in dict.fromkeys(name for each in documents for name in each.scores):
-        value = mean(mean(each.scores[name]) for each in documents if name in each.scores)
+    for name in dict.fromkeys(name for document in documents for name in document.scores):
+        value = mean(mean(document.scores[name]) for document in documents if name in document.scores)
         metric = reported.pop(_canonical(name), {})
         score = metric.get("score", value)
         is_mean = abs(score - value) <= _ROUNDING * max(1.0, abs(score))
-        found[name] = _value(name, value if is_mean else float(score), metric)
+        metrics[name] = _value(name, value if is_mean else float(score), metric)
         declared[name] = _declared(name, metric)
     for name, metric in reported.items():
-        found[name] = _value(name, float(metric["score"]), metric)
+        metrics[name] = _value(name, float(metric["score"]), metric)
         declared[name] = _declared(name, metric)
-    return found, {name: fields for name, fields in declared.items() if fields}
+    return metrics, {name: fields for name, fields in declared.items() if fields}
 
 
 def _name(metric: Mapping[str, Any]) -> str:
-    """A reported metric: `accuracy` of a mean, else with its aggregation, `accuracy:pass_at_k[k=2]`."""
+    """Name of a reported metric: `accuracy` for a mean; otherwise with its aggregation, `accuracy:pass_at_k[k=2]`."""
     identity = mapping(metric.get("identity"))
     if not identity:  # a report before version 2
         return _canonical(re.sub(r"^mean_", "", str(metric.get("name"))))
@@ -201,7 +201,7 @@ def _name(metric: Mapping[str, Any]) -> str:
 
 
 def _canonical(name: str) -> str:
-    """How a report calls what reviews call `name`: snake case, without abbreviations."""
+    """The name that a report uses for the metric `name` of the reviews: snake case, without abbreviations."""
     snake = re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()).strip("_")
     return _ALIASES.get(snake, snake)
 
@@ -213,7 +213,7 @@ def _value(name: str, value: float, metric: Mapping[str, Any]) -> MetricValue:
 
 
 def _declared(name: str, metric: Mapping[str, Any]) -> dict[str, Any]:
-    """The unit of a metric, where its report says that it is a percentage."""
+    """The unit of a metric, if the report says that it is a percentage."""
     semantics = mapping(metric.get("semantics"))
     limits = mapping(semantics.get("value_range"))
     low, high = limits.get("min"), limits.get("max")
@@ -224,20 +224,20 @@ def _declared(name: str, metric: Mapping[str, Any]) -> dict[str, Any]:
 
 def _primary(payload: Mapping[str, Any], metrics: Mapping[str, MetricValue]) -> dict[str, str]:
     identity = payload.get("primary_metric_identity")
-    wanted = _name({"identity": identity}) if identity else None
-    return next(({"primary_metric": name} for name in metrics if wanted in (name, _canonical(name))), {})
+    primary = _name({"identity": identity}) if identity else None
+    return next(({"primary_metric": name} for name in metrics if primary in (name, _canonical(name))), {})
 
 
 # -- the task's configuration --------------------------------------------------------------------------------------
 
 
 def _config(report: Path) -> Mapping[str, Any]:
-    """What was asked, from the newest configuration; empty where there is none that can be read."""
+    """The newest configuration of the evaluation; empty if there is none that can be read."""
     files = sorted((root_of(report) / "configs").glob("task_config*.yaml"), key=lambda file: file.stat().st_mtime)
     try:
         return mapping(yaml.safe_load(files[-1].read_text(encoding="utf-8"))) if files else {}
     except (OSError, ValueError, yaml.YAMLError) as error:
-        logger.warning("%s: cannot be read, so the protocol is not checked (%s)", files[-1], str(error).split("\n")[0])
+        logger.warning("%s: cannot be read (%s), so the protocol is not checked", files[-1], str(error).split("\n")[0])
         return {}
 
 
@@ -246,7 +246,7 @@ def _resolved(config: Mapping[str, Any], dataset: str) -> Mapping[str, Any]:
 
 
 def _protocol(config: Mapping[str, Any], dataset: str) -> dict[str, Any]:
-    """What a score depends on, beside the model; empty where EvalScope did not log it, as in 1.10 and before."""
+    """What a score depends on besides the model; empty if not logged, as in EvalScope up to 1.10."""
     resolved = _resolved(config, dataset)
     if not resolved:
         return {}

@@ -1,7 +1,7 @@
-"""One results file of lm-eval, parsed: `results_DATE.json` and, beside it, `samples_TASK_DATE.jsonl`.
+"""Parse a results file of lm-eval, `results_DATE.json`, with its samples in `samples_TASK_DATE.jsonl`.
 
-Files of stock lm-eval and ours are read alike; ours add a key `harness_ext`, all of it optional:
-`variant` (base or the adapter's name), `base`, `adapter`, `card` (the adapter's card), `fingerprints`
+Files of `harness-ext eval` have one more key than those of stock lm-eval: `harness_ext`. All of its entries are
+optional: `variant` (base, or the adapter's name), `base`, `adapter`, `card` (the adapter's card), `fingerprints`
 {task: sha256}, `fingerprint_fields` {task: {field: hash or value}}, `token_settings` {setting: value} and
 `sample_data`.
 """
@@ -19,7 +19,7 @@ from harness_ext.protocol.token_settings import parse_model_args, token_settings
 from harness_ext.results.run import MetricValue, Run, TaskResult
 
 DATE = re.compile(r"_(\d{4}-\d\d-\d\dT[\d.-]+)$")
-_BASE_KEYS = ("pretrained", "model", "path", "engine")  # the order lm-eval names a run by
+_BASE_KEYS = ("pretrained", "model", "path", "engine")  # in the order in which lm-eval uses them to name a run
 _ADAPTER_KEYS = ("peft", "lora_local_path", "delta")
 
 
@@ -27,47 +27,47 @@ def read_payload(file: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        ResultsError: it cannot be read, or is no object.
+        ResultsError: the file cannot be read, or does not hold an object.
     """
     try:
         payload = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise ResultsError(f"{file}: cannot be read as JSON ({error}); evaluate again or remove it") from None
+        raise ResultsError(f"{file}: cannot be read as JSON ({error}); evaluate again or remove the file") from None
     if not isinstance(payload, dict):
-        raise ResultsError(f"{file}: holds a JSON {type(payload).__name__}, not results of lm-eval; remove it")
+        raise ResultsError(f"{file}: holds a JSON {type(payload).__name__}, not results of lm-eval; remove the file")
     return payload
 
 
 def date_of(file: Path) -> str:
-    """The ISO date in a results file's name; '' when it was renamed."""
+    """The ISO date in the name of a results file; '' if the file was renamed."""
     match = DATE.search(file.stem)
     return match.group(1) if match else ""
 
 
-def ours_in(payload: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What harness-ext added to a results file; empty in stock results."""
+def harness_ext_keys(payload: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The entries that harness-ext added to a results file; empty for stock results."""
     return _mapping(payload, "harness_ext")
 
 
 def _mapping(payload: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = payload.get(key)
-    return found if isinstance(found, Mapping) else {}
+    value = payload.get(key)
+    return value if isinstance(value, Mapping) else {}
 
 
 def parse_run(file: Path, payload: Mapping[str, Any]) -> Run:
     """The run in a results file."""
-    config, ours = _mapping(payload, "config"), ours_in(payload)
+    config, extension = _mapping(payload, "config"), harness_ext_keys(payload)
     arguments = parse_model_args(config.get("model_args"))
-    adapter = _text(ours.get("adapter")) or _first(arguments, _ADAPTER_KEYS)
-    base = _text(ours.get("base")) or _first(arguments, _BASE_KEYS)
+    adapter = _text(extension.get("adapter")) or _first(arguments, _ADAPTER_KEYS)
+    base = _text(extension.get("base")) or _first(arguments, _BASE_KEYS)
     fallback = base or _text(config.get("model")) or file.parent.name
-    name = _text(ours.get("variant")) or _last_part(adapter or fallback)
+    name = _text(extension.get("variant")) or _last_part(adapter or fallback)
     tasks = {task: _parse_task(task, file, payload) for task in _entries(payload)}
-    return Run(name, file, arguments, tasks, base, adapter, config, _mapping(ours, "card"))
+    return Run(name, file, arguments, tasks, base, adapter, config, _mapping(extension, "card"))
 
 
 def _entries(payload: Mapping[str, Any]) -> list[str]:
-    """Tasks, and groups that have an aggregate of their own; other groups are only headings."""
+    """Tasks, and groups that have an aggregate; a group without one is only a heading."""
     configs, groups = _mapping(payload, "configs"), _mapping(payload, "groups")
     results = {name: entry for name, entry in payload["results"].items() if isinstance(entry, Mapping)}
     return [name for name in results if name in configs or (name in groups and _parse_metrics(results[name], {}))]
@@ -86,7 +86,7 @@ def _last_part(name: str) -> str:
 
 
 def _parse_task(task: str, file: Path, payload: Mapping[str, Any]) -> TaskResult:
-    ours, entry = ours_in(payload), payload["results"][task]
+    extension, entry = harness_ext_keys(payload), payload["results"][task]
     count = _mapping(_mapping(payload, "n-samples"), task).get("effective", entry.get("sample_len", 0))
     version, shots = _mapping(payload, "versions").get(task), _mapping(payload, "n-shot").get(task)
     is_group = task not in _mapping(payload, "configs")
@@ -95,14 +95,14 @@ def _parse_task(task: str, file: Path, payload: Mapping[str, Any]) -> TaskResult
         version=None if version is None else str(version),
         n_shot=shots if isinstance(shots, int) else 0,
         metrics=_parse_metrics(entry, _mapping(_mapping(payload, "higher_is_better"), task)),
-        fingerprint=_text(_mapping(ours, "fingerprints").get(task)),
+        fingerprint=_text(_mapping(extension, "fingerprints").get(task)),
         n=count if isinstance(count, int) else 0,
         samples_path=None if is_group else _samples_path(task, file),
         config=_mapping(_mapping(payload, "configs"), task),
-        fingerprint_fields=_mapping(_mapping(ours, "fingerprint_fields"), task),
-        sample_data=ours.get("sample_data"),
+        fingerprint_fields=_mapping(_mapping(extension, "fingerprint_fields"), task),
+        sample_data=extension.get("sample_data"),
         settings=_settings(payload),
-        token_settings=_asked_token_settings(payload),
+        token_settings=_requested_token_settings(payload),
         resolved_token_settings=_resolved_token_settings(payload),
         is_group=is_group,
         members=_members(task, payload) if is_group else (),
@@ -110,41 +110,41 @@ def _parse_task(task: str, file: Path, payload: Mapping[str, Any]) -> TaskResult
 
 
 def _members(group: str, payload: Mapping[str, Any]) -> tuple[str, ...]:
-    """The tasks below a group, also those of groups within it."""
-    below, configs = _mapping(payload, "group_subtasks"), _mapping(payload, "configs")
-    found: dict[str, None] = {}
+    """The tasks of a group, including those of nested groups."""
+    subtasks, configs = _mapping(payload, "group_subtasks"), _mapping(payload, "configs")
+    tasks: dict[str, None] = {}
     queue, seen = [group], {group}
     while queue:
-        for name in below.get(queue.pop(0)) or ():
+        for name in subtasks.get(queue.pop(0)) or ():
             if name in configs:
-                found[name] = None
+                tasks[name] = None
             elif name not in seen:
                 seen.add(name)
                 queue.append(name)
-    return tuple(found)
+    return tuple(tasks)
 
 
-def _asked_token_settings(payload: Mapping[str, Any]) -> dict[str, str] | None:
+def _requested_token_settings(payload: Mapping[str, Any]) -> dict[str, str] | None:
     arguments = _mapping(payload, "config").get("model_args")
     return token_settings(arguments) if arguments else None
 
 
 def _resolved_token_settings(payload: Mapping[str, Any]) -> dict[str, str] | None:
-    found = ours_in(payload).get("token_settings")
-    return {name: str(value) for name, value in found.items()} if isinstance(found, Mapping) else None
+    settings = harness_ext_keys(payload).get("token_settings")
+    return {name: str(value) for name, value in settings.items()} if isinstance(settings, Mapping) else None
 
 
 def _settings(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """What every task of a file was run with, as far as it is logged."""
+    """Settings that hold for every task of the file, as far as they were logged."""
     config = _mapping(payload, "config")
     dtype = config.get("model_dtype") or parse_model_args(config.get("model_args")).get("dtype")
-    found: dict[str, Any] = {} if dtype in (None, "auto") else {"dtype": str(dtype).removeprefix("torch.")}
+    settings: dict[str, Any] = {} if dtype in (None, "auto") else {"dtype": str(dtype).removeprefix("torch.")}
     for name in ("chat_template", "system_instruction"):
         if f"{name}_sha" in payload:
-            found[name] = payload[f"{name}_sha"]
+            settings[name] = payload[f"{name}_sha"]
     if payload.get("chat_template_sha"):
-        found["fewshot_as_multiturn"] = bool(payload.get("fewshot_as_multiturn"))
-    return found
+        settings["fewshot_as_multiturn"] = bool(payload.get("fewshot_as_multiturn"))
+    return settings
 
 
 def _parse_metrics(entry: Mapping[str, Any], higher: Mapping[str, Any]) -> dict[str, MetricValue]:
@@ -156,8 +156,9 @@ def _parse_metrics(entry: Mapping[str, Any], higher: Mapping[str, Any]) -> dict[
         stderr = entry.get(f"{metric}_stderr,{name}")
         logged = higher.get(metric)
         direction = logged if isinstance(logged, bool) else None
-        found = MetricValue(metric, name, float(value), float(stderr) if _is_number(stderr) else None, direction)
-        metrics[key if metric in metrics else metric] = found
+        metrics[key if metric in metrics else metric] = MetricValue(
+            metric, name, float(value), float(stderr) if _is_number(stderr) else None, direction
+        )
     return metrics
 
 
@@ -166,9 +167,9 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 
 def _samples_path(task: str, file: Path) -> Path | None:
-    """The samples of the same date; for a renamed results file, the only ones there are."""
+    """The samples file of the same date; for a renamed results file, the only samples file of the task."""
     if date := date_of(file):
         path = file.parent / f"samples_{task}_{date}.jsonl"
         return path if path.is_file() else None
-    found = [path for path in file.parent.glob("samples_*.jsonl") if DATE.sub("", path.stem) == f"samples_{task}"]
-    return found[0] if len(found) == 1 else None
+    paths = [path for path in file.parent.glob("samples_*.jsonl") if DATE.sub("", path.stem) == f"samples_{task}"]
+    return paths[0] if len(paths) == 1 else None

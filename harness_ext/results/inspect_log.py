@@ -1,11 +1,11 @@
-"""One log of Inspect (inspect_ai), an `.eval` file or a JSON log: one task of one model, in log format version 2.
+"""Read a log of Inspect (inspect_ai) in log format version 2: one task of one model, as `.eval` file or as JSON.
 
-An `.eval` file is a zip with `header.json` and one `samples/ID_epoch_N.json` for each sample and epoch, compressed by
-zstandard or deflate. A JSON log is the same in one object, its samples under `samples`.
+An `.eval` file is a zip with `header.json` and one `samples/ID_epoch_N.json` per sample and epoch, compressed with
+zstandard or deflate. A JSON log holds the same in one object, with the samples under `samples`.
 
-A scorer is a metric; one that scores a dict is a metric for each key, `scorer/key`. C, I, P and N (correct, incorrect,
-partly correct, no answer) count as 1, 0, ½ and 0, and several epochs of a sample as their mean: what Inspect's
-`value_to_float` and its default reducer make of them.
+Each scorer is a metric; a scorer that returns a dict gives one metric per key, named `scorer/key`. C, I, P and N
+(correct, incorrect, partly correct, no answer) count as 1, 0, ½ and 0, and the epochs of a sample are averaged, as by
+Inspect's `value_to_float` and its default reducer.
 """
 
 from __future__ import annotations
@@ -41,27 +41,27 @@ logger = logging.getLogger(__name__)
 
 INSPECT = "Inspect"
 SUFFIX = ".eval"
-_JSON_LOG = re.compile(rb'\s*\{\s*"version"\s*:\s*\d+\s*,\s*"status"\s*:')  # pydantic keeps the order of fields
+_JSON_LOG = re.compile(rb'\s*\{\s*"version"\s*:\s*\d+\s*,\s*"status"\s*:')  # pydantic writes fields in this order
 _SAMPLE = re.compile(r"samples/.+_epoch_\d+\.json")
 _CHUNKED = re.compile(r"samples/.+_epoch_\d+/sample\.json")
-_ZSTANDARD = 93  # method of PKWARE's specification; in `zipfile` from Python 3.14 on
-_RETRY = "finish it with `inspect eval-retry"
+_ZSTANDARD = 93  # compression method in PKWARE's specification; `zipfile` supports it from Python 3.14 on
+_RETRY = "complete it with `inspect eval-retry"
 _FILTER = "none"
 _MARKS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0}
 _WORDS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
 _AVERAGES = ("accuracy", "mean")  # Inspect's metrics that are the mean of the samples
-_OWN_SHARES = ("f1",)  # of Inspect's own scorers that give numbers, those on 0–1
+_OWN_SHARES = ("f1",)  # Inspect's own scorers whose numbers are on 0–1
 
 
 class UnfinishedLog(ResultsError):
-    """A log of an evaluation that did not succeed: it holds only some of the samples."""
+    """The log of an evaluation that did not finish and so lacks samples."""
 
 
 # -- files ---------------------------------------------------------------------------------------------------------
 
 
 def begins_log(file: Path) -> bool:
-    """Whether a JSON file begins as a log does; the rest is not read."""
+    """Whether a JSON file begins like a log; only the beginning is read."""
     try:
         with file.open("rb") as start:
             return _JSON_LOG.match(start.read(200)) is not None
@@ -75,21 +75,21 @@ def is_log(payload: Mapping[str, Any]) -> bool:
 
 
 def read_log(file: Path) -> Mapping[str, Any]:
-    """What a log says of the whole evaluation; of a JSON log, its samples, too.
+    """The header of a log; for a JSON log, the whole log.
 
     Raises:
-        UnfinishedLog: of an evaluation that failed, was cancelled or still runs.
-        ResultsError: no log, or one that is cut short.
+        UnfinishedLog: the evaluation failed, was cancelled or is still running.
+        ResultsError: the file is not a log, or is cut short.
     """
     if file.suffix != SUFFIX:
         log = _parsed(file, file.name, file.read_bytes())
     else:
         with _opened(file) as archive:
             if "header.json" not in archive.namelist():
-                raise UnfinishedLog(f"{file}: no header.json in it, so the evaluation did not end; {_RETRY} {file}`")
+                raise UnfinishedLog(f"{file}: no header.json, so the evaluation did not finish; {_RETRY} {file}`")
             log = _parsed(file, "header.json", _member(archive, "header.json"))
     if not is_log(log):
-        raise ResultsError(f"{file}: not a log of Inspect; name one that `inspect eval` wrote")
+        raise ResultsError(f"{file}: not a log of Inspect; pass one that `inspect eval` wrote")
     if log["status"] != "success":
         raise UnfinishedLog(f"{file}: the evaluation ended with status {log['status']!r}; {_RETRY} {file}`")
     return log
@@ -100,15 +100,17 @@ def _opened(file: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(file)
     except (OSError, zipfile.BadZipFile) as error:
         raise ResultsError(
-            f"{file}: not a complete zip, as Inspect's logs are ({error}); copy or evaluate it again"
+            f"{file}: not a complete zip file ({error}), as a log of Inspect is; copy the file or evaluate again"
         ) from None
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """A file in a zip; `zipfile` before Python 3.14 knows no zstandard, so those are read as stored and unpacked here.
+    """The content of a file in a zip.
+
+    `zipfile` before Python 3.14 cannot read zstandard, so such files are read as stored and decompressed here.
 
     Raises:
-        ResultsError: it is damaged, or compressed in yet another way.
+        ResultsError: the file is damaged, or compressed by an unknown method.
     """
     entry = archive.getinfo(name)
     try:
@@ -116,16 +118,18 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
             return archive.read(entry)
         stored = copy.copy(entry)
         stored.compress_type, stored.file_size = zipfile.ZIP_STORED, entry.compress_size
-        del stored.CRC  # of the unpacked content, which is checked below
-        content = _unpacked(archive.open(stored).read())
+        del stored.CRC  # it belongs to the decompressed content, and is checked below
+        content = _decompressed(archive.open(stored).read())
     except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ResultsError(f"{archive.filename}: {name} is damaged ({error}); copy or evaluate it again") from None
+        raise ResultsError(
+            f"{archive.filename}: {name} is damaged ({error}); copy the file or evaluate again"
+        ) from None
     if zlib.crc32(content) != entry.CRC:
-        raise ResultsError(f"{archive.filename}: {name} is damaged (wrong checksum); copy or evaluate it again")
+        raise ResultsError(f"{archive.filename}: {name} is damaged (wrong checksum); copy the file or evaluate again")
     return content
 
 
-def _unpacked(content: bytes) -> bytes:
+def _decompressed(content: bytes) -> bytes:
     import pyarrow
 
     with pyarrow.CompressedInputStream(pyarrow.BufferReader(content), "zstd") as stream:
@@ -134,21 +138,25 @@ def _unpacked(content: bytes) -> bytes:
 
 def _parsed(file: Path, name: str, content: bytes) -> Mapping[str, Any]:
     try:
-        found = json.loads(content)
+        value = json.loads(content)
     except ValueError as error:
-        raise ResultsError(f"{file}: {name} cannot be read as JSON ({error}); copy or evaluate it again") from None
-    return mapping(found)
+        raise ResultsError(
+            f"{file}: {name} cannot be read as JSON ({error}); copy the file or evaluate again"
+        ) from None
+    return mapping(value)
 
 
 def _logged_samples(file: Path) -> Iterator[Mapping[str, Any]]:
-    """Every sample and epoch of a log, one at a time where the file allows it."""
+    """Every sample and epoch of a log; from an `.eval` file, one at a time."""
     if file.suffix != SUFFIX:
         yield from entries(read_log(file).get("samples"))
         return
     with _opened(file) as archive:
         names = list(dict.fromkeys(archive.namelist()))
         if any(map(_CHUNKED.fullmatch, names)):
-            raise ResultsError(f"{file}: its samples are in chunks, which are not read; use the log before conversion")
+            raise ResultsError(
+                f"{file}: stores its samples in chunks, which cannot be read; use the log before conversion"
+            )
         for name in filter(_SAMPLE.fullmatch, names):
             yield _parsed(file, name, _member(archive, name))
 
@@ -158,32 +166,33 @@ def _logged_samples(file: Path) -> Iterator[Mapping[str, Any]]:
 
 @dataclass
 class _Document:
-    """One sample over its epochs."""
+    """One sample, with its scores over all epochs."""
 
     doc: Mapping[str, Any]
-    document: str
-    prompt: str
+    doc_hash: str
+    prompt_hash: str
     target: Any
     stops: list[Any] = field(default_factory=list)
-    scores: dict[str, list[Any]] = field(default_factory=dict)  # metric -> one value for each epoch that scored
-    unscored: int = 0  # epochs without any score …
-    errors: int = 0  # … and those of them that ended with an error
+    scores: dict[str, list[Any]] = field(default_factory=dict)  # metric -> one value per scored epoch
+    unscored: int = 0  # number of epochs without any score
+    errors: int = 0  # number of those that ended with an error
 
 
 def iter_samples(file: Path) -> Iterator[dict[str, Any]]:
-    """The documents of a log as lm-eval logs samples: hashes, and the mean over epochs under each metric's name.
+    """The documents of a log in lm-eval's format of samples: hashes, and each metric's mean over epochs.
 
-    Metadata of a sample is its columns, beside `input` and `target`. Documents without a score do not carry the metric.
+    The columns of a document are the sample's metadata, `input` and `target`. A document without a score lacks the
+    metric.
 
     Raises:
-        ResultsError: a damaged log.
+        ResultsError: the log is damaged.
     """
-    for number, each in enumerate(_documents(_logged_samples(file))):
-        values = {metric: _reduced(scores) for metric, scores in each.scores.items()}
-        found = sample(number, each.doc, each.document, each.prompt, each.target, values)
-        if len(each.stops) == 1 and each.stops[0]:
-            found["finish_reason"] = "length" if each.stops[0] == "max_tokens" else "stop"
-        yield found
+    for number, document in enumerate(_documents(_logged_samples(file))):
+        values = {metric: _reduced(scores) for metric, scores in document.scores.items()}
+        logged = sample(number, document.doc, document.doc_hash, document.prompt_hash, document.target, values)
+        if len(document.stops) == 1 and document.stops[0]:
+            logged["finish_reason"] = "length" if document.stops[0] == "max_tokens" else "stop"
+        yield logged
 
 
 def _documents(samples: Iterable[Mapping[str, Any]]) -> Iterator[_Document]:
@@ -203,12 +212,13 @@ def _documents(samples: Iterable[Mapping[str, Any]]) -> Iterator[_Document]:
 
 
 def _document(logged: Mapping[str, Any]) -> _Document:
-    given, target = logged.get("input"), logged.get("target")
-    question = turns(given) if isinstance(given, list) else given
+    question, target = logged.get("input"), logged.get("target")
+    if isinstance(question, list):
+        question = turns(question)
     return _Document(
         doc={**mapping(logged.get("metadata")), "input": question, "target": target},
-        document=hash_of(str(logged.get("id")), question, logged.get("choices"), target),
-        prompt=hash_of(prompt_of(logged.get("messages"))),
+        doc_hash=hash_of(str(logged.get("id")), question, logged.get("choices"), target),
+        prompt_hash=hash_of(prompt_of(logged.get("messages"))),
         target=target,
     )
 
@@ -219,24 +229,24 @@ def _stop_reason(logged: Mapping[str, Any]) -> Any:
 
 
 def _values(logged: Mapping[str, Any]) -> dict[str, Any]:
-    """What a sample scored, by metric."""
-    found: dict[str, Any] = {}
+    """The scores of a sample, by metric."""
+    values: dict[str, Any] = {}
     for scorer, score in mapping(logged.get("scores")).items():
         value = mapping(score).get("value")
         if isinstance(value, Mapping):
-            found |= {f"{scorer}/{key}": each for key, each in value.items()}
+            values |= {f"{scorer}/{key}": inner for key, inner in value.items()}
         else:
-            found[scorer] = value
-    return found
+            values[scorer] = value
+    return values
 
 
 def _is_unscored(value: Any) -> bool:
-    """NaN is how Inspect marks a sample that a scorer could not score."""
+    """Whether there is no score; Inspect logs NaN for a sample that a scorer could not score."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _number(value: Any) -> float | None:
-    """A value as `value_to_float` reads it; None for text that stands for no number."""
+    """A value as `value_to_float` reads it; None for text that is not a number."""
     if isinstance(value, str):
         if value in _MARKS:
             return _MARKS[value]
@@ -250,14 +260,14 @@ def _number(value: Any) -> float | None:
 
 
 def _reduced(scores: list[Any]) -> Any:
-    """The mean over epochs; what is no number stays as it is, for the reader to name it."""
+    """The mean over epochs; a value that is not a number is returned unchanged, to be reported by the reader."""
     numbers = [_number(score) for score in scores]
     known = [number for number in numbers if number is not None]
     return mean(known) if len(known) == len(scores) else scores[numbers.index(None)]
 
 
 def _is_mark(value: Any) -> bool:
-    """Whether a value says right or wrong, so that its mean is a share."""
+    """Whether a value means right or wrong, so that its mean is a share."""
     return isinstance(value, bool) or (isinstance(value, str) and (value in _MARKS or value.lower() in _WORDS))
 
 
@@ -265,14 +275,14 @@ def _is_mark(value: Any) -> bool:
 
 
 def parse_run(file: Path, log: Mapping[str, Any]) -> Run:
-    """The run in a log: one model on one task. What has no score is left out, counted and logged.
+    """The run in a log: one model on one task. A warning says how many samples have no score.
 
     Args:
-        file: the log.
-        log: as `read_log` returns it.
+        file: path of the log.
+        log: the log, as returned by `read_log`.
 
     Raises:
-        ResultsError: a damaged sample, or nothing was scored.
+        ResultsError: a sample is damaged, or nothing was scored.
     """
     spec = mapping(log["eval"])
     documents = list(_documents(_logged_samples(file) if file.suffix == SUFFIX else entries(log.get("samples"))))
@@ -306,23 +316,23 @@ def _task_result(file: Path, log: Mapping[str, Any], documents: list[_Document])
 
 
 def _protocol(log: Mapping[str, Any]) -> dict[str, Any]:
-    """What a score depends on, beside the model."""
+    """What a score depends on besides the model."""
     spec, plan = mapping(log["eval"]), mapping(log.get("plan"))
     return {
         "dataset": mapping(spec.get("dataset")).get("name"),
         "epochs": mapping(spec.get("config")).get("epochs") or 1,
         "generation_kwargs": sampling(spec.get("model_generate_config"), plan.get("config")),
-        "scorers": [[each.get("name"), each.get("options")] for each in entries(spec.get("scorers"))],
+        "scorers": [[scorer.get("name"), scorer.get("options")] for scorer in entries(spec.get("scorers"))],
         "solver": [[step.get("solver"), step.get("params")] for step in entries(plan.get("steps"))],
         "task_args": mapping(spec.get("task_args")),
     }
 
 
 def _metrics(log: Mapping[str, Any], documents: list[_Document]) -> dict[str, MetricValue]:
-    """The scorers' means, as logged; of the documents where Inspect logged another statistic."""
+    """The mean of each scorer: as logged, or over the documents if Inspect logged another statistic."""
     logged = _logged_means(log)
     names = dict.fromkeys(metric for document in documents for metric in document.scores)
-    found: dict[str, MetricValue] = {}
+    metrics: dict[str, MetricValue] = {}
     for metric in names or logged:
         value, stderr = logged.get(metric, (None, None))
         if value is None:
@@ -330,21 +340,21 @@ def _metrics(log: Mapping[str, Any], documents: list[_Document]) -> dict[str, Me
             if not all(map(is_number, reduced)):
                 continue
             value = mean(reduced)
-        found[metric] = MetricValue(metric, _FILTER, value, stderr)
-    return found
+        metrics[metric] = MetricValue(metric, _FILTER, value, stderr)
+    return metrics
 
 
 def _logged_means(log: Mapping[str, Any]) -> dict[str, tuple[float, float | None]]:
-    """(mean, its standard error) by metric, of scores whose epochs were averaged."""
-    found: dict[str, tuple[float, float | None]] = {}
+    """(mean, standard error) by metric, for scores whose epochs were averaged."""
+    logged: dict[str, tuple[float, float | None]] = {}
     for score in entries(mapping(log.get("results")).get("scores")):
-        scorer, name = str(score.get("scorer")), str(score.get("name"))
-        values = {metric: mapping(each).get("value") for metric, each in mapping(score.get("metrics")).items()}
-        numbers = {metric: value for metric, value in values.items() if is_number(value)}
-        means = [numbers[metric] for metric in _AVERAGES if metric in numbers]
+        metric = _metric(str(score.get("scorer")), str(score.get("name")))
+        values = {name: mapping(statistic).get("value") for name, statistic in mapping(score.get("metrics")).items()}
+        numbers = {name: value for name, value in values.items() if is_number(value)}
+        means = [numbers[name] for name in _AVERAGES if name in numbers]
         if score.get("reducer") in (None, "mean") and means:
-            found.setdefault(_metric(scorer, name), (means[0], numbers.get("stderr")))
-    return found
+            logged.setdefault(metric, (means[0], numbers.get("stderr")))
+    return logged
 
 
 def _metric(scorer: str, name: str) -> str:
@@ -352,7 +362,7 @@ def _metric(scorer: str, name: str) -> str:
 
 
 def _metadata(log: Mapping[str, Any], metrics: Mapping[str, Any], documents: list[_Document]) -> dict[str, Any]:
-    """The units that Inspect's own values have, and the headline."""
+    """The units of Inspect's own values, and the headline as primary metric."""
     declared: dict[str, Any] = {}
     for metric in metrics:
         values = [value for document in documents for value in document.scores.get(metric, ())]
@@ -364,9 +374,10 @@ def _metadata(log: Mapping[str, Any], metrics: Mapping[str, Any], documents: lis
 
 
 def _warn_of_unscored(file: Path, documents: list[_Document]) -> None:
-    """Say how many samples carry no score; Inspect leaves them out of its metrics, too."""
-    unscored, errors = (sum(getattr(each, name) for each in documents) for name in ("unscored", "errors"))
+    """Warn about samples without a score; Inspect leaves them out of its metrics, too."""
+    unscored = sum(document.unscored for document in documents)
+    errors = sum(document.errors for document in documents)
     if unscored:
         logger.warning(
-            "%s: %d samples without a score are left out, %d of them ended with an error", file, unscored, errors
+            "%s: left out %d samples without a score; %d of them ended with an error", file, unscored, errors
         )

@@ -1,4 +1,4 @@
-"""Runs from the results files and folders of lm-eval, ours or stock, and from those of other tools."""
+"""Load runs from results files and folders of lm-eval (stock or harness-ext) and of other tools."""
 
 from __future__ import annotations
 
@@ -13,41 +13,39 @@ from typing import Any
 
 from harness_ext.errors import ResultsError
 from harness_ext.results import evalscope, inspect_log
-from harness_ext.results.file import DATE, date_of, ours_in, parse_run, read_payload
-from harness_ext.results.run import LM_EVAL, PRIMARY_METRICS, MetricValue, Run, TaskResult
+from harness_ext.results.file import DATE, date_of, harness_ext_keys, parse_run, read_payload
+from harness_ext.results.run import LM_EVAL, Run, TaskResult
 from harness_ext.results.table import read_table
-
-__all__ = ["PRIMARY_METRICS", "MetricValue", "Run", "TaskResult", "load_runs"]
 
 logger = logging.getLogger(__name__)
 
-HOW_FAST = ("merge", "pack_tokens", "cache_tokens")  # arguments of `hf-tree` that leave the scores as they are
+SPEED_ARGUMENTS = ("merge", "pack_tokens", "cache_tokens")  # of `hf-tree`; they do not change scores
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What one results file says of one run."""
+    """One run as read from one results file; parts of the same run are merged."""
 
     run: Run
-    place: str  # its folder; of a file that was named itself, the file: such a run stands alone
-    identity: tuple[str, ...]  # what files of one run have in common, wherever they lie
+    place: str  # the file's folder; the file itself if it was given by name, so that it is not merged with its folder
+    identity: tuple[str, ...]  # equal for all parts of a run, in any folder
     date: tuple[str, str]
 
 
 def load_runs(*paths: str | os.PathLike[str]) -> list[Run]:
     """Read runs from results files and from folders, which are searched recursively.
 
-    In a folder, several dates of one run (same folder, same model arguments) become one run that takes
-    every task from its newest file. The same run in several folders becomes one where no task stands twice,
-    and so does a base that scored the same wherever it stands twice. A results file that is named itself is
-    always a run of its own. Names are unique: runs of equal name get their parent folders in front.
+    Several results files of one run in one folder (same model arguments, different dates) are merged: every task comes
+    from its newest file. Results of one run in several folders are merged if no task occurs twice, or, for a base, if
+    tasks that occur twice have the same scores. A results file of lm-eval given by name is always a run of its own.
+    Names are made unique: where two runs have the same name, their parent folders are put in front.
 
-    Results of other tools are found by their form: Inspect's logs (`*.eval`, or JSON), EvalScope's reports. A CSV with
-    one row for each document has to be named itself. Logs of one model, named one by one, are one run unless they
-    have a task in common.
+    Results of other tools are recognised by their format: logs of Inspect (`*.eval`, or JSON) and reports of EvalScope.
+    A CSV with one row per document has to be given by name. Logs of one model that are given by name are one run,
+    unless they share a task.
 
     Raises:
-        ResultsError: a path without results, an unreadable file.
+        ResultsError: a path has no results, or a file cannot be read.
     """
     groups: dict[tuple[str, ...], list[_Part]] = defaultdict(list)
     seen: set[Path] = set()
@@ -59,21 +57,21 @@ def load_runs(*paths: str | os.PathLike[str]) -> list[Run]:
                     key = part.place, *part.identity
                     groups[key].append(part)
     if not groups:
-        raise ResultsError("no results given; name a results file or a folder written with --output_path")
+        raise ResultsError("no results given; pass a results file or a folder written with --output_path")
     folders: dict[tuple[str, ...], list[Run]] = defaultdict(list)
-    for identity, found in groups.items():
-        dated = [part.run for part in sorted(found, key=lambda part: part.date)]
-        folders[identity[1:] or identity] += dated if _are_apart(dated) else [_merge(dated)]
-    return _unique_names([run for parts in folders.values() for run in _joined(parts)])
+    for identity, parts in groups.items():
+        by_date = [part.run for part in sorted(parts, key=lambda part: part.date)]
+        folders[identity[1:] or identity] += by_date if _protocols_differ(by_date) else [_merge(by_date)]
+    return _unique_names([run for runs in folders.values() for run in _merged_over_folders(runs)])
 
 
 def _find(path: Path) -> list[tuple[Path, list[_Part]]]:
-    """Results files at a path with the runs in them, sorted by path."""
+    """The results files at a path, sorted by path, each with its runs."""
     if path.is_file():
-        return [(path, _named_file(path))]
+        return [(path, _given_file(path))]
     if not path.is_dir():
         raise ResultsError(f"{path}: no such file or folder; evaluate with --output_path {path} --log_samples first")
-    found = []
+    files: list[tuple[Path, list[_Part]]] = []
     unfinished: list[inspect_log.UnfinishedLog] = []
     for file in sorted([*path.rglob("*.json"), *path.rglob(f"*{inspect_log.SUFFIX}")]):
         try:
@@ -82,19 +80,19 @@ def _find(path: Path) -> list[tuple[Path, list[_Part]]]:
             logger.warning("%s (left out)", error)
             unfinished.append(error)
         else:
-            found += [(file, [part])] if part else []
-    if unfinished and not found:
+            files += [(file, [part])] if part else []
+    if unfinished and not files:
         raise unfinished[0]
-    if not found:
+    if not files:
         raise ResultsError(
-            f"{path}: no results_*.json below it; evaluate with --output_path {path} --log_samples, or name results "
-            "of Inspect or EvalScope, or a CSV file itself"
+            f"{path}: no results_*.json in it; evaluate with --output_path {path} --log_samples, or pass results of "
+            "Inspect or EvalScope; a CSV has to be passed by its file name"
         )
-    return found
+    return files
 
 
 def _file_in_folder(file: Path) -> _Part | None:
-    """The run in a file of a folder, told by its name, its place or how it begins; None for other files."""
+    """The run in a file of a searched folder, recognised by name, place or first bytes; None if it holds none."""
     if not file.is_file():
         return None
     if file.suffix == inspect_log.SUFFIX or inspect_log.begins_log(file):
@@ -108,8 +106,8 @@ def _file_in_folder(file: Path) -> _Part | None:
     return None
 
 
-def _named_file(file: Path) -> list[_Part]:
-    """The runs in a file that was named itself, whatever tool wrote it."""
+def _given_file(file: Path) -> list[_Part]:
+    """The runs in a file that was given by name, written by any tool."""
     place = str(file.resolve())
     if file.suffix == ".csv":
         return [_Part(run, place, (run.tool, run.name), ("", file.name)) for run in read_table(file)]
@@ -120,13 +118,13 @@ def _named_file(file: Path) -> list[_Part]:
         return [_evalscope_part(file, payload, place)]
     if isinstance(payload.get("results"), dict):
         return [replace(_lm_eval_part(file, payload, place), identity=())]
-    raise ResultsError(f"{file}: not a results file of lm-eval (no 'results' in it); name results_DATE.json")
+    raise ResultsError(f"{file}: not a results file of lm-eval (no key 'results'); pass a results_DATE.json")
 
 
 def _lm_eval_part(file: Path, payload: Mapping[str, Any], place: str) -> _Part:
     run = parse_run(file, payload)
-    telling = {name: value for name, value in run.model_args.items() if name not in HOW_FAST}
-    identity = _text(telling), str(run.adapter), str(ours_in(payload).get("variant"))
+    arguments = {name: value for name, value in run.model_args.items() if name not in SPEED_ARGUMENTS}
+    identity = _text(arguments), str(run.adapter), str(harness_ext_keys(payload).get("variant"))
     return _Part(run, place, identity, (date_of(file), file.name))
 
 
@@ -144,28 +142,28 @@ def _text(arguments: Mapping[str, Any]) -> str:
     return json.dumps(arguments, sort_keys=True, default=str)
 
 
-def _are_apart(runs: Sequence[Run]) -> bool:
-    """Whether another tool's logs in one folder ask one task in different ways: no new evaluation of an old run."""
+def _protocols_differ(runs: Sequence[Run]) -> bool:
+    """Whether logs of another tool evaluate one task under different protocols, so that they are not one run."""
     protocols: dict[str, set[str | None]] = defaultdict(set)
     for run in runs:
         for task, result in run.tasks.items():
             protocols[task].add(result.fingerprint)
-    return runs[0].tool != LM_EVAL and any(len(each) > 1 for each in protocols.values())
+    return runs[0].tool != LM_EVAL and any(len(fingerprints) > 1 for fingerprints in protocols.values())
 
 
 def _merge(runs: Sequence[Run]) -> Run:
-    """One run out of several dates, oldest first: every task from its newest file."""
+    """Merge parts of one run, oldest first: every task comes from its newest file."""
     tasks: dict[str, TaskResult] = {}
     for run in runs:
         for task, result in run.tasks.items():
             if task in tasks and result.n < tasks[task].n:
-                logger.warning("%s: %s has %d documents, an older run %d", run.path, task, result.n, tasks[task].n)
+                logger.warning("%s: %s has %d documents, an older file has %d", run.path, task, result.n, tasks[task].n)
             tasks[task] = result
     return replace(runs[-1], tasks=tasks)
 
 
-def _joined(parts: Sequence[Run]) -> list[Run]:
-    """One run out of its parts in several folders, unless they contradict each other."""
+def _merged_over_folders(parts: Sequence[Run]) -> list[Run]:
+    """Merge the parts of one run from several folders, unless they contradict each other."""
     for place, first in enumerate(parts):
         if not all(_agree(first, second) for second in parts[place + 1 :]):
             return list(parts)
@@ -173,7 +171,7 @@ def _joined(parts: Sequence[Run]) -> list[Run]:
 
 
 def _agree(first: Run, second: Run) -> bool:
-    """Whether no task stands in both, or, of a base, with the same numbers."""
+    """Whether the two have no task in common or, for a base of lm-eval, the same numbers on the common tasks."""
     shared = first.tasks.keys() & second.tasks.keys()
     if first.adapter is not None or first.tool != LM_EVAL:
         return not shared
@@ -186,7 +184,7 @@ def _numbers(result: TaskResult) -> tuple[object, ...]:
 
 
 def _unique_names(runs: Sequence[Run]) -> list[Run]:
-    """Put in front of a name that is not unique the nearest parent folder that tells its runs apart."""
+    """Put the nearest distinguishing parent folder in front of names that are not unique."""
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         groups[run.name].append(run)
@@ -195,7 +193,7 @@ def _unique_names(runs: Sequence[Run]) -> list[Run]:
 
 
 def _labels(group: Sequence[Run]) -> list[str]:
-    """Names for runs that share one: folder/name, or name (date) for files in one folder."""
+    """Unique names for runs of the same name: folder/name, or folder/name (date) for files in one folder."""
     if len(group) == 1:
         return [group[0].name]
     parents = [run.path.resolve().parent.parts[::-1] for run in group]  # nearest folder first

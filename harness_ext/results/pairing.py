@@ -1,4 +1,4 @@
-"""Putting two runs side by side, document by document, or an error that says what differs."""
+"""Pair the samples of two runs by document, or raise an error that says what differs."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from harness_ext.errors import ComparisonError
 from harness_ext.results.comparability import DOCUMENTS, PROMPTS, keeps_prompts
 from harness_ext.results.samples import SampleScores
 
-_LEAST_SHARED = 0.5  # of the smaller run's documents; fewer means another split, not another limit
+_LEAST_SHARED = 0.5  # share of the smaller run's documents; fewer suggests another split, not another --limit
 
 
 @dataclass(frozen=True)
-class Joined:
-    """Samples of two runs on the documents both have, row for row."""
+class PairedSamples:
+    """Samples of two runs on the documents that both have, in the same order."""
 
     before: SampleScores
     after: SampleScores
-    rows: NDArray[np.intp]  # (n,) of the baseline's samples
-    left_out: int  # documents that only one of the runs has
-    allowed: tuple[str, ...] = ()  # DOCUMENTS or PROMPTS, where they differ and may
+    rows: NDArray[np.intp]  # (n,) indices into the baseline's samples
+    left_out: int  # number of documents that only one of the runs has
+    allowed: tuple[str, ...] = ()  # DOCUMENTS or PROMPTS, if they differ and are allowed to
 
 
-def join(
+def pair_samples(
     task: str,
     names: tuple[str, str],
     first: SampleScores,
@@ -34,23 +34,23 @@ def join(
     *,
     allow: Collection[str] = (),
     differing: Collection[str] = (),
-) -> Joined:
+) -> PairedSamples:
     """Pair two runs' scores by document.
 
-    Documents are matched by doc_hash and, for duplicates, by occurrence; those that only one run has are
+    Documents are matched by doc_hash and, for duplicates, by order of occurrence. Documents that only one run has are
     left out and counted.
 
     Args:
-        task: for messages.
+        task: name of the task, for messages.
         names: of the baseline and of the other run, for messages.
         first: the baseline's samples.
-        second: the other run's.
+        second: the other run's samples.
         allow: fields that may differ.
-        differing: fields of the protocol that do differ and are allowed to; with some of them, so do prompts.
+        differing: fields of the protocol that differ and are allowed to; some of them make prompts differ, too.
 
     Raises:
-        ComparisonError: a document was asked with another prompt, or the runs share fewer than two
-            documents or less than half of the smaller one.
+        ComparisonError: the prompts of a document differ, or the runs share fewer than two documents or less than half
+            of those of the smaller run.
     """
     left, right = _matches(first, second)
     smaller, allowed = min(len(first), len(second)), []
@@ -61,12 +61,11 @@ def join(
             f"{names[0]} and {names[1]} share {len(left)} of {smaller} documents of {task!r}; "
             "evaluate both on the same split and limit"
         )
-    whole = len(left) == len(first)
-    before = first if whole else first.take(left)
+    before = first if len(left) == len(first) else first.take(left)
     after = second if len(right) == len(second) and _is_range(right) else second.take(right)
     if keeps_prompts(differing) and _check_prompts(task, names, before, after, allow):
         allowed.append(PROMPTS)
-    return Joined(
+    return PairedSamples(
         before=before,
         after=after,
         rows=left,
@@ -76,7 +75,7 @@ def join(
 
 
 def _matches(first: SampleScores, second: SampleScores) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows of the same documents in both, in the order of the first."""
+    """Indices of the common documents in each, in the order of the first."""
     a, b = first.keys(), second.keys()
     if np.array_equal(a, b):
         return np.arange(len(a)), np.arange(len(b))
@@ -92,13 +91,13 @@ def _is_range(rows: NDArray[np.intp]) -> bool:
 def _check_prompts(
     task: str, names: tuple[str, str], before: SampleScores, after: SampleScores, allow: Collection[str]
 ) -> bool:
-    """Whether prompts differ, where that is allowed; otherwise it is an error."""
+    """Whether prompts differ; raises an error unless that is allowed."""
     different = np.flatnonzero(before.prompt_hash != after.prompt_hash)
     if len(different) and PROMPTS not in allow:
         doc = f"{int(before.doc_hash[different[0]]):016x}"[:12]
         raise ComparisonError(
             f"{task}: {names[0]} and {names[1]} saw different prompts on {len(different)} of {len(before)} documents "
             f"(first: doc_hash {doc}…); evaluate both with the same template, shots and chat setting, "
-            f"or accept it with --allow {PROMPTS}"
+            f"or accept the difference with --allow {PROMPTS}"
         )
     return bool(len(different))

@@ -1,4 +1,4 @@
-"""What a run is once it is read: a model or an adapter, its tasks, their metrics and where their samples lie."""
+"""A run as read from results: a model or an adapter, its tasks, their metrics and the files of their samples."""
 
 from __future__ import annotations
 
@@ -20,26 +20,32 @@ from harness_ext.results.samples import (
 )
 
 LM_EVAL = "lm-eval"
-PRIMARY_METRICS = ("acc", "exact_match", "exact", "em", "f1")  # the first one found is the headline
+PRIMARY_METRICS = (
+    "acc",
+    "exact_match",
+    "exact",
+    "em",
+    "f1",
+)  # a task's primary metric is the first of these that it has
 
 
 @dataclass(frozen=True)
 class MetricValue:
-    """One aggregated number of a task, in the unit lm-eval logged."""
+    """One aggregated metric of a task, in the unit in which it was logged."""
 
     metric: str
     filter: str
     value: float
-    stderr: float | None = None  # lm-eval's own; None where it prints N/A
-    higher_is_better: bool | None = None  # None when it was not logged
+    stderr: float | None = None  # as logged; None where lm-eval prints N/A
+    higher_is_better: bool | None = None  # None if not logged
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task, or one group of tasks, of one run.
+    """Results of one task, or of one group of tasks, in one run.
 
-    `metrics` is keyed by the metric's name; where several filters produced it, the first filter has the
-    plain name and the others have lm-eval's `metric,filter`.
+    `metrics` is keyed by metric name. If several filters produced a metric, the first has the plain name and the others
+    have lm-eval's `metric,filter`.
     """
 
     task: str
@@ -47,24 +53,26 @@ class TaskResult:
     n_shot: int
     metrics: Mapping[str, MetricValue]
     fingerprint: str | None  # sha256 of the protocol; None in stock results
-    n: int  # documents evaluated
-    samples_path: Path | None  # None when the run did not log samples
+    n: int  # number of documents evaluated
+    samples_path: Path | None  # None if samples were not logged
     config: Mapping[str, Any] = field(repr=False)
     fingerprint_fields: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    sample_data: bool | None = None  # what the results file says about the bundled sample
-    settings: Mapping[str, Any] = field(default_factory=dict, repr=False)  # dtype, chat_template … where logged
-    token_settings: Mapping[str, str] | None = None  # as the model arguments say; None when none were logged
-    resolved_token_settings: Mapping[str, str] | None = None  # as the run logged them; None in stock and older results
-    is_group: bool = False  # an aggregate over other tasks
-    members: tuple[str, ...] = ()  # of a group: the tasks below it
-    read_samples: SampleReader = field(default=iter_samples, repr=False)  # other tools log in forms of their own
+    sample_data: bool | None = None  # whether the results file says that the bundled sample was used
+    settings: Mapping[str, Any] = field(default_factory=dict, repr=False)  # dtype, chat_template …, as far as logged
+    token_settings: Mapping[str, str] | None = (
+        None  # as requested by the model arguments; None if those were not logged
+    )
+    resolved_token_settings: Mapping[str, str] | None = None  # as used; None in stock and older results
+    is_group: bool = False  # whether it is an aggregate over other tasks
+    members: tuple[str, ...] = ()  # of a group: its tasks
+    read_samples: SampleReader = field(default=iter_samples, repr=False)  # other tools have other formats
 
     @property
     def primary(self) -> MetricValue:
-        """The headline metric: `metadata.primary_metric`, else acc, exact_match, exact, em, f1, else the first.
+        """The primary metric: `metadata.primary_metric`; else acc, exact_match, exact, em or f1; else the first.
 
         Raises:
-            ResultsError: the declared metric was not logged, or no metric was.
+            ResultsError: the declared metric was not logged, or no metric was logged.
         """
         declared = self.metadata.get("primary_metric")
         if declared is not None:
@@ -75,31 +83,31 @@ class TaskResult:
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """The task's own `metadata:`, empty where it has none."""
+        """The task's `metadata:`; empty if it has none."""
         metadata = self.config.get("metadata")
         return metadata if isinstance(metadata, Mapping) else {}
 
     @cached_property
     def is_sample(self) -> bool:
-        """Whether the documents are the bundled sample: the first logged sample tells, else the results file."""
+        """Whether the documents are the bundled sample, from the first logged sample or else from the results file."""
         if self.read_samples is not iter_samples:
             return False
         sample = first_sample(self.samples_path) if self.samples_path else None
         return bool(self.sample_data) if sample is None else is_bundled(sample)
 
     def metric(self, name: str, filter: str | None = None) -> MetricValue:
-        """Find an aggregated metric; without `filter`, under the first filter that has it.
+        """The aggregated metric of this name; without `filter`, that of the first filter that has it.
 
         Raises:
             ResultsError: the task has no such metric.
         """
         for key in (name, f"{name},{filter}"):
-            found = self.metrics.get(key)
-            if found is not None and filter in (None, found.filter):
-                return found
-        wanted = name if filter is None else f"{name},{filter}"
+            metric = self.metrics.get(key)
+            if metric is not None and filter in (None, metric.filter):
+                return metric
+        requested = name if filter is None else f"{name},{filter}"
         known = ", ".join(self.metrics) or "none"
-        raise ResultsError(f"{self.task}: no metric {wanted!r} (it has {known}){suggest(name, self.metrics)}")
+        raise ResultsError(f"{self.task}: no metric {requested!r} (it has {known}){suggest(name, self.metrics)}")
 
     def samples(
         self, metric: str, filter: str | None = None, numbers: Numbers | None = None, cluster: str | None = None
@@ -117,14 +125,14 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Run:
-    """One model, or one model with one adapter, and what it scored."""
+    """The results of one model, with or without an adapter."""
 
     name: str
-    path: Path  # the (newest) results file
+    path: Path  # the results file; the newest if there are several
     model_args: Mapping[str, Any] = field(repr=False)
     tasks: Mapping[str, TaskResult] = field(repr=False)
     base: str | None
     adapter: str | None
     config: Mapping[str, Any] = field(repr=False)
-    card: Mapping[str, Any] = field(default_factory=dict, repr=False)  # facts of the adapter's training, where logged
-    tool: str = LM_EVAL  # that wrote the results
+    card: Mapping[str, Any] = field(default_factory=dict, repr=False)  # the adapter's card, if logged
+    tool: str = LM_EVAL  # the tool that wrote the results

@@ -1,7 +1,7 @@
-"""Per-document scores out of lm-eval's `samples_TASK_DATE.jsonl`, one line at a time.
+"""Per-document scores from lm-eval's `samples_TASK_DATE.jsonl`, read line by line.
 
-Only arrays are kept, about 60 bytes for each document: its scores, 64 bits of each hash, and what tells form
-from skill (did the output parse, was it cut off, did it abstain).
+Only arrays are kept, about 60 bytes per document (130 while they are read): scores, 64 bits of each hash, and flags
+(whether the output parsed, was cut off, abstained).
 """
 
 from __future__ import annotations
@@ -22,68 +22,66 @@ from numpy.typing import NDArray
 from harness_ext.errors import ResultsError
 from harness_ext.protocol.ties import choice_scores, is_tie
 
-_SAMPLE_PREFIX = "sample-"  # ids of the small data set bundled with this package
-_UNKNOWN = -1  # of a flag that a sample does not carry
-_LONG_TEXT = 80  # characters: shorter texts are labels, names, questions
-_LOOKED_AT = 2_000  # first documents, for columns that repeat
-_DISTINCT = 0.8  # of the texts of a column, at most, when it repeats
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # spreads duplicates of one document over all keys
+_SAMPLE_PREFIX = "sample-"  # of ids in the small data set bundled with this package
+_UNKNOWN = -1  # value of a flag that a sample does not have
+_LONG_TEXT = 80  # characters; shorter texts are labels, names or questions, not passages
+_INSPECTED = 2_000  # number of documents that are searched for repeated columns
+_DISTINCT = 0.8  # a column is repeated if at most this share of its texts is distinct
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # gives duplicates of a document different keys
 
-SampleReader = Callable[[Path], Iterator[dict[str, Any]]]  # logged samples of a file, in the form lm-eval logs them
-Numbers = Callable[[Any], Sequence[float]]  # what is kept of a logged value; TypeError or ValueError: not of this kind
+SampleReader = Callable[
+    [Path], Iterator[dict[str, Any]]
+]  # yields the samples of a file in the form in which lm-eval logs them
+Numbers = Callable[
+    [Any], Sequence[float]
+]  # numbers kept of a logged value; raises TypeError or ValueError if it is of another kind
 Hashes = NDArray[np.uint64]
-Flags = NDArray[np.int8]  # 1, 0, or -1 where a sample does not say
+Flags = NDArray[np.int8]  # 1, 0, or -1 if unknown
 
 
 @dataclass(frozen=True)
 class SampleScores:
-    """One metric of one task, document by document; every array has n rows, ordered by doc_id."""
+    """One metric of one task per document; every array has n rows, ordered by doc_id."""
 
     doc_hash: Hashes
     occurrence: NDArray[np.int64]  # 0 for the first document with this hash, 1 for its first duplicate …
     prompt_hash: Hashes
-    values: NDArray[np.float64]  # (n, k): the score in the metric's own unit, or what an aggregation needs
-    targets: Hashes  # of the reference, to find the most frequent answer
-    clusters: Hashes | None  # of the column that names the unit of evidence; None when a document has none
-    parsed: Flags  # the task's `parsed_rate`
-    cut: Flags  # generation ended at the token limit
-    abstained: Flags  # the task's `abstain_f1`
-    tied: Flags  # the best two choices have the same log-probability
-    options: NDArray[np.int16]  # scored choices of the document; 0 where it has none
-    repeated: tuple[str, ...] = ()  # long columns that many documents share, none of which is the unit of evidence
+    values: NDArray[np.float64]  # (n, k): the score in the metric's own unit, or the numbers that its aggregation needs
+    targets: Hashes  # of the reference answer, to find the most frequent one
+    clusters: Hashes | None  # of the column that names the unit of evidence; None if any document lacks it
+    parsed: Flags  # whether the output parsed, from `parsed` or `parsed_rate`
+    cut: Flags  # whether generation ended at the token limit
+    abstained: Flags  # whether the output abstained, from `abstained` or `abstain_f1`
+    tied: Flags  # whether the best two choices have the same log-probability
+    options: NDArray[np.int16]  # number of scored choices; 0 if there are none
+    repeated: tuple[str, ...] = ()  # columns of long texts that many documents share, if no unit of evidence is known
 
     def __len__(self) -> int:
-        """Number of documents that carry the metric."""
+        """Number of documents that have the metric."""
         return len(self.values)
 
     @property
-    def scores(self) -> NDArray[np.float64]:
-        """One score for each document, (n,)."""
-        assert self.values.shape[1] == 1, "an aggregation's numbers are no scores"
-        return self.values[:, 0]
-
-    @property
     def tied_share(self) -> float:
-        """Share of the documents whose best choices tie, among those with choices; 0 where there are none."""
+        """Share of documents whose best choices tie, among those with choices; 0 if there are none."""
         known = self.tied[self.tied != _UNKNOWN]
         return float(known.mean()) if len(known) else 0.0
 
     def keys(self) -> Hashes:
-        """What identifies a document in any run, its hash and its occurrence in one number."""
+        """Keys that identify documents in any run: hash and occurrence in one number, (n,)."""
         with np.errstate(over="ignore"):
             return self.doc_hash + self.occurrence.astype(np.uint64) * _GOLDEN
 
     def take(self, rows: NDArray[Any]) -> SampleScores:
-        """Some of the documents, in the order of `rows` (indices or a mask)."""
-        parts = {name: part[rows] for name, part in vars(self).items() if isinstance(part, np.ndarray)}
-        return replace(self, **parts)
+        """A subset of the documents, in the order of `rows` (indices or a mask)."""
+        arrays = {name: array[rows] for name, array in vars(self).items() if isinstance(array, np.ndarray)}
+        return replace(self, **arrays)
 
 
 def iter_samples(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the logged samples of a file without holding more than one.
+    """Yield the logged samples of a file, one at a time.
 
     Raises:
-        ResultsError: a line that is not a complete JSON object, named as file:line.
+        ResultsError: a line is not a complete JSON object; the message names it as file:line.
     """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -101,12 +99,12 @@ def iter_samples(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def first_sample(path: Path) -> dict[str, Any] | None:
-    """Return the first logged sample, or None for an empty file."""
+    """The first logged sample; None if the file is empty."""
     return next(iter_samples(path), None)
 
 
 def is_bundled(sample: Mapping[str, Any]) -> bool:
-    """Whether a logged sample's document belongs to the small data set bundled with this package.
+    """Whether the document of a logged sample belongs to the small data set bundled with this package.
 
     >>> is_bundled({"doc": {"idx": "sample-3"}}), is_bundled({"doc": {"idx": 3}})
     (True, False)
@@ -126,31 +124,31 @@ def read_scores(
     cluster: str | None = None,
     samples: SampleReader = iter_samples,
 ) -> SampleScores:
-    """Read one metric of the samples that a filter produced.
+    """Read one metric, as scored on the outputs of one filter.
 
-    Documents without the metric are left out: HasAns_exact exists only where there is an answer.
+    Documents without the metric are left out; HasAns_exact, for instance, exists only for answerable questions.
 
     Args:
-        path: of a samples file.
+        path: a samples file.
         metric: its name in the samples.
-        filter: lm-eval's name of it.
-        numbers: what to keep of a logged value; None: the value itself, which must be a number.
+        filter: lm-eval's name of the filter.
+        numbers: gives the numbers to keep of a logged value; None: the value itself, which must be a number.
         cluster: column of the documents that names the unit of evidence, such as a passage.
-        samples: yields the samples of the file; lm-eval's are one a line.
+        samples: yields the samples of the file; the default reads lm-eval's format, one sample per line.
 
     Raises:
-        ResultsError: a cut line, a sample without its hashes, or values that are no (finite) numbers of this kind.
+        ResultsError: a line is incomplete, a sample lacks its hashes, or a value is not a finite number of this kind.
     """
     columns = _Columns(cluster)
     for number, sample in enumerate(samples(path), start=1):
         if sample.get("filter", filter) != filter or metric not in sample:
             continue
-        kept = _numbers(sample[metric], numbers or _score, f"{path}:{number}", metric)
-        if not all(map(math.isfinite, kept)):
+        values = _numbers(sample[metric], numbers or _score, f"{path}:{number}", metric)
+        if not all(map(math.isfinite, values)):
             raise ResultsError(
                 f"{path}:{number}: {metric} is {sample[metric]}; evaluate again, or compare another metric"
             )
-        columns.add(sample, kept, f"{path}:{number}", number)
+        columns.add(sample, values, f"{path}:{number}", number)
     return columns.finished()
 
 
@@ -158,9 +156,9 @@ def _numbers(value: Any, numbers: Numbers, place: str, metric: str) -> Sequence[
     try:
         return numbers(value)
     except (TypeError, ValueError, IndexError):
-        shown = json.dumps(value, default=str)
+        text = json.dumps(value, default=str)
         raise ResultsError(
-            f"{place}: {metric} is {shown:.40}, which is no score of a document; compare another metric"
+            f"{place}: {metric} is {text:.40}, which is not a score of a document; compare another metric"
         ) from None
 
 
@@ -171,7 +169,7 @@ def _score(value: Any) -> tuple[float]:
 
 
 class _Columns:
-    """Growing arrays, one entry for each document."""
+    """Growing arrays with one entry per document."""
 
     def __init__(self, cluster: str | None) -> None:
         self._cluster, self._long = cluster, _LongColumns()
@@ -181,7 +179,7 @@ class _Columns:
         self._options = array("h")
 
     def add(self, sample: Mapping[str, Any], values: Sequence[float], place: str, number: int) -> None:
-        """Append one logged sample; `place` names its line in errors, `number` is its document when it says none."""
+        """Append one logged sample; `place` is its file:line for errors, `number` its doc_id if it has none."""
         try:
             self._doc.append(_bits(str(sample["doc_hash"])))
             self._prompt.append(_bits(str(sample["prompt_hash"])))
@@ -201,7 +199,7 @@ class _Columns:
         self._options.append(min(len(choices), 1_000))
 
     def finished(self) -> SampleScores:
-        """The columns by doc_id: data-parallel runs log rank by rank."""
+        """The columns sorted by doc_id, since data-parallel runs log rank after rank."""
         n = len(self._ids)
         order = np.argsort(_array(self._ids, np.int64), kind="stable")
         doc, passages = _array(self._doc, np.uint64)[order], _array(self._passage, np.uint64)[order]
@@ -222,14 +220,14 @@ class _Columns:
 
 
 class _LongColumns:
-    """Long texts of the first documents, to see which are shared by several."""
+    """Long texts of the first documents, to find columns that several documents share."""
 
     def __init__(self) -> None:
         self._seen: defaultdict[str, Counter[int]] = defaultdict(Counter)
         self._documents = 0
 
     def add(self, doc: Any) -> None:
-        if self._documents >= _LOOKED_AT or not isinstance(doc, Mapping):
+        if self._documents >= _INSPECTED or not isinstance(doc, Mapping):
             return
         self._documents += 1
         for name, value in doc.items():
@@ -237,7 +235,7 @@ class _LongColumns:
                 self._seen[name][hash(value)] += 1
 
     def repeated(self) -> tuple[str, ...]:
-        """Columns of which at most four in five texts are distinct."""
+        """Columns in which at most four of five texts are distinct."""
         return tuple(
             name
             for name, counts in self._seen.items()
@@ -250,18 +248,18 @@ def _array(column: array[Any], dtype: Any) -> NDArray[Any]:
 
 
 def _occurrences(keys: Hashes) -> NDArray[np.int64]:
-    """How often each key stood before: [a, b, a] -> [0, 0, 1]."""
+    """How many times each key occurred before: [a, b, a] -> [0, 0, 1]."""
     order = np.argsort(keys, kind="stable")
     ordered, index = keys[order], np.arange(len(keys))
     is_first = np.concatenate([[True], ordered[1:] != ordered[:-1]]) if len(keys) else np.empty(0, bool)
     starts = np.maximum.accumulate(np.where(is_first, index, 0)) if len(keys) else index
-    found = np.empty(len(keys), dtype=np.int64)
-    found[order] = index - starts
-    return found
+    occurrences = np.empty(len(keys), dtype=np.int64)
+    occurrences[order] = index - starts
+    return occurrences
 
 
 def _bits(text: str) -> int:
-    """64 bits of a hash that lm-eval wrote as hex, or of any other text."""
+    """64 bits of a hexadecimal hash, or a 64-bit hash of any other text."""
     try:
         return int(text[:16], 16) & 0xFFFFFFFFFFFFFFFF
     except ValueError:
@@ -273,7 +271,7 @@ def _digest(text: str) -> int:
 
 
 def _unit(doc: Any, column: str | None) -> int:
-    """64 bits of what names a document's unit of evidence; 0 when it has none."""
+    """64-bit hash of a document's unit of evidence; 0 if it has none."""
     value = doc.get(column) if isinstance(doc, Mapping) and column is not None else None
     if value is None or value == "":
         return 0
@@ -281,7 +279,7 @@ def _unit(doc: Any, column: str | None) -> int:
 
 
 def _parsed(sample: Mapping[str, Any]) -> int:
-    """`parsed`, else `parsed_rate`; of answers that may not be empty, whether there is one."""
+    """`parsed` or `parsed_rate`; else, if answers must not be empty, whether there is an answer."""
     for name in ("parsed", "parsed_rate"):
         if name in sample:
             return _flag(sample[name])

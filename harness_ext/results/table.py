@@ -1,11 +1,11 @@
-"""Runs from a CSV of anyone's numbers: one row for each document, run, task and metric.
+"""Read runs from a CSV with scores of any origin: one row per document, run, task and metric.
 
 ```
 id,run,task,metric,value,cluster
 q1,base,trivia,acc,1,passage-1
 ```
 
-`cluster` may be missing; where it stands, it is the unit of evidence.
+The column `cluster` is optional; it names the unit of evidence.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from harness_ext.results.run import MetricValue, Run, TaskResult
 CSV = "CSV"
 CLUSTER = "cluster"
 _COLUMNS = ("id", "run", "task", "metric", "value")
-_TAKEN = {"filter", "doc", "doc_id", "doc_hash", "prompt_hash", "target", "target_hash", "arguments", "resps"}
+_RESERVED = {"filter", "doc", "doc_id", "doc_hash", "prompt_hash", "target", "target_hash", "arguments", "resps"}
 _FILTER = "none"
 
 
 @dataclass
 class _Documents:
-    """What one run scored on one task, by document."""
+    """Scores of one run on one task, by document."""
 
     scores: dict[str, dict[str, float]] = field(default_factory=dict)  # id -> metric -> value
 
@@ -43,7 +43,7 @@ class _Documents:
 
 
 class _Table:
-    """The rows of a file, checked one by one."""
+    """The rows of a file, each checked when it is added."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -52,23 +52,24 @@ class _Table:
 
     def add(self, row: Mapping[str, Any], line: int) -> None:
         if None in row or any(value is None for value in row.values()):
-            raise self._error(line, "does not have one value for each column of the first line; correct it")
+            raise self._error(line, "does not have one value for each column of the header; correct the row")
         for name, text in row.items():
             if not text.strip():
                 raise self._error(line, f"{name} is empty; fill it in")
         document, run, task, metric = (row[name].strip() for name in _COLUMNS[:4])
-        if metric in _TAKEN:
+        if metric in _RESERVED:
             raise self._error(line, f"a metric cannot be called {metric!r}; choose another name")
         values = self.runs.setdefault(run, {}).setdefault(task, _Documents()).scores.setdefault(document, {})
         if metric in values:
-            raise self._error(line, f"{run} has a second {metric} of {document!r} on {task}; keep one")
+            raise self._error(line, f"second value of {metric} for {run}, {task}, {document!r}; keep one")
         values[metric] = self._number(row["value"].strip(), line)
         if CLUSTER in row:
             cluster = row[CLUSTER].strip()
-            above = self.clusters.setdefault(task, {}).setdefault(document, cluster)
-            if above != cluster:
+            earlier = self.clusters.setdefault(task, {}).setdefault(document, cluster)
+            if earlier != cluster:
                 raise self._error(
-                    line, f"{document!r} of {task} is in cluster {cluster!r}, above in {above!r}; keep one"
+                    line,
+                    f"{document!r} of {task} is in cluster {cluster!r}, but in {earlier!r} further up; use one of them",
                 )
 
     def _number(self, text: str, line: int) -> float:
@@ -88,12 +89,12 @@ def read_table(file: Path) -> list[Run]:
     """The runs in a CSV, in the order they first appear.
 
     Args:
-        file: in UTF-8, with a header; columns id, run, task, metric, value and, where documents are not
-            independent, cluster.
+        file: in UTF-8, with a header; columns id, run, task, metric, value and, if documents are not independent,
+            cluster.
 
     Raises:
-        ResultsError: a missing or unknown column, no rows, an empty cell, a value that is no number, a second
-            value for the same document, run, task and metric, or a document in two clusters.
+        ResultsError: the file has a missing or unknown column, no rows, an empty cell, a value that is not a number,
+            two values for the same document, run, task and metric, or a document in two clusters.
     """
     table = _Table(file)
     try:
@@ -103,9 +104,9 @@ def read_table(file: Path) -> list[Run]:
             for row in rows:
                 table.add(row, rows.line_num)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ResultsError(f"{file}: cannot be read as CSV in UTF-8 ({error}); save it again") from None
+        raise ResultsError(f"{file}: cannot be read as CSV in UTF-8 ({error}); save it as such") from None
     if not table.runs:
-        raise ResultsError(f"{file}: has no rows; write one for each document, run, task and metric")
+        raise ResultsError(f"{file}: has no rows; write one per document, run, task and metric")
     return [_run(table, name) for name in table.runs]
 
 
@@ -113,14 +114,14 @@ def _checked_header(file: Path, header: Any) -> list[str]:
     columns = [name.strip() for name in header or []]
     if missing := [name for name in _COLUMNS if name not in columns]:
         raise ResultsError(
-            f"{file}: no column {', '.join(missing)} (it has {', '.join(columns) or 'none'}); the first line names "
-            f"the columns {', '.join(_COLUMNS)} and, if documents depend on each other, {CLUSTER}"
+            f"{file}: no column {', '.join(missing)} (it has {', '.join(columns) or 'none'}); the header must name "
+            f"{', '.join(_COLUMNS)} and, if documents are not independent, {CLUSTER}"
         )
     for name in columns:
         if name not in (*_COLUMNS, CLUSTER):
             raise ResultsError(f"{file}: unknown column {name!r}{suggest(name, (*_COLUMNS, CLUSTER))}; remove it")
     if len(set(columns)) < len(columns):
-        raise ResultsError(f"{file}: a column stands twice in {', '.join(columns)}; keep one")
+        raise ResultsError(f"{file}: duplicate column in {', '.join(columns)}; keep one")
     return columns
 
 
@@ -150,5 +151,5 @@ def _task(table: _Table, task: str, documents: _Documents) -> TaskResult:
 def _samples(documents: _Documents, clusters: Mapping[str, str], _file: Path) -> Iterator[dict[str, Any]]:
     for number, (document, values) in enumerate(documents.scores.items()):
         doc = {"id": document} | ({CLUSTER: clusters[document]} if document in clusters else {})
-        key = hash_of(document)  # nothing is known of prompts: those of one document count as equal
+        key = hash_of(document)  # prompts are unknown, so those of one document count as equal
         yield sample(number, doc, key, key, None, values)

@@ -21,7 +21,7 @@ from harness_ext.findings import Finding
 from harness_ext.new_task.make import new_task
 from harness_ext.protocol.documents import DATA_VARIABLE
 from harness_ext.protocol.task_folders import tasks_path
-from harness_ext.results import load as results
+from harness_ext.results import run as results
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 WORDS = ("apple", "bridge", "candle", "dragon", "engine", "forest", "garden", "harbor", "island", "jungle")

@@ -1,4 +1,4 @@
-"""Outputs of EvalScope 1.14, written as its source and a run with its mock model lay them out."""
+"""Outputs of EvalScope 1.14, in the format of its source and of a run with its mock model."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def write(
     """Write the folder of one evaluation: a report, its reviews by subset, its configuration."""
     report = root / "reports" / model / f"{dataset}.json"
     folder, configs = root / "reviews" / model, root / "configs"
-    for each in (report.parent, folder, configs):
-        each.mkdir(parents=True, exist_ok=True)
+    for parent in (report.parent, folder, configs):
+        parent.mkdir(parents=True, exist_ok=True)
     payload = {
         "schema_version": 2,
         "name": f"{model}@{dataset}",
@@ -87,7 +87,7 @@ def write(
     }
     report.write_text(json.dumps(payload | changes, indent=4))
     for subset, rows in reviews.items():
-        lines = "".join(json.dumps(row) + "\n" for row in reversed(rows))  # in the order they were answered
+        lines = "".join(json.dumps(row) + "\n" for row in reversed(rows))  # in order of completion
         (folder / f"{dataset}_{subset}.jsonl").write_text(lines)
     if resolved is not None:
         identity = {"benchmarks": {dataset: {"evaluation_version": "v1.1"}}}
@@ -134,7 +134,7 @@ def test_subsets_are_one_task(tmp_path):
     other.write_text(json.dumps(review(0, {"accuracy": 1})) + "\n")
     result = load_runs(root)[0].tasks["demo"]
     assert (result.n, result.primary.value) == (4, 0.5)
-    assert sorted(result.samples("accuracy").scores) == [0, 0, 1, 1]
+    assert sorted(result.samples("accuracy").values[:, 0]) == [0, 0, 1, 1]
     assert len(set(result.samples("accuracy").keys().tolist())) == 4
 
 
@@ -142,7 +142,7 @@ def test_repeats_of_a_sample_are_averaged(tmp_path):
     rows = [review(number, {"accuracy": number % 2}, group=number // 2) for number in range(6)]
     result = load_runs(write(tmp_path, "m", {"main": rows}, [reported(0.5, {"main": 6})]))[0].tasks["demo"]
     assert result.n == 3
-    assert result.samples("accuracy").scores.tolist() == [0.5, 0.5, 0.5]
+    assert result.samples("accuracy").values[:, 0].tolist() == [0.5, 0.5, 0.5]
 
 
 def test_a_score_that_is_no_mean_is_not_tested(tmp_path):
@@ -196,8 +196,8 @@ def test_reports_of_the_first_version_are_read(tmp_path, key, name):
     metric["categories"] = [{"name": ["default"], "subsets": [{"name": "main", "score": 0.5, "num": 2}]}]
     root = write(tmp_path, "m", {"main": answered([1, 0], key)}, [metric], schema_version=None, score=0.5)
     result = load_runs(root)[0].tasks["demo"]
-    assert {metric: each.value for metric, each in result.metrics.items()} == {key: 0.5}
-    assert result.samples(key).scores.tolist() in ([1, 0], [0, 1])
+    assert {name: metric.value for name, metric in result.metrics.items()} == {key: 0.5}
+    assert result.samples(key).values[:, 0].tolist() in ([1, 0], [0, 1])
 
 
 def test_a_report_without_reviews_is_shown_and_not_tested(tmp_path):
@@ -261,7 +261,7 @@ def test_an_unreadable_configuration_only_leaves_the_protocol_unknown(tmp_path, 
     ("kind", "message"),
     [
         ("cut report", r"demo\.json: cannot be read as JSON"),
-        ("no metric", r"demo\.json: no metric in it"),
+        ("no metric", r"demo\.json: has no metric"),
         ("cut reviews", r"demo_main\.jsonl:2: not a complete JSON object"),
         ("old reviews", r"demo_main\.jsonl:1: no sample_score"),
     ],

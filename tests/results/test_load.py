@@ -27,7 +27,7 @@ def test_a_stock_run_is_read(write_run):
     assert (result.version, result.n_shot, result.n, result.fingerprint) == ("1.0", 0, 4, None)
     assert result.primary.value == 0.75
     assert result.primary.stderr is None  # lm-eval wrote N/A
-    assert result.samples("acc").scores.tolist() == [1, 0, 1, 1]
+    assert result.samples("acc").values[:, 0].tolist() == [1, 0, 1, 1]
     assert not result.is_sample
 
 
@@ -58,7 +58,7 @@ def test_our_keys_win(write_run):
     assert (run.name, run.base, run.adapter, result.fingerprint) == ("mine", "org/b", "adapters/mine", "f" * 64)
     assert result.fingerprint_fields == {"stop": "abc"}
     assert result.samples_path is None
-    assert result.is_sample  # no sample to look at: the results file decides
+    assert result.is_sample  # there are no samples, so the results file decides
 
 
 def test_every_task_comes_from_its_newest_file(write_run):
@@ -68,10 +68,10 @@ def test_every_task_comes_from_its_newest_file(write_run):
     (run,) = load_runs(path)
     assert {task: result.primary.value for task, result in run.tasks.items()} == {"a": 1.0, "b": 0.5}
     assert run.path.name == f"results_{LATER}.json"
-    assert run.tasks["b"].samples("acc").scores.tolist() == [0, 1]
+    assert run.tasks["b"].samples("acc").values[:, 0].tolist() == [0, 1]
 
 
-def test_how_fast_a_run_was_does_not_make_it_another_one(write_run):
+def test_speed_arguments_do_not_make_another_run(write_run):
     write_run("out", {"a": labelled([0, 0])}, model_args="pretrained=org/tiny,merge=True,pack_tokens=512")
     path = write_run("out", {"b": labelled([1, 1])}, date=LATER, model_args="pretrained=org/tiny")
     (run,) = load_runs(path)
@@ -84,7 +84,7 @@ def test_a_newer_file_without_samples_does_not_borrow_old_ones(write_run):
     assert load_runs(path)[0].tasks["a"].samples_path is None
 
 
-def test_files_that_are_named_stay_apart_and_nothing_is_read_twice(write_run, tmp_path):
+def test_files_given_by_name_stay_apart_and_nothing_is_read_twice(write_run, tmp_path):
     path = write_run("out", {"a": labelled([0, 0])}, model_args="pretrained=org/tiny")
     write_run("out", {"a": labelled([1, 1])}, model_args="pretrained=org/tiny", date=LATER)
     runs = load_runs(*sorted(path.glob("results_*.json")))
@@ -101,7 +101,7 @@ def test_equal_names_get_the_folder_that_tells_them_apart(write_run, tmp_path):
 def test_a_json_output_path_names_files_differently(write_run):
     path = write_run("out", {"a": labelled([0, 1])})
     (path / f"results_{DATE}.json").rename(path / f"mine_{DATE}.json")  # lm-eval's --output_path out/mine.json
-    assert load_runs(path)[0].tasks["a"].samples("acc").scores.tolist() == [0, 1]
+    assert load_runs(path)[0].tasks["a"].samples("acc").values[:, 0].tolist() == [0, 1]
 
 
 def test_a_renamed_results_file_finds_the_only_samples(write_run):
@@ -141,8 +141,8 @@ def test_metrics_of_several_filters(write_run):
     assert set(result.metrics) == {"acc", "acc,flexible"}
     assert (result.metrics["acc"].stderr, result.metrics["acc"].higher_is_better) == (0.1, False)
     assert result.metric("acc", "flexible").value == pytest.approx(2 / 3)
-    assert result.samples("acc").scores.tolist() == [0, 0, 1]
-    assert result.samples("acc", "flexible").scores.tolist() == [1, 0, 1]
+    assert result.samples("acc").values[:, 0].tolist() == [0, 0, 1]
+    assert result.samples("acc", "flexible").values[:, 0].tolist() == [1, 0, 1]
 
 
 def test_samples_are_ordered_counted_and_complete(write_run):
@@ -154,14 +154,14 @@ def test_samples_are_ordered_counted_and_complete(write_run):
     ]
     path = write_run("out", {"a": samples}, metrics={"a": {"HasAns_exact,none": 1.0}})
     result = load_runs(path)[0].tasks["a"]
-    scores = result.samples("exact", cluster="context")
-    assert scores.scores.tolist() == [1, 1, 3]  # by doc_id: ranks log one after the other
-    assert scores.occurrence.tolist() == [0, 0, 1]
-    assert scores.clusters is not None
-    assert len(np.unique(scores.clusters)) == 2
+    samples = result.samples("exact", cluster="context")
+    assert samples.values[:, 0].tolist() == [1, 1, 3]  # sorted by doc_id: ranks log one after the other
+    assert samples.occurrence.tolist() == [0, 0, 1]
+    assert samples.clusters is not None
+    assert len(np.unique(samples.clusters)) == 2
     assert result.samples("exact", cluster="passage").clusters is None  # no document has it
     assert result.samples("exact").clusters is None
-    assert len(result.samples("HasAns_exact")) == 1  # where it is absent, it does not apply
+    assert len(result.samples("HasAns_exact")) == 1  # documents without the metric are left out
 
 
 @pytest.mark.parametrize(("doc", "expected"), [({"id": "sample-1"}, True), ({"idx": "sample-9"}, True), ({}, False)])
@@ -211,7 +211,7 @@ def broken(kind: str, path: Path) -> Path:
     ("kind", "message"),
     [
         ("missing", r"nowhere: no such file or folder; .*--output_path .* --log_samples"),
-        ("empty", r"empty: no results_\*\.json below it; .*--output_path .* --log_samples"),
+        ("empty", r"empty: no results_\*\.json in it; .*--output_path .* --log_samples"),
         ("cut results", rf"results_{DATE}\.json: cannot be read as JSON"),
         ("list", rf"results_{DATE}\.json: holds a JSON list"),
         ("other json", rf"results_{DATE}\.json: not a results file"),
@@ -282,14 +282,14 @@ def test_files_of_a_real_stock_run_are_read(tmp_path, monkeypatch):
 
     (run,) = load_runs(tmp_path / "out")
     result = run.tasks["tiny_local"]
-    scores = result.samples("acc")
+    logged = result.samples("acc")
     assert (run.name, run.base, run.adapter) == ("quiet", "org/dummy", "adapters/quiet")
     assert (result.version, result.n_shot, result.n) == ("2.0", 0, 7)
     assert result.primary.metric == "acc"
-    assert scores.scores.mean() == pytest.approx(result.primary.value)
-    assert scores.occurrence.tolist() == [0, 0, 0, 0, 0, 0, 1]  # the last document repeats the first
-    assert scores.doc_hash[0] == scores.doc_hash[6]
-    assert scores.clusters is None
+    assert logged.values[:, 0].mean() == pytest.approx(result.primary.value)
+    assert logged.occurrence.tolist() == [0, 0, 0, 0, 0, 0, 1]  # the last document repeats the first
+    assert logged.doc_hash[0] == logged.doc_hash[6]
+    assert logged.clusters is None
 
 
 def test_a_large_file_is_read_in_bounded_memory(tmp_path):
@@ -303,12 +303,12 @@ def test_a_large_file_is_read_in_bounded_memory(tmp_path):
         for number in range(5_000):
             lines.write(line.replace('"doc_id": 0', f'"doc_id": {number}') + "\n")
     tracemalloc.start()
-    found = read_scores(path, "acc", "none")
+    samples = read_scores(path, "acc", "none")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(found) == 5_000
+    assert len(samples) == 5_000
     assert path.stat().st_size > 10e6
-    assert peak < 1e6 + 200 * len(found)  # bytes for each document, and some lines at a time
+    assert peak < 1e6 + 200 * len(samples)  # bytes per document, and a few lines at a time
 
 
 def test_settings_are_read_where_they_are_logged(write_run):

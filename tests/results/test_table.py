@@ -1,4 +1,4 @@
-"""A CSV of anyone's numbers."""
+"""Runs from a CSV."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def column(run: str, values: Sequence[float], *, metric: str = "acc", task: str 
 
 
 BEFORE = [1] * 20 + [0] * 40
-AFTER = [1] * 17 + [0] * 3 + [1] * 15 + [0] * 25  # gains 15, loses 3
+AFTER = [1] * 17 + [0] * 3 + [1] * 15 + [0] * 25  # 15 gained, 3 lost
 
 
 @pytest.mark.parametrize("name", ["base", "baseline"])
@@ -70,7 +70,7 @@ def test_a_metric_nobody_declared_has_its_own_unit(tmp_path):
 
 
 def test_percentages_are_not_taken_for_shares(tmp_path):
-    rows = [*column("base", [100.0 * each for each in BEFORE]), *column("mine", AFTER)]
+    rows = [*column("base", [100.0 * score for score in BEFORE]), *column("mine", AFTER)]
     with pytest.raises(ResultsError, match=r"acc on trivia is from 0 to 100 in base, .* 0 to 1; rescale it"):
         compare_runs(load_runs(write(tmp_path / "scores.csv", rows)))
 
@@ -93,7 +93,7 @@ def test_several_tasks_and_metrics(tmp_path):
         ["acc", "em"],
     )
     assert (mine.tasks["trivia"].n, mine.adapter, mine.tool) == (60, None, "CSV")
-    assert base.tasks["trivia"].samples("em").scores.tolist() == AFTER
+    assert base.tasks["trivia"].samples("em").values[:, 0].tolist() == AFTER
 
 
 def test_files_with_a_task_each_are_one_run(tmp_path):
@@ -115,7 +115,7 @@ def test_spreadsheets_may_begin_with_a_mark_and_pad_cells(tmp_path):
 
 def test_tables_are_read_only_where_they_are_named(tmp_path):
     write(tmp_path / "scores.csv", column("base", BEFORE))
-    with pytest.raises(ResultsError, match="or a CSV file itself"):
+    with pytest.raises(ResultsError, match="a CSV"):
         load_runs(tmp_path)
 
 
@@ -129,12 +129,12 @@ GOOD = "q1,base,t,acc,1\n"
         (f"{HEADER}\n", "has no rows"),
         ("id,run,task,value\nq1,base,t,1\n", r"no column metric \(it has id, run, task, value\)"),
         (f"{HEADER},clusters\nq1,base,t,acc,1,a\n", r"unknown column 'clusters'; did you mean 'cluster'\?"),
-        (f"{HEADER},id\nq1,base,t,acc,1,q1\n", "a column stands twice"),
+        (f"{HEADER},id\nq1,base,t,acc,1,q1\n", "duplicate column"),
         (f"{HEADER}\n{GOOD}q2,base,t,acc,high\n", r"scores\.csv:3: value 'high' is not a number"),
         (f"{HEADER}\n{GOOD}q2,base,t,acc,nan\n", r"scores\.csv:3: value 'nan' is not a number"),
         (f"{HEADER}\n{GOOD}q2,base,t,acc,\n", r"scores\.csv:3: value is empty"),
         (f"{HEADER}\n{GOOD}q2,,t,acc,1\n", r"scores\.csv:3: run is empty"),
-        (f"{HEADER}\n{GOOD}{GOOD}", r"scores\.csv:3: base has a second acc of 'q1' on t"),
+        (f"{HEADER}\n{GOOD}{GOOD}", r"scores\.csv:3: second value of acc for base, t, 'q1'"),
         (f"{HEADER}\n{GOOD}q2,base,t,acc\n", r"scores\.csv:3: does not have one value for each column"),
         (f"{HEADER}\n{GOOD}q2,base,t,acc,1,5\n", r"scores\.csv:3: does not have one value for each column"),
         (f"{HEADER}\nq1,base,t,target,1\n", r"scores\.csv:2: a metric cannot be called 'target'"),
