@@ -1,4 +1,4 @@
-"""Numbers as text: shares as points with a decimal, own units with three, signs, p-values, planned sizes."""
+"""Numbers as text: scores, differences, intervals, p-values and sample sizes."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from harness_ext.metrics.statistic import SHARE
 from harness_ext.stats.intervals import Interval
 
 
-def shown(value: float, unit: str = SHARE) -> float:
-    """A value as it is shown: shares as points, 0–100; others as they are."""
+def in_display_unit(value: float, unit: str = SHARE) -> float:
+    """A value in the unit in which it is displayed: shares as points, 0–100; others unchanged."""
     return 100 * value if unit == SHARE else value
 
 
 def format_score(value: float, unit: str = SHARE) -> str:
-    """A score: one decimal of a point, three of anything else.
+    """A score: with one decimal in points, three in other units.
 
     >>> format_score(0.92087), format_score(0.21809, "nats")
     ('92.1', '0.218')
     """
-    return f"{shown(value, unit):.{_decimals(unit)}f}" if math.isfinite(value) else "–"
+    return f"{in_display_unit(value, unit):.{_decimals(unit)}f}" if math.isfinite(value) else "–"
 
 
 def format_difference(value: float, unit: str = SHARE, scale: str = "linear") -> str:
-    """A difference with its sign, except for what rounds to zero; of logarithms, the change in per cent.
+    """A difference with its sign, unless it rounds to zero; a difference of logarithms as a change in per cent.
 
     >>> format_difference(0.0125), format_difference(-0.0004), format_difference(-0.04, "nats")
     ('+1.2', '0.0', '-0.040')
@@ -35,7 +35,7 @@ def format_difference(value: float, unit: str = SHARE, scale: str = "linear") ->
     if scale == "log":
         text = f"{100 * math.expm1(min(value, 700.0)):+.1f}"
         return f"{text if float(text) else text[1:]}%"
-    text = f"{shown(value, unit):+.{_decimals(unit)}f}"
+    text = f"{in_display_unit(value, unit):+.{_decimals(unit)}f}"
     return text if float(text) else text[1:]
 
 
@@ -49,7 +49,7 @@ def format_interval(interval: Interval, unit: str = SHARE) -> str:
 
 
 def format_difference_interval(interval: Interval, unit: str = SHARE, scale: str = "linear") -> str:
-    """Both ends in brackets, with their signs.
+    """Both ends with their signs, in brackets.
 
     >>> format_difference_interval(Interval(-0.005, 0.12))
     '[-0.5, +12.0]'
@@ -62,7 +62,7 @@ def _decimals(unit: str) -> int:
 
 
 def format_n(n: int) -> str:
-    """Two digits of a planned number of documents, which is all it is worth.
+    """A sample size, rounded to two significant digits.
 
     >>> format_n(3187), format_n(52), format_n(30_000_000)
     ('3,200', '52', 'over 1,000,000')
@@ -74,7 +74,7 @@ def format_n(n: int) -> str:
 
 
 def format_p(p: float) -> str:
-    """Format a p-value; below .0001 only that is said.
+    """A p-value with four decimals; `<.0001` if it is smaller.
 
     >>> format_p(0.00001), format_p(0.03127), format_p(1.0)
     ('<.0001', '.0313', '1')
@@ -85,7 +85,7 @@ def format_p(p: float) -> str:
 
 
 def format_count(count: float | None) -> str:
-    """A number of parameters, tokens or bytes, short; a dash where unknown.
+    """A number of parameters or tokens in short form; a dash if unknown.
 
     >>> format_count(2_442_240), format_count(872), format_count(None)
     ('2.44M', '872', '–')

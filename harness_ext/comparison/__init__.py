@@ -1,1 +1,1 @@
-"""Runs against a baseline: measured, paired, tested, decided."""
+"""Comparing runs with a baseline: measure, pair, test, decide, then rows with findings."""

@@ -1,4 +1,4 @@
-"""Compare runs with their baseline: measure, pair, test, decide, then build every row once."""
+"""Compare runs with their baseline: measure, pair, test, decide, then build the rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from harness_ext.comparison.contenders import Contender, contenders
+from harness_ext.comparison.candidates import Candidate, candidates_of
 from harness_ext.comparison.findings import (
     costs_of,
     is_other_task,
@@ -21,7 +21,7 @@ from harness_ext.comparison.findings import (
 from harness_ext.comparison.measure import Settings, agreed_factor, measure, within_declared_range
 from harness_ext.comparison.pair import pair
 from harness_ext.comparison.rows import Comparison, Row
-from harness_ext.comparison.testing import Tested, test, test_group, told_apart
+from harness_ext.comparison.testing import PairTest, better_candidates, test_group, test_pair
 from harness_ext.errors import ComparisonError, suggest
 from harness_ext.findings import Finding
 from harness_ext.metrics.statistic import Statistic
@@ -37,10 +37,10 @@ _BASELINE_NAMES = ("base", "baseline")
 
 @dataclass(frozen=True)
 class _TaskTests:
-    """All contenders' tests of one task, and which of them are told apart."""
+    """The tests of all candidates on one task."""
 
-    tests: list[Tested]
-    apart: tuple[list[int], Bools] | None
+    tests: list[PairTest]
+    better: tuple[list[int], Bools] | None  # as `better_candidates` returns it
     findings: list[Finding]
 
 
@@ -60,68 +60,68 @@ def compare_runs(
     sort: Order | None = None,
     group_seeds: bool = True,
 ) -> Comparison:
-    """Compare every run with the baseline, on every task both have.
+    """Compare every run with the baseline on every task that both have.
 
-    Documents are paired by doc_hash; those that share a passage count as one unit. Runs without logged samples are
-    shown and not tested. Runs that differ only in their seed make one row.
+    Documents are paired by doc_hash; documents that share a passage count as one unit. Runs without logged samples are
+    shown but not tested. Runs that differ only in their seed share a row.
 
     Args:
-        runs: as `load_runs` returns them; names must differ.
-        baseline: name of the run to compare with; None finds the one without an adapter.
-        metric: to compare instead of each task's primary one.
-        margin: differences up to this many points count as equivalent.
-        margins: of single metrics: in points for shares and percentages, else in the metric's own unit.
-        clusters: column that names the unit of evidence, by task or pattern.
-        statistics: declarations of metrics of your own; see `harness_ext.metrics.declarations.load_statistics`.
-        seed: of permutations and bootstraps.
-        allow: fields of the protocol that may differ; the rows are marked.
-        tasks: names or patterns (`sst2_*`) of tasks; none: all.
-        only: names or patterns of runs beside the baseline; none: all.
-        sort: of the rows of one task, and of a board's models; None: by name, a board by mean rank.
+        runs: as returned by `load_runs`; their names must differ.
+        baseline: name of the run to compare with; None: the one without an adapter.
+        metric: metric to compare; None: the primary metric of each task.
+        margin: differences of up to this many points count as equivalent.
+        margins: margins of single metrics: in points for shares and percentages, else in the metric's own unit.
+        clusters: column that names the unit of evidence, by task name or pattern.
+        statistics: declarations of your own metrics; see `harness_ext.metrics.declarations.load_statistics`.
+        seed: for permutations and bootstraps.
+        allow: fields of the protocol that may differ; such rows are marked.
+        tasks: names or patterns (`sst2_*`) of tasks; empty: all.
+        only: names or patterns of runs to compare with the baseline; empty: all.
+        sort: order of the rows of a task and of the models of a board; None: rows by name, a board by mean rank.
         group_seeds: False gives every seed a row of its own.
 
     Raises:
-        ComparisonError: no baseline, nothing in common, or results that are not comparable.
-        ResultsError: a run does not have the metric that the baseline is compared by.
-        MetricError: a task's YAML declares something of a metric that no metric has.
+        ComparisonError: there is no baseline or no common task, or results are not comparable.
+        ResultsError: a run lacks the metric that the baseline is compared by.
+        MetricError: a task's YAML declares an unknown field for a metric.
     """
-    _check_wishes(margin, margins or {}, sort)
+    _check_options(margin, margins or {}, sort)
     check_allowed(allow, runs)
-    chosen = find_baseline(runs, baseline)
-    _check_names(margins or {}, chosen)
-    not_baseline = [run for run in runs if run is not chosen]
-    others = _matching(not_baseline, only)
-    shared, without_metric = _shared_tasks(chosen, others, metric)
-    named = [task for task in shared if task in _named(shared, tasks, "--tasks")]
-    entrants = contenders(others, group=group_seeds)
+    baseline_run = find_baseline(runs, baseline)
+    _check_metrics(margins or {}, baseline_run)
+    all_compared = [run for run in runs if run is not baseline_run]
+    compared = _matching_runs(all_compared, only)
+    shared, without_metric = _shared_tasks(baseline_run, compared, metric)
+    matching = _matching_names(shared, tasks, "--tasks")
+    task_names = [task for task in shared if task in matching]
+    candidates = candidates_of(compared, group_seeds=group_seeds)
     settings = Settings(margin / 100, dict(margins or {}), dict(clusters or {}), seed, tuple(allow), tuple(statistics))
 
     by_task: dict[str, _TaskTests] = {}
-    for task in sorted(named, key=lambda name: chosen.tasks[name].is_group):  # groups after their tasks
-        by_task[task] = _test_task(chosen, task, entrants, metric, settings, by_task)
-    tested = [each for task in named for each in by_task[task].tests]
-    decisions = dict(zip(map(id, _decidable(tested)), decide(_hypotheses(tested, settings)), strict=True))
-    rows = [row for task in named for row in _rows(by_task[task], decisions, settings)]
+    for task in sorted(task_names, key=lambda name: baseline_run.tasks[name].is_group):  # groups after their tasks
+        by_task[task] = _test_task(baseline_run, task, candidates, metric, settings, by_task)
+    decisions = _decisions([test for task in task_names for test in by_task[task].tests], settings)
+    rows = [row for task in task_names for row in _rows(by_task[task], decisions, settings)]
     rows = _sorted(rows, sort or "name")
 
-    filtered = [f"{run.name} on {task}" for run in not_baseline for task in _tasks_of(chosen, run)
-                if task not in named or run not in others]  # fmt: skip
+    filtered = [f"{run.name} on {task}" for run in all_compared for task in sorted(run.tasks)
+                if task in baseline_run.tasks and (task not in task_names or run not in compared)]  # fmt: skip
     findings = [
-        *table_findings(chosen, others, rows),
-        *(finding for task in named for finding in by_task[task].findings),
-        *missing_tasks(chosen, others, named, tasks_were_chosen=bool(tasks)),
+        *table_findings(baseline_run, compared, rows),
+        *(finding for task in task_names for finding in by_task[task].findings),
+        *missing_tasks(baseline_run, compared, task_names, has_task_filter=bool(tasks)),
         *left_out(metric, without_metric, filtered if tasks or only else []),
     ]
-    tokenizers = [note for run in (chosen, *others) if (note := tokenizer_note(run))]
-    notes = [*notes_for(rows, settings.margin, has_adapter=any(run.adapter for run in others)), *tokenizers]
+    tokenizers = [note for run in (baseline_run, *compared) if (note := tokenizer_note(run))]
+    notes = [*notes_for(rows, settings.margin, has_adapter=any(run.adapter for run in compared)), *tokenizers]
     notes += [finding.text for finding in findings if finding.level == "note"]
     return Comparison(
-        baseline=chosen.name,
+        baseline=baseline_run.name,
         margin=settings.margin,
         rows=rows,
         findings=list({(finding.id, finding.text): finding for finding in findings}.values()),
         notes=notes,
-        costs=costs_of(entrants, rows),
+        costs=costs_of(candidates, rows),
         sort=sort,
     )
 
@@ -130,118 +130,117 @@ def compare_runs(
 
 
 def _test_task(
-    chosen: Run,
+    baseline_run: Run,
     task: str,
-    entrants: Sequence[Contender],
+    candidates: Sequence[Candidate],
     metric: str | None,
     settings: Settings,
-    done: Mapping[str, _TaskTests],
+    by_task: Mapping[str, _TaskTests],
 ) -> _TaskTests:
-    """Every contender on one task. Samples are read here and dropped here, so memory is bounded by one task."""
-    base = measure(chosen, task, settings, metric=metric)
+    """Test every candidate on one task. Samples are read and dropped here, so memory holds those of one task only."""
+    base = measure(baseline_run, task, settings, metric=metric)
     measurements = {
-        entrant.name: {
-            seed: measure(run, task, settings, like=base) for seed, run in entrant.runs.items() if task in run.tasks
+        candidate.name: {
+            seed: measure(run, task, settings, like=base) for seed, run in candidate.runs.items() if task in run.tasks
         }
-        for entrant in entrants
+        for candidate in candidates
     }
-    every = [run for runs in measurements.values() for run in runs.values()]
-    base, findings = agreed_factor(base, every), []
-    if not within_declared_range(base, every):
+    all_measurements = [measurement for by_seed in measurements.values() for measurement in by_seed.values()]
+    base, findings = agreed_factor(base, all_measurements), []
+    if not within_declared_range(base, all_measurements):
         findings = [off_scale(base)]
         base = base.without_range()
         measurements = {
-            name: {seed: run.without_range() for seed, run in runs.items()} for name, runs in measurements.items()
+            name: {seed: measurement.without_range() for seed, measurement in by_seed.items()}
+            for name, by_seed in measurements.items()
         }
     tests = []
-    for name, runs in measurements.items():
-        if not runs:
+    for name, by_seed in measurements.items():
+        if not by_seed:
             continue
-        made = pair(base, name, runs, settings)
+        paired = pair(base, name, by_seed, settings)
         if base.result.is_group:
             members = {
-                member: each
+                member: test
                 for member in base.result.members
-                if member in done
-                for each in done[member].tests
-                if each.pair.name == name
+                if member in by_task
+                for test in by_task[member].tests
+                if test.pair.name == name
             }
-            tests.append(test_group(made, members))
+            tests.append(test_group(paired, members))
         else:
-            tests.append(test(made, settings))
-    apart = told_apart(tests)
-    findings += [finding for each in tests for finding in pair_findings(each)]
-    return _TaskTests([each.without_samples() for each in tests], apart, findings)
+            tests.append(test_pair(paired, settings))
+    better = better_candidates(tests)
+    findings += [finding for test in tests for finding in pair_findings(test)]
+    return _TaskTests([test.without_samples() for test in tests], better, findings)
 
 
-def _decidable(tested: Sequence[Tested]) -> list[Tested]:
-    return [each for each in tested if each.paired is not None]
-
-
-def _hypotheses(tested: Sequence[Tested], settings: Settings) -> list[Hypothesis]:
-    return [
-        Hypothesis(each.paired, each.pair.base.margin(settings), each.pair.base.higher_is_better)
-        for each in tested
-        if each.paired is not None
-    ]
+def _decisions(tests: Sequence[PairTest], settings: Settings) -> dict[int, Decision]:
+    """Decisions by id of the test; all tests of the comparison share one correction."""
+    hypotheses = {
+        id(test): Hypothesis(test.paired, test.pair.base.margin(settings), test.pair.base.higher_is_better)
+        for test in tests
+        if test.paired is not None
+    }
+    return dict(zip(hypotheses, decide(list(hypotheses.values())), strict=True))
 
 
 # -- rows ----------------------------------------------------------------------------------------------------------
 
 
 def _rows(task: _TaskTests, decisions: Mapping[int, Decision], settings: Settings) -> list[Row]:
-    """The rows of one task, complete."""
-    found = [decisions.get(id(each)) for each in task.tests]
-    places: dict[int, int] = {}
+    """The rows of one task."""
+    task_decisions = [decisions.get(id(test)) for test in task.tests]
+    rank_of: dict[int, int] = {}
     baseline_rank = None
-    if task.apart is not None:
-        ranked, better = task.apart
-        verdicts = [decision.verdict if (decision := found[place]) else None for place in ranked]
-        baseline_rank, *others = ranks(better, verdicts)
-        places = dict(zip(ranked, others, strict=True))
+    if task.better is not None:
+        ranked, better = task.better
+        verdicts = [decision.verdict if (decision := task_decisions[index]) else None for index in ranked]
+        baseline_rank, *candidate_ranks = ranks(better, verdicts)
+        rank_of = dict(zip(ranked, candidate_ranks, strict=True))
     return [
-        _row(each, decision, places.get(place), baseline_rank, settings)
-        for place, (each, decision) in enumerate(zip(task.tests, found, strict=True))
+        _row(test, decision, rank_of.get(index), baseline_rank, settings)
+        for index, (test, decision) in enumerate(zip(task.tests, task_decisions, strict=True))
     ]
 
 
 def _row(
-    tested: Tested, decision: Decision | None, rank: int | None, baseline_rank: int | None, settings: Settings
+    test: PairTest, decision: Decision | None, rank: int | None, baseline_rank: int | None, settings: Settings
 ) -> Row:
-    pair, base = tested.pair, tested.pair.base
+    pair, base = test.pair, test.pair.base
     margin = base.margin(settings)
-    kept = None
-    if tested.paired is not None and margin is not None and is_other_task(pair.first.run, base.result.task):
-        kept = retention(tested.paired, margin=margin, higher_is_better=base.higher_is_better)
+    retained = None
+    if test.paired is not None and margin is not None and is_other_task(pair.first.run, base.result.task):
+        retained = retention(test.paired, margin=margin, higher_is_better=base.higher_is_better)
     return Row(
         task=base.result.task,
         run=pair.name,
         metric=base.metric.metric,
         filter=base.metric.filter,
         n=pair.n,
-        baseline=tested.base,
-        score=tested.score,
+        baseline=test.base,
+        score=test.score,
         unit=base.statistic.unit,
         scale=base.statistic.scale,
         higher_is_better=base.higher_is_better,
         margin=margin,
-        paired=tested.paired,
+        paired=test.paired,
         decision=decision,
         rank=rank,
         baseline_rank=baseline_rank,
-        floor=tested.floor,
-        gain=tested.gain,
-        seeds=tested.seeds,
-        retention=kept,
+        floor=test.floor,
+        gain=test.gain,
+        seeds=test.seeds,
+        retention=retained,
         allowed=pair.allowed,
-        is_sample=any(each.result.is_sample for each in (base, *pair.runs.values())),
+        is_sample=any(measurement.result.is_sample for measurement in (base, *pair.runs.values())),
         is_group=base.result.is_group,
-        note=tested.not_tested,
+        note=test.not_tested,
     )
 
 
 def _sorted(rows: Sequence[Row], order: Order) -> list[Row]:
-    """By task, then as asked, then by name: the same on every machine."""
+    """Sort by task, then in the order asked for, then by name."""
     keys: Mapping[str, Callable[[Row], float]] = {
         "name": lambda _: 0.0,
         "rank": lambda row: float("inf") if row.rank is None else row.rank,
@@ -254,17 +253,19 @@ def _sorted(rows: Sequence[Row], order: Order) -> list[Row]:
 # -- what is compared ----------------------------------------------------------------------------------------------
 
 
-def _check_wishes(margin: float, margins: Mapping[str, float], sort: str | None) -> None:
+def _check_options(margin: float, margins: Mapping[str, float], sort: str | None) -> None:
     if not 0 <= margin < 100:
-        raise ComparisonError(f"--margin must be at least 0 and below 100 points, got {margin:g}; choose another")
+        raise ComparisonError(f"--margin must be at least 0 and below 100 points, got {margin:g}; choose another value")
     for name, value in margins.items():
         if not 0 <= value < float("inf"):
-            raise ComparisonError(f"--margin {name}={value:g} must be a number, at least 0; choose another")
+            raise ComparisonError(
+                f"--margin {name}={value:g} must be a finite number of at least 0; choose another value"
+            )
     if sort is not None and sort not in ORDERS:
-        raise ComparisonError(f"no order {sort!r}{suggest(sort, ORDERS)}; choose from {', '.join(ORDERS)}")
+        raise ComparisonError(f"unknown sort order {sort!r}{suggest(sort, ORDERS)}; choose from {', '.join(ORDERS)}")
 
 
-def _check_names(margins: Mapping[str, float], baseline: Run) -> None:
+def _check_metrics(margins: Mapping[str, float], baseline: Run) -> None:
     known = sorted({metric for task in baseline.tasks.values() for metric in task.metrics})
     for name in margins:
         if name not in known:
@@ -274,77 +275,76 @@ def _check_names(margins: Mapping[str, float], baseline: Run) -> None:
             )
 
 
-def _matching(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:
-    """Runs whose names match one of the patterns; all without patterns."""
-    kept = _named([run.name for run in runs], patterns, "--runs")
-    return [run for run in runs if run.name in kept]
+def _matching_runs(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:
+    names = _matching_names([run.name for run in runs], patterns, "--runs")
+    return [run for run in runs if run.name in names]
 
 
-def _named(names: Sequence[str], patterns: Sequence[str], flag: str) -> set[str]:
+def _matching_names(names: Sequence[str], patterns: Sequence[str], flag: str) -> set[str]:
+    """Names that match one of the patterns; all if there are no patterns."""
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise ComparisonError(
-                f"{flag} {pattern!r} matches none of {', '.join(names)}{suggest(pattern, names)}; correct it"
+                f"{flag} {pattern!r} matches none of {', '.join(names)}{suggest(pattern, names)}; correct the pattern"
             )
     return {name for pattern in patterns for name in fnmatch.filter(names, pattern)} or set(names)
 
 
-def _shared_tasks(chosen: Run, others: Sequence[Run], metric: str | None) -> tuple[list[str], list[str]]:
-    """Tasks that the baseline shares with another run; and those of them that do not have the metric asked for."""
-    shared = sorted(task for task in chosen.tasks if any(task in run.tasks for run in others))
-    without = [task for task in shared if metric is not None and metric not in chosen.tasks[task].metrics]
-    having = [task for task in shared if task not in without]
-    if not having:
-        raise ComparisonError(_nothing_shared(chosen, others, metric if shared else None))
-    return having, without
-
-
-def _tasks_of(chosen: Run, run: Run) -> list[str]:
-    return sorted(task for task in run.tasks if task in chosen.tasks)
+def _shared_tasks(baseline: Run, compared: Sequence[Run], metric: str | None) -> tuple[list[str], list[str]]:
+    """Tasks that the baseline shares with a compared run: those with the metric, and those without it."""
+    shared = sorted(task for task in baseline.tasks if any(task in run.tasks for run in compared))
+    without_metric = [task for task in shared if metric is not None and metric not in baseline.tasks[task].metrics]
+    with_metric = [task for task in shared if task not in without_metric]
+    if not with_metric:
+        raise ComparisonError(_nothing_shared(baseline, compared, metric if shared else None))
+    return with_metric, without_metric
 
 
 def find_baseline(runs: Sequence[Run], name: str | None = None) -> Run:
-    """Find the run to compare with: the named one, or the one without an adapter that the others build on.
+    """Find the run to compare with: the one of this name, or the one without an adapter that the adapters build on.
 
-    Where several could be it, as in results of tools that know no adapters, the only one called base or baseline is.
+    If several runs qualify, as with tools that have no adapters, the one named base or baseline is taken.
 
     Raises:
-        ComparisonError: fewer than two runs, equal names, an unknown name, no candidate, or several.
+        ComparisonError: there are fewer than two runs, two have the same name, the name is unknown, or not exactly one
+            run qualifies.
     """
     names = ", ".join(run.name for run in runs)
     if len(runs) < 2:
         raise ComparisonError(f"a comparison needs two runs, got {names or 'none'}; evaluate the base and the adapter")
     if len({run.name for run in runs}) < len(runs):
-        raise ComparisonError(f"two runs have one name ({names}); load them in one call, which makes names unique")
+        raise ComparisonError(f"two runs have the same name ({names}); load them in one call, which makes names unique")
     if name is not None:
         for run in runs:
             if run.name == name:
                 return run
-        known = suggest(name, [run.name for run in runs])
-        raise ComparisonError(f"no run is named {name!r}{known}; choose the baseline from: {names}")
-    bare = [run for run in runs if run.adapter is None]
-    adapted = [run for run in runs if run.adapter is not None]
-    fitting = [run for run in bare if adapted and all(_same_base(run, other) for other in adapted)] or bare
-    if len(fitting) > 1:
-        fitting = [run for run in fitting if run.name in _BASELINE_NAMES] or fitting
-    if len(fitting) == 1:
-        return fitting[0]
-    if not bare:
-        raise ComparisonError(f"no base among {names}; evaluate it without the adapter, or choose one with --baseline")
+        hint = suggest(name, [run.name for run in runs])
+        raise ComparisonError(f"no run is named {name!r}{hint}; choose the baseline from: {names}")
+    bases = [run for run in runs if run.adapter is None]
+    adapters = [run for run in runs if run.adapter is not None]
+    possible = [run for run in bases if adapters and all(_same_base(run, adapter) for adapter in adapters)] or bases
+    if len(possible) > 1:
+        possible = [run for run in possible if run.name in _BASELINE_NAMES] or possible
+    if len(possible) == 1:
+        return possible[0]
+    if not bases:
+        raise ComparisonError(
+            f"every run has an adapter ({names}); evaluate the base, too, or choose a baseline with --baseline"
+        )
     raise ComparisonError(
-        f"any of {', '.join(run.name for run in fitting)} could be the baseline; choose one with --baseline"
+        f"any of {', '.join(run.name for run in possible)} could be the baseline; choose one with --baseline"
     )
 
 
 def _same_base(first: Run, second: Run) -> bool:
-    """Whether two runs use one base, called by hub id or by any path to it."""
+    """Whether two runs use the same base, by the last part of its Hub id or path."""
     names = [(run.base or "").rstrip("/").rpartition("/")[2] for run in (first, second)]
     return bool(names[0]) and names[0] == names[1]
 
 
-def _nothing_shared(chosen: Run, others: Sequence[Run], metric: str | None) -> str:
+def _nothing_shared(baseline: Run, compared: Sequence[Run], metric: str | None) -> str:
     if metric is not None:
-        known = sorted({name for result in chosen.tasks.values() for name in result.metrics})
-        return f"no shared task has metric {metric!r}{suggest(metric, known)}; {chosen.name} has {', '.join(known)}"
-    names = ", ".join(run.name for run in others)
-    return f"{chosen.name} shares no task with {names}; evaluate them on the same tasks"
+        known = sorted({name for result in baseline.tasks.values() for name in result.metrics})
+        return f"no shared task has metric {metric!r}{suggest(metric, known)}; {baseline.name} has {', '.join(known)}"
+    names = ", ".join(run.name for run in compared)
+    return f"{baseline.name} shares no task with {names}; evaluate all of them on the same tasks"

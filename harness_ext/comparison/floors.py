@@ -1,4 +1,4 @@
-"""What a run that has learnt nothing scores on a task."""
+"""Floors: the score of a constant answer or of guessing on a task."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from harness_ext.comparison.rows import Floor
 from harness_ext.results.run import TaskResult
 from harness_ext.results.samples import SampleScores
 
-_ACCURACIES = ("acc", "acc_norm", "exact_match")  # what a constant answer can be measured by
-_ABSTAINABLE = ("exact", "em", "f1")  # what always abstaining can be measured by (SQuAD v2)
-_LEAST_FLOOR = 0.1  # a most frequent reference rarer than that is no class
-_LEAST_COUNT = 5  # documents that must carry it
+_ACCURACIES = ("acc", "acc_norm", "exact_match")  # metrics with the floors `majority` and `chance`
+_ABSTAINABLE = ("exact", "em", "f1")  # metrics with the floor `abstain` (SQuAD v2)
+_LEAST_SHARE = 0.1  # a reference answer with a smaller share of the documents is not a class
+_LEAST_COUNT = 5  # nor is one with fewer documents
 
 
 def floor_of(measurement: Measurement, samples: SampleScores | None) -> Floor | None:
-    """What always giving one answer scores: as logged, else the most frequent reference, else 1 / choices.
+    """The score of always giving the same answer: as logged, else the share of the most frequent one, else 1 / choices.
 
-    A label that stands for a position among a document's own choices (HellaSwag, MMLU), or is the same for every
-    document (BLiMP's right choice always stands first), is no answer that could be given: there guessing is the floor.
+    If labels are positions among a document's own choices (HellaSwag, MMLU), or the label is the same for every
+    document (in BLiMP the right choice always comes first), no constant answer is meaningful; the floor is guessing.
 
     Args:
-        measurement: of any run on the task; only plain shares of right answers have a floor.
-        samples: the compared documents; None when none were logged.
+        measurement: of any run on the task; only shares of right answers have a floor.
+        samples: the compared documents; None if none were logged.
     """
     result, metric = measurement.result, measurement.metric.metric
     if metric in _ABSTAINABLE and (logged := _share(result, "abstain_baseline", 100)) is not None:
@@ -42,7 +42,7 @@ def floor_of(measurement: Measurement, samples: SampleScores | None) -> Floor | 
         elif len(counts) == 1:
             return None
         share = float(counts.max()) / len(samples)
-        return Floor(share, "majority") if counts.max() >= _LEAST_COUNT and share >= _LEAST_FLOOR else None
+        return Floor(share, "majority") if counts.max() >= _LEAST_COUNT and share >= _LEAST_SHARE else None
     return Floor(1 / len(labels), "chance") if isinstance(labels, list) and labels else None
 
 

@@ -1,4 +1,4 @@
-"""A comparison as a gate: may this be merged, released, deployed?"""
+"""Whether a comparison passes the condition of --fail-on, for use in CI."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _FAILS: Mapping[str, Callable[[Row], bool]] = {
 
 
 def why_it_fails(comparison: Comparison, bar: Bar) -> str | None:
-    """One line on the rows that do not pass, the worst first; None when all pass.
+    """One line that names the worst failing row; None if all rows pass.
 
-    A row that could not be tested passes `worse` only: what was not measured is not known to be good. A group that is
-    not tested is left aside, as its tasks are there themselves.
+    A row that could not be tested passes `worse` only, since nothing is known about it. A group that is not tested is
+    ignored, since its tasks have rows of their own.
 
     Args:
-        comparison: decided.
-        bar: fail on `worse`; on `undecided` or worse; on anything `not-better`.
+        comparison: the comparison to judge.
+        bar: fail if a row is `worse`; if it is `undecided` or worse; if it is `not-better`.
     """
     rows = [row for row in comparison.rows if row.verdict is not None or not row.is_group]
     failing = sorted(
@@ -34,13 +34,13 @@ def why_it_fails(comparison: Comparison, bar: Bar) -> str | None:
     if not failing:
         return None
     more = f"; and {len(failing) - 1} more" if len(failing) > 1 else ""
-    return f"fails --fail-on {bar}: {_in_words(failing[0])}{more}"
+    return f"fails --fail-on {bar}: {_describe(failing[0])}{more}"
 
 
-def _in_words(row: Row) -> str:
-    what = f"{row.run} on {row.task} is {row.verdict or 'not tested'}"
+def _describe(row: Row) -> str:
+    verdict = f"{row.run} on {row.task} is {row.verdict or 'not tested'}"
     if row.paired is None or row.decision is None:
-        return f"{what} ({row.note})"
+        return f"{verdict} ({row.note})"
     difference = format_difference(row.difference, row.unit, row.scale)
     interval = format_difference_interval(row.paired.interval, row.unit, row.scale)
-    return f"{what} ({row.metric} {difference} {interval}, p {format_p(row.decision.p_holm)}, n {row.n:,})"
+    return f"{verdict} ({row.metric} {difference} {interval}, p {format_p(row.decision.p_holm)}, n {row.n:,})"

@@ -1,4 +1,4 @@
-"""One run on one task: its metric, in the metric's own unit, document by document where that was logged."""
+"""Measure one run on one task: the value of a metric and, if logged, its scores per document."""
 
 from __future__ import annotations
 
@@ -15,65 +15,65 @@ from harness_ext.metrics.statistic import POINTS, SHARE, Floats, Statistic
 from harness_ext.results.run import LM_EVAL, MetricValue, Run, TaskResult
 from harness_ext.results.samples import SampleScores
 
-_ROUNDING = 1e-4  # by which a logged metric may miss what its samples give, of the metric's unit (at least of one)
-_FACTORS = (1.0, 100.0, 0.01)  # documents may log shares under a metric in points, and the other way round
+_ROUNDING = 1e-4  # allowed difference between a logged metric and its samples, relative above 1, absolute below
+_FACTORS = (1.0, 100.0, 0.01)  # documents may be logged as shares although the metric is in points, and vice versa
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user decides about a comparison."""
+    """Options of a comparison."""
 
-    margin: float = 0.01  # of shares that declare none
-    margins: Mapping[str, float] = field(default_factory=dict)  # of single metrics: points of shares, else their unit
+    margin: float = 0.01  # for shares that declare none
+    margins: Mapping[str, float] = field(default_factory=dict)  # by metric: in points for shares, else in its unit
     clusters: Mapping[str, str] = field(default_factory=dict)  # task or pattern -> column
     seed: int = 0
     allow: tuple[str, ...] = ()
-    statistics: tuple[Statistic, ...] = ()  # of metrics that nobody else declares
+    statistics: tuple[Statistic, ...] = ()  # declarations of further metrics
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A run's value of a metric on a task, and what it is made of; points are turned into shares."""
+    """The value of a metric for one run on one task, and the samples behind it; points are converted to shares."""
 
     run: Run
     result: TaskResult
     metric: MetricValue  # as logged
-    declaration: Statistic  # in the unit it is logged in
+    declaration: Statistic  # in the unit in which it was logged
     samples: SampleScores | None = None
-    factor: float = 1.0  # from what documents logged to the statistic's unit
-    not_tested: str | None = None  # why there are no samples to test
+    factor: float = 1.0  # converts the documents' logged numbers to the unit of `statistic`
+    not_tested: str | None = None  # the reason, if there are no samples to test
 
     @property
     def statistic(self) -> Statistic:
-        """The metric, in shares or in its own unit."""
+        """The declaration, in shares or in the metric's own unit."""
         return self.declaration.in_shares()
 
     @property
     def scale(self) -> float:
-        """From the logged value to the statistic's unit: .01 of points."""
+        """Converts the logged value to the unit of `statistic`: .01 for points."""
         return 0.01 if self.declaration.unit == POINTS else 1.0
 
     @property
     def value(self) -> float:
-        """As logged, in the statistic's unit."""
+        """The logged value, in the unit of `statistic`."""
         return self.metric.value * self.scale
 
     @property
     def standard_error(self) -> float | None:
-        """lm-eval's own, in the statistic's unit."""
+        """The logged standard error, in the unit of `statistic`."""
         return None if self.metric.stderr is None else self.metric.stderr * self.scale
 
     @property
     def higher_is_better(self) -> bool:
-        """As logged, else as declared; unknown metrics are taken for scores."""
-        for known in (self.metric.higher_is_better, self.statistic.higher_is_better):
-            if known is not None:
-                return known
+        """The direction as logged, else as declared; True if neither is known."""
+        for direction in (self.metric.higher_is_better, self.statistic.higher_is_better):
+            if direction is not None:
+                return direction
         return True
 
     @property
     def is_off_scale(self) -> bool:
-        """Whether a value lies outside the range that the metric is declared to have."""
+        """Whether a value lies outside the declared range of the metric."""
         low, high = self.declaration.limits
         values = [self.metric.value] if math.isfinite(self.metric.value) else []
         if self.samples is not None and self.statistic.is_mean:
@@ -85,27 +85,33 @@ class Measurement:
         )
 
     def without_range(self) -> Measurement:
-        """The same numbers as logged, without the range; shares and points, which are one, lose their unit, too."""
+        """The numbers as logged and without a range; shares and points also lose their unit."""
         declaration = replace(self.declaration, low=None, high=None)
         if declaration.unit in (SHARE, POINTS):
             declaration = replace(declaration, unit="", margin=None)
         return replace(self, declaration=declaration, factor=self.factor / self.scale)
 
     def margin(self, settings: Settings) -> float | None:
-        """The margin of equivalence in the statistic's unit: given, declared, or that of shares; else None.
+        """The margin of equivalence in the unit of `statistic`: as given, as declared, or that of shares; else None.
 
         Raises:
-            ComparisonError: it is as wide as the metric's range, so that every value would be equivalent.
+            ComparisonError: it is as wide as the metric's range, so that any difference would be equivalent.
         """
-        found = self._margin(settings)
+        margin = self._margin(settings)
         low, high = self.statistic.limits
-        if found and self.statistic.scale == "linear" and low is not None and high is not None and found >= high - low:
-            in_points, unit = (100, "points") if self.statistic.unit == SHARE else (1, self.statistic.unit)
+        if (
+            margin
+            and self.statistic.scale == "linear"
+            and low is not None
+            and high is not None
+            and margin >= high - low
+        ):
+            factor, unit = (100, "points") if self.statistic.unit == SHARE else (1, self.statistic.unit)
             raise ComparisonError(
-                f"the margin of {self.metric.metric}, {in_points * found:g} {unit}, is as wide as its range; choose a "
-                f"smaller one: --margin {self.metric.metric}=VALUE, in {unit}"
+                f"the margin of {self.metric.metric}, {factor * margin:g} {unit}, is as wide as its range; choose a "
+                f"smaller one with --margin {self.metric.metric}=VALUE, in {unit}"
             )
-        return found
+        return margin
 
     def _margin(self, settings: Settings) -> float | None:
         if (given := settings.margins.get(self.metric.metric)) is not None:
@@ -115,40 +121,40 @@ class Measurement:
         return settings.margin if self.statistic.unit == SHARE else None
 
     def rows(self, samples: SampleScores) -> Floats:
-        """Numbers of documents, (n, k), in the statistic's unit."""
+        """The documents' numbers, (n, k), in the unit of `statistic`."""
         return samples.values * self.factor if self.factor != 1 else samples.values
 
 
 def measure(
     run: Run, task: str, settings: Settings, *, metric: str | None = None, like: Measurement | None = None
 ) -> Measurement:
-    """Read a run's metric of a task; what cannot be tested says why.
+    """Read the metric of a task from a run; `not_tested` says why, if it cannot be tested.
 
     Args:
-        run: that has the task.
-        task: its name.
-        settings: of the comparison.
-        metric: its name; None: the task's primary one.
-        like: the baseline's measurement, whose metric, filter and declaration hold for this run, too.
+        run: a run that has the task.
+        task: name of the task.
+        settings: options of the comparison.
+        metric: name of the metric; None: the task's primary metric.
+        like: the baseline's measurement; its metric, filter and declaration are used for this run, too.
 
     Raises:
-        ResultsError: the task has no such metric, or another tool's numbers are not on the metric's declared scale.
+        ResultsError: the task has no such metric, or numbers of another tool are not on the metric's declared scale.
     """
     result = run.tasks[task]
     if like is not None:
         value = result.metric(like.metric.metric, like.metric.filter)
-        candidates: Sequence[Statistic] = (like.declaration,)
+        declarations: Sequence[Statistic] = (like.declaration,)
     else:
         value = result.primary if metric is None else result.metric(metric)
-        candidates = declared(value.metric, result.metadata, tuple(result.metrics), settings.statistics)
-    untested = Measurement(run, result, value, candidates[0])
+        declarations = declared(value.metric, result.metadata, tuple(result.metrics), settings.statistics)
+    untested = Measurement(run, result, value, declarations[0])
     if result.is_group:
         return replace(untested, not_tested="a group")
     if result.samples_path is None:
         return replace(untested, not_tested="no samples logged")
     column = cluster_column(result, settings.clusters)
     reasons = []
-    for statistic in candidates:
+    for statistic in declarations:
         try:
             samples = result.samples(value.metric, value.filter, statistic.numbers, cluster=column)
         except ResultsError as error:
@@ -160,11 +166,9 @@ def measure(
         factor = _reproducing(value.value, statistic, samples.values)
         if factor is not None:
             _check_scale(run, task, statistic, samples.values)
-            found = replace(untested, declaration=statistic, samples=samples)
-            return replace(found, factor=factor * found.scale if statistic.is_mean else 1.0)
-        reasons.append(
-            "not the mean of its documents" if statistic.is_mean else f"not what {value.metric} gives for its documents"
-        )
+            measurement = replace(untested, declaration=statistic, samples=samples)
+            return replace(measurement, factor=factor * measurement.scale if statistic.is_mean else 1.0)
+        reasons.append(f"not the {'mean' if statistic.is_mean else value.metric} of its documents")
     return replace(untested, not_tested=reasons[0])
 
 
@@ -176,41 +180,41 @@ def _reason(error: ResultsError, result: TaskResult) -> str:
 
 
 def _check_scale(run: Run, task: str, statistic: Statistic, values: Floats) -> None:
-    """Refuse percentages under a name that stands for shares, where nobody but the name tells the scale."""
+    """Refuse values of another tool outside the range that the metric's name implies, such as percentages."""
     low, high = statistic.limits
     outside = (low is not None and values.min() < low) or (high is not None and values.max() > high)
     if run.tool != LM_EVAL and statistic.is_mean and outside:
         upper = "no limit" if high is None else f"{high:g}"
         raise ResultsError(
-            f"{run.path}: {statistic.metric} on {task} is from {values.min():g} to {values.max():g} in {run.name}, but "
-            f"a metric of this name is on {'no limit' if low is None else f'{low:g}'} to {upper}; rescale it, or "
-            "declare it with --statistics"
+            f"{run.path}: {statistic.metric} on {task} ranges from {values.min():g} to {values.max():g} in {run.name}, "
+            f"but a metric of this name ranges from {'no limit' if low is None else f'{low:g}'} to {upper}; rescale "
+            "it, or declare its range with --statistics"
         )
 
 
 def _reproducing(logged: float, statistic: Statistic, values: Floats) -> float | None:
-    """The factor with which the documents give the logged value; None when none does."""
+    """The factor that converts the documents' value to the logged one; None if there is none."""
     factors = _FACTORS if statistic.is_mean else (1.0,)
-    found = statistic.value(values)
+    value = statistic.value(values)
     for factor in factors:
-        if abs(factor * found - logged) <= _ROUNDING * max(1.0, abs(logged)):
+        if abs(factor * value - logged) <= _ROUNDING * max(1.0, abs(logged)):
             return factor
     return None
 
 
-def within_declared_range(first: Measurement, others: Sequence[Measurement]) -> bool:
-    """Whether no run contradicts the declared range of the metric.
+def within_declared_range(base: Measurement, compared: Sequence[Measurement]) -> bool:
+    """Whether the values of all runs lie in the declared range of the metric.
 
-    Percentages under a name that stands for shares would be shown a hundred times too large, and every difference
-    among them; such a metric is compared without a unit, and a warning says so.
+    If they do not, the metric is compared without a unit, and a warning says so: percentages under the name of a share,
+    for example, would be shown a hundred times too large.
     """
-    return not any(each.is_off_scale for each in (first, *others))
+    return not any(measurement.is_off_scale for measurement in (base, *compared))
 
 
-def agreed_factor(first: Measurement, others: Sequence[Measurement]) -> Measurement:
-    """The baseline's measurement; one that is all zero takes the factor of a run that is not."""
-    if first.samples is not None and not first.samples.values.any():
-        for other in others:
-            if other.samples is not None and np.any(other.samples.values):
-                return replace(first, factor=other.factor)
-    return first
+def agreed_factor(base: Measurement, compared: Sequence[Measurement]) -> Measurement:
+    """The baseline's measurement; if all its scores are zero, with the factor of a run whose scores are not."""
+    if base.samples is not None and not base.samples.values.any():
+        for measurement in compared:
+            if measurement.samples is not None and np.any(measurement.samples.values):
+                return replace(base, factor=measurement.factor)
+    return base

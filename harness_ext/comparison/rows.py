@@ -1,4 +1,4 @@
-"""What a comparison says, as plain facts: one row for each contender and task, in the metric's unit (shares: 0–1)."""
+"""The result of a comparison as plain data: one row per candidate and task, in the metric's unit (shares: 0–1)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from harness_ext.stats.verdicts import Decision, Retention, Verdict
 
 @dataclass(frozen=True)
 class Score:
-    """What one run scored on one task."""
+    """The score of one run on one task."""
 
     value: float
-    interval: Interval | None = None  # None when neither samples nor a standard error were logged
-    method: str | None = None  # of the interval
-    parsed: float | None = None  # share of outputs that could be read at all
+    interval: Interval | None = None  # None if neither samples nor a standard error were logged
+    method: str | None = None  # name of the interval's method
+    parsed: float | None = None  # share of outputs that parsed
 
 
 @dataclass(frozen=True)
 class Floor:
-    """What a run that has learnt nothing scores on a task."""
+    """The score of a constant answer, or of guessing, on a task."""
 
     value: float
     kind: str  # majority, chance or abstain
@@ -32,97 +32,97 @@ class Floor:
 
 @dataclass(frozen=True)
 class Part:
-    """What some of the documents contribute to a difference of means."""
+    """The contribution of some documents to a difference of means; the parts of a gain add up to the difference."""
 
-    difference: float  # the parts of a gain add up to the whole difference
+    difference: float
     interval: Interval
-    n: int  # documents
+    n: int  # number of documents
 
 
 @dataclass(frozen=True)
 class Gain:
-    """A difference taken apart by what changed on each document: its form, or only what it says."""
+    """A difference decomposed by what changed in each output: its form, or only its content."""
 
-    parts: Mapping[str, Part]  # parsing, stopping, abstaining, skill; only those with documents
-    skill_before: float | None  # the baseline's mean where both runs' outputs have one form
-    skill_after: float | None
+    parts: Mapping[str, Part]  # parsing, stopping, abstaining, skill; parts without documents are left out
+    skill_before: float | None  # the baseline's mean over documents on which both outputs have the same form
+    skill_after: float | None  # the run's mean over the same documents
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """Runs of one recipe that differ in nothing but the seed."""
+    """Scores of runs of one recipe that differ only in the seed."""
 
     values: Mapping[str, float]  # seed -> score
     mean: float
-    sd: float  # between seeds
+    sd: float  # standard deviation between seeds
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run, or the seeds of one recipe, against the baseline on one task."""
+    """One candidate (a run, or the seeds of one recipe) against the baseline on one task."""
 
     task: str
     run: str
     metric: str
     filter: str
-    n: int  # documents that both runs have
+    n: int  # number of documents that both runs have
     baseline: Score
     score: Score
     unit: str = SHARE
-    scale: str = "linear"  # of the difference: "log" when it is one of logarithms
+    scale: str = "linear"  # of the difference: "log" if it is a difference of logarithms
     higher_is_better: bool = True
     margin: float | None = None  # of equivalence
-    paired: PairedDifference | None = None  # None when not tested; `note` says why
+    paired: PairedDifference | None = None  # None if not tested; `note` says why
     decision: Decision | None = None
-    rank: int | None = None  # 1 + runs of this task that are significantly better
+    rank: int | None = None  # 1 + number of runs that are significantly better on this task
     baseline_rank: int | None = None
     floor: Floor | None = None
     gain: Gain | None = None
     seeds: Seeds | None = None
-    retention: Retention | None = None  # of what the adapter was not trained on
-    allowed: tuple[str, ...] = ()  # fields of the protocol that differ because --allow said so
+    retention: Retention | None = None  # only on tasks that the adapter was not trained on
+    allowed: tuple[str, ...] = ()  # fields of the protocol that differ and were accepted with --allow
     is_sample: bool = False
     is_group: bool = False
     note: str | None = None
 
     @property
     def verdict(self) -> Verdict | None:
-        """The word for the difference; None when not tested."""
+        """The verdict on the difference; None if not tested."""
         return self.decision.verdict if self.decision else None
 
     @property
     def difference(self) -> float:
-        """Of the scores, paired where tested; of their logarithms on a log scale."""
+        """Score minus baseline, over the paired documents if tested; of their logarithms if the scale is "log"."""
         return self.paired.difference if self.paired else self.score.value - self.baseline.value
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What an adapter took to make, as its card says."""
+    """The cost of an adapter, from its card."""
 
     run: str
     trainable_parameters: int | None
     examples: int | None
-    tokens: int | None  # supervised
+    tokens: int | None  # supervised tokens
     seconds: float | None
     adapter_bytes: int | None
-    task: str | None  # that it was trained on
-    gain: float | None  # on that task, where it was compared
+    task: str | None  # the task it was trained on
+    gain: float | None  # on that task, if it was compared
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Every run against one baseline, task by task: data only."""
+    """Every candidate against one baseline, task by task."""
 
     baseline: str
     margin: float  # of shares
     rows: list[Row]
     findings: list[Finding]
-    notes: list[str]  # which method made which number, and what may not be concluded
+    notes: list[str]  # how the numbers were computed, and what may not be concluded from them
     costs: list[Cost] = field(default_factory=list)
-    sort: str | None = None  # as asked for; None: by name, and a board by mean rank
+    sort: str | None = None  # order of the rows; None: rows by name, a board by mean rank
 
     @property
     def warnings(self) -> list[str]:
-        """What must be said beside the table, one sentence each."""
-        return list(dict.fromkeys(f.text for f in self.findings if f.level != "note"))
+        """Texts of all findings but notes, without duplicates."""
+        return list(dict.fromkeys(finding.text for finding in self.findings if finding.level != "note"))

@@ -1,4 +1,4 @@
-"""Which column of a task's documents names the unit of evidence: documents that share it are not independent."""
+"""The column that names a document's unit of evidence: documents that share its value are not independent."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Mapping
 
 from harness_ext.results.run import TaskResult
 
-# Of tasks of lm-eval and ours: several questions on one passage, several hypotheses on one premise.
+# Known tasks with several questions per passage, or several hypotheses per premise.
 _KNOWN: tuple[tuple[str, str], ...] = (
     ("*squad*", "context"), ("drop*", "passage"), ("boolq*", "passage"), ("super-glue-boolq*", "passage"),
     ("race*", "article"), ("mnli*", "premise"), ("coqa*", "story"), ("multirc*", "paragraph"), ("record*", "passage"),
     ("quac*", "context"), ("qasper*", "abstract"), ("pubmedqa*", "CONTEXTS"), ("logiqa*", "context"),
 )  # fmt: skip
-_USUAL = "context"  # what a passage is called where nobody says
+_DEFAULT = "context"  # the usual name of a passage
 
 
 def cluster_column(result: TaskResult, given: Mapping[str, str]) -> str:
-    """The column of a task.
+    """The column of a task that names the unit of evidence.
 
-    `--cluster TASK=COLUMN` goes before the task's own `metadata: cluster:`, this before the table of known tasks; a
-    column named `context` is taken for a passage.
+    In order of precedence: `--cluster TASK=COLUMN`, the task's own `metadata: cluster:`, the table of known tasks, and
+    `context`.
 
     Args:
         result: of the task.
-        given: column by task name or pattern.
+        given: column by task name or pattern, from --cluster.
     """
     for pattern, column in given.items():
         if fnmatch.fnmatchcase(result.task, pattern):
@@ -34,4 +34,4 @@ def cluster_column(result: TaskResult, given: Mapping[str, str]) -> str:
     for pattern, column in _KNOWN:
         if fnmatch.fnmatchcase(result.task, pattern):
             return column
-    return _USUAL
+    return _DEFAULT

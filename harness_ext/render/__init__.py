@@ -1,1 +1,1 @@
-"""How a comparison looks: tables, terminal, Markdown, LaTeX, HTML, CSV, JSON."""
+"""How a comparison looks: terminal, Markdown, LaTeX, HTML, and records for JSON, CSV and pandas."""

@@ -1,4 +1,4 @@
-"""A comparison as flat records, for JSON, CSV and pandas. The schema stands in docs/comparison.md."""
+"""A comparison as records for JSON, CSV and pandas; docs/comparison.md documents the schema."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from harness_ext.metrics.statistic import SHARE
 from harness_ext.stats.intervals import CONFIDENCE, Interval
 from harness_ext.stats.paired import PairedDifference
 
-SCHEMA = 2  # raised when a key changes its meaning or goes away
-POINTS = "points"  # how shares are written
-_DIGITS = 6  # of the numbers in JSON and CSV: enough for any reader, and the same bytes on any machine
-_SMALL = 1e-3
+SCHEMA = 2  # increased when a key is removed or changes its meaning
+POINTS = "points"  # the unit in which shares are written
+_DIGITS = 6  # decimals in JSON and CSV; rounding gives the same bytes on every machine
+_SMALL = 1e-3  # smaller numbers keep three significant digits instead
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
-    """A dict ready for `json.dumps`: numbers in each row's unit (shares in points), p-values as fractions."""
+    """A dict for `json.dumps`: numbers in the unit of their row (shares in points), p-values as fractions."""
     return {
         "schema": SCHEMA,
         "baseline": comparison.baseline,
@@ -37,7 +37,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """One line for each row, the columns of `flat`; empty where there is no value."""
+    """One line per row with the columns of `flat`; missing values are empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=columns(), lineterminator="\n")
     writer.writeheader()
@@ -46,12 +46,12 @@ def to_csv(comparison: Comparison) -> str:
 
 
 def columns() -> list[str]:
-    """Names of the flat columns, in order."""
+    """Names of the columns of `flat`, in order."""
     return list(flat(Row("", "", "", "", 0, Score(0.0), Score(0.0))))
 
 
 def flat(row: Row) -> dict[str, Any]:
-    """One level of columns: baseline_low, difference, p_value …; None where not tested."""
+    """A row as one level of columns (baseline_low, difference, p_value …); None if not tested."""
     nested = _nested(row)
     paired, seeds, gain = nested["paired"] or {}, nested["seeds"], nested["gain"]
     interval = paired.get("interval") or {}
@@ -94,13 +94,13 @@ def _flat_score(name: str, score: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# -- in the unit that is written -----------------------------------------------------------------------------------
+# -- nested records, in the unit in which they are written ---------------------------------------------------------
 
 
 def _nested(row: Row) -> dict[str, Any]:
-    """A row as it is written: shares times 100, everything else as it is."""
+    """A row as it is written: shares times 100, all other units unchanged."""
     factor = 100.0 if row.unit == SHARE else 1.0
-    of_difference = 1.0 if row.scale == "log" else factor
+    difference_factor = 1.0 if row.scale == "log" else factor
     needed = row.decision.needed if row.decision else None
     return {
         **{name: getattr(row, name) for name in ("task", "run", "metric", "filter", "n")},
@@ -109,9 +109,9 @@ def _nested(row: Row) -> dict[str, Any]:
         "baseline": _score(row.baseline, factor),
         "score": _score(row.score, factor),
         "higher_is_better": row.higher_is_better,
-        "margin": None if row.margin is None else row.margin * of_difference,
-        "difference": row.difference * of_difference,
-        "paired": _optional(row.paired, lambda paired: _paired(paired, of_difference)),
+        "margin": None if row.margin is None else row.margin * difference_factor,
+        "difference": row.difference * difference_factor,
+        "paired": _optional(row.paired, lambda paired: _paired(paired, difference_factor)),
         "p_holm": row.decision.p_holm if row.decision else None,
         "p_equivalent": row.decision.p_equivalent if row.decision else None,
         "verdict": row.verdict,
@@ -121,7 +121,7 @@ def _nested(row: Row) -> dict[str, Any]:
         "needed_low": needed.low if needed else None,
         "needed_high": needed.high if needed else None,
         "needed_of": needed.of if needed else None,
-        "detectable": _optional(row.decision.detectable if row.decision else None, lambda d: d * of_difference),
+        "detectable": _optional(row.decision.detectable if row.decision else None, lambda d: d * difference_factor),
         "rank": row.rank,
         "baseline_rank": row.baseline_rank,
         "floor": _optional(row.floor, lambda floor: _floor(floor, factor)),
@@ -196,9 +196,9 @@ def _cost(cost: Cost) -> dict[str, Any]:
 
 
 def _rounded(value: Any) -> Any:
-    """Every number of a nested value to six decimals, small ones (p-values) to three digits.
+    """Round all numbers in a nested value to six decimals, or three significant digits if they are small.
 
-    JSON knows neither NaN nor infinity; both become null.
+    NaN and infinity, which JSON does not have, become None.
     """
     if isinstance(value, float):
         if not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""How a comparison is laid out: a line for each run and task, or models against tasks; and what stands below."""
+"""The tables of a comparison: rows (one per run and task) or a board (models against tasks), and further tables."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ VIEWS: tuple[str, ...] = get_args(View)
 MARKS = {"better": "▲", "worse": "▼", "equivalent": "=", "undecided": "?", None: "–"}
 LEGEND = "▲ better, ▼ worse, = equivalent, ? undecided, – not tested or not evaluated."
 RANKS = (
-    "#rank in its task: 1 + runs that are significantly better; against the baseline by the verdict, among the others "
-    "on the documents all have, by the same variances, Holm over pairs. Equal ranks cannot be told apart; bold: rank 1."
+    "#rank: 1 + number of runs that are significantly better on the task. A run and the baseline are compared by the "
+    "verdict, other runs on the documents that all have, with Holm's correction over the pairs. Bold: rank 1."
 )
-_BOARD_RUNS = 3  # so many runs beside the baseline are easier to read against tasks
+_BOARD_RUNS = 3  # from so many runs on, a board is easier to read than rows
 
 
 def grids_of(comparison: Comparison, view: View = "auto") -> list[Grid]:
-    """The main table in the view asked for, and the tables below it."""
+    """The main table in the given view, and the tables below it."""
     main = board(comparison) if uses_board(comparison, view) else rows_grid(comparison)
     return [main, *further(comparison)]
 
 
 def further(comparison: Comparison) -> list[Grid]:
-    """What stands below the main table, where there is something to say."""
+    """The tables below the main one, without those that are empty."""
     return [grid for grid in (gains(comparison.rows), retained(comparison.rows), costs(comparison.costs)) if grid.rows]
 
 
 def uses_board(comparison: Comparison, view: View) -> bool:
-    """Whether models stand against tasks: when asked for, or where lines would be many."""
+    """Whether to show a board: if asked for, or if there would be many rows."""
     runs, tasks = {row.run for row in comparison.rows}, {row.task for row in comparison.rows}
     return view == "board" or (view == "auto" and len(runs) >= (2 if len(tasks) > 1 else _BOARD_RUNS))
 
 
 def notes_of(comparison: Comparison, view: View = "auto") -> list[str]:
-    """The notes of a comparison, and how to read a board."""
+    """The notes of a comparison; for a board, also how to read it."""
     if not uses_board(comparison, view):
         return list(comparison.notes)
     ranked = any(row.rank is not None for row in comparison.rows)
     return [LEGEND, *([RANKS] if ranked else []), *comparison.notes]
 
 
-# -- a line for each run and task --------------------------------------------------------------------------------
+# -- rows --------------------------------------------------------------------------------------------------------
 
 
 def rows_grid(comparison: Comparison) -> Grid:
@@ -68,7 +68,7 @@ def rows_grid(comparison: Comparison) -> Grid:
         rows=[
             [
                 cell(row.task, floor_line(row.floor), sample_line(row)),
-                cell(name_of(row)),
+                name_cell(row),
                 cell(row.metric, *filter_and_n(row)),
                 score_cell(row.baseline, row.unit),
                 run_cell(row),
@@ -83,34 +83,33 @@ def rows_grid(comparison: Comparison) -> Grid:
 
 
 def task_ends(rows: Sequence[Row]) -> frozenset[int]:
-    """Places of the last row of each task."""
+    """Indices of the last row of each task."""
     following = [row.task for row in rows[1:]] + [""]
-    return frozenset(place for place, (row, task) in enumerate(zip(rows, following, strict=True)) if row.task != task)
+    return frozenset(index for index, (row, task) in enumerate(zip(rows, following, strict=True)) if row.task != task)
 
 
-def name_of(row: Row) -> str:
-    """The run's name; a dagger where its protocol differs."""
-    seeds = f" ({len(row.seeds.values)} seeds)" if row.seeds else ""
-    return f"{row.run}{seeds}{'†' if row.allowed else ''}"
+def name_cell(row: Row) -> Cell:
+    """The run's name, with a dagger if its protocol differs; the number of seeds if there are several."""
+    return cell(f"{row.run}{'†' if row.allowed else ''}", f"{len(row.seeds.values)} seeds" if row.seeds else None)
 
 
 def floor_line(floor: Floor | None) -> str | None:
-    """What a constant answer scores."""
+    """The kind and value of the floor."""
     return f"{floor.kind} {format_score(floor.value)}" if floor else None
 
 
 def sample_line(row: Row) -> str | None:
-    """The mark of the bundled sample."""
+    """The mark of results on the bundled sample."""
     return "SAMPLE data" if row.is_sample else None
 
 
 def filter_and_n(row: Row) -> list[str | None]:
-    """Which filter, on how many documents."""
+    """The filter, unless it is `none`, and the number of documents."""
     return [None if row.filter == "none" else row.filter, f"n={row.n:,}" if row.n else None]
 
 
 def score_cell(score: Score, unit: str) -> Cell:
-    """Value, interval, parsed rate."""
+    """A score with its interval and the share of outputs that parsed."""
     interval = format_interval(score.interval, unit) if score.interval else None
     return cell(format_score(score.value, unit), interval, _parsed(score))
 
@@ -120,7 +119,7 @@ def _parsed(score: Score) -> str | None:
 
 
 def run_cell(row: Row) -> Cell:
-    """The run's score; of several seeds mean ± sd, and each."""
+    """The run's score; for several seeds, mean ± standard deviation and the score of each."""
     if row.seeds is None:
         return score_cell(row.score, row.unit)
     return cell(_spread(row), *_seed_lines(row), _parsed(row.score))
@@ -144,87 +143,86 @@ def difference_cell(row: Row) -> Cell:
 
 
 def p_lines(row: Row) -> list[str]:
-    """The p-value that decides; the uncorrected one where it differs."""
+    """The corrected p-value, and the uncorrected one if it differs."""
     if row.paired is None or row.decision is None:
         return ["–"]
-    corrected, plain = format_p(row.decision.p_holm), format_p(row.paired.p_value)
-    return [corrected] if corrected == plain else [corrected, f"alone {plain}"]
+    corrected, uncorrected = format_p(row.decision.p_holm), format_p(row.paired.p_value)
+    return [corrected] if corrected == uncorrected else [corrected, f"uncorrected {uncorrected}"]
 
 
 def verdict_cell(row: Row) -> Cell:
-    """The verdict, or why there is none, and what would decide."""
+    """The verdict and what would decide; or why there is no verdict."""
     if row.decision is None:
         return cell("not tested", row.note)
-    return cell(row.decision.verdict, *_sign_line(row), *_lacking_line(row), *needed_lines(row), *_finds_line(row))
+    return cell(row.decision.verdict, *_sign_line(row), *_lacking_lines(row), *needed_lines(row), *_detects_line(row))
 
 
 def _sign_line(row: Row) -> list[str]:
-    """Of an equivalent row whose small difference is certain: which way."""
+    """The direction of a difference that is equivalent but significant."""
     if row.decision is None or row.decision.verdict != "equivalent" or not row.decision.direction:
         return []
-    return ["a certain small gain" if row.decision.direction > 0 else "a certain small loss"]
+    return ["significant small gain" if row.decision.direction > 0 else "significant small loss"]
 
 
-def _lacking_line(row: Row) -> list[str]:
-    """Of an undecided row whose interval or p-value alone would decide: what is missing."""
+def _lacking_lines(row: Row) -> list[str]:
+    """The condition that an undecided row does not meet, if the interval or the p-value alone suggests a difference."""
     lacking = row.decision.lacking if row.decision else None
     texts = {
-        "units": "too few units to decide",
-        "p": "interval off zero, p not < .05",
-        "interval": "p < .05, interval not off zero",
+        "units": ["too few units"],
+        "p": ["interval excludes 0,", "but p is not < .05"],
+        "interval": ["p < .05, but interval", "includes 0"],
     }
-    return [texts[lacking]] if lacking else []
+    return texts[lacking] if lacking else []
 
 
 def needed_lines(row: Row) -> list[str]:
-    """How many documents or seeds would decide, if the difference is the one seen, or anywhere in its interval."""
+    """The size that would decide, for the observed difference and, in parentheses, over its interval."""
     needed = row.decision.needed if row.decision else None
     if needed is None or (needed.number is None and needed.low is None):
         return []
-    what = "n" if needed.of == "documents" else "seeds"
+    symbol = "n" if needed.of == "documents" else "seeds"
     ends = [format_n(end) if end is not None else "…" for end in (needed.low, needed.high)]
     number = "…" if needed.number is None else format_n(needed.number)
-    return [f"needs {what}≈{number}", f"({ends[0]}–{ends[1]})"]
+    return [f"needs {symbol}≈{number}", f"({ends[0]}–{ends[1]})"]
 
 
-def _finds_line(row: Row) -> list[str]:
-    """The smallest difference that this size finds, of an undecided row."""
+def _detects_line(row: Row) -> list[str]:
+    """The smallest difference that the size of an undecided row detects."""
     if row.decision is None or row.decision.verdict != "undecided" or row.decision.lacking == "units":
         return []
-    found = row.decision.detectable
-    if found is None:
-        return ["no difference can be found"]
-    text = format_difference(found, row.unit, row.scale).lstrip("+")
-    return [f"finds ±{text}"]
+    difference = row.decision.detectable
+    if difference is None:
+        return ["detects no difference"]
+    return [f"detects ≥ {format_difference(difference, row.unit, row.scale).lstrip('+')}"]
 
 
-# -- models against tasks ----------------------------------------------------------------------------------------
+# -- board -------------------------------------------------------------------------------------------------------
 
 
 def board(comparison: Comparison, tasks: Sequence[str] | None = None) -> Grid:
-    """The baseline, every run and every constant answer against tasks, with ranks and marks.
+    """A line for the baseline, each run and each kind of floor; a column for each task, with ranks and marks.
 
     Args:
-        comparison: to show.
-        tasks: some of its tasks; None: all.
+        comparison: the comparison.
+        tasks: the tasks to include; None: all.
     """
-    shown = list(dict.fromkeys(row.task for row in comparison.rows)) if tasks is None else list(tasks)
-    of = {(row.run, row.task): row for row in comparison.rows}
+    tasks = list(dict.fromkeys(row.task for row in comparison.rows)) if tasks is None else list(tasks)
+    row_of = {(row.run, row.task): row for row in comparison.rows}
     first = {row.task: row for row in reversed(comparison.rows)}
     runs = _board_order(comparison)
     ranked = [task for task in first if first[task].baseline_rank]
-    with_mean = len(ranked) > 1 and any(all((run, task) in of for task in ranked) for run in runs)
-    columns = [Column(cell("model"), wraps=True), *([Column(cell("mean rank"), right=True)] if with_mean else [])]
-    columns += [Column(_task_heading(comparison.rows, first[task]), right=True) for task in shown]
+    with_mean = len(ranked) > 1 and any(all((run, task) in row_of for task in ranked) for run in runs)
+    columns = [Column(cell("model")), *([Column(cell("mean rank"), right=True)] if with_mean else [])]
+    columns += [Column(_task_heading(comparison.rows, first[task]), right=True) for task in tasks]
     ranks = _mean_cell(with_mean, [first[task].baseline_rank for task in ranked])
-    lines = [[cell(comparison.baseline), *ranks, *(_baseline_cell(first[task]) for task in shown)]]
+    lines = [[cell(comparison.baseline), *ranks, *(_baseline_cell(first[task]) for task in tasks)]]
     for run in runs:
-        of_run = [row for row in comparison.rows if row.run == run]
-        head = cell(name_of(max(of_run, key=lambda row: (len(row.allowed), row.task))))
-        ranks = _mean_cell(with_mean, [of[run, task].rank if (run, task) in of else None for task in ranked])
-        lines.append([head, *ranks, *(_board_cell(of.get((run, task)), comparison.rows) for task in shown)])
+        rows = [row for row in comparison.rows if row.run == run]
+        name = name_cell(max(rows, key=lambda row: (len(row.allowed), row.task)))
+        ranks = _mean_cell(with_mean, [row_of[run, task].rank if (run, task) in row_of else None for task in ranked])
+        lines.append([name, *ranks, *(_board_cell(row_of.get((run, task)), comparison.rows) for task in tasks)])
     blank = [cell("")] if with_mean else []
-    floors = {task: first[task].floor for task in shown}
+    floors = {task: first[task].floor for task in tasks}
     for kind in sorted({floor.kind for floor in floors.values() if floor}):
         cells = [cell(format_score(floor.value) if floor and floor.kind == kind else "") for floor in floors.values()]
         lines.append([cell(f"({kind})"), *blank, *cells])
@@ -232,7 +230,7 @@ def board(comparison: Comparison, tasks: Sequence[str] | None = None) -> Grid:
 
 
 def _board_order(comparison: Comparison) -> list[str]:
-    """Runs as they are sorted over all tasks: by mean rank unless asked otherwise, then by name."""
+    """The runs in the order of the board: by mean rank unless another order is asked for, then by name."""
     ranked = {row.task for row in comparison.rows if row.baseline_rank}
     rows_of: dict[str, list[Row]] = {}
     for row in comparison.rows:
@@ -242,7 +240,7 @@ def _board_order(comparison: Comparison) -> list[str]:
 
 
 def _mean_key(rows: Sequence[Row], order: str, ranked: int) -> float:
-    """What a board sorts a run by, less being better; runs without a rank on every ranked task come last."""
+    """Sort key of a run, smaller is better; sorted by rank, runs that lack one on a ranked task come last."""
     ranks = [float(row.rank) for row in rows if row.rank]
     values = {
         "name": [0.0],
@@ -259,20 +257,20 @@ def _task_heading(rows: Sequence[Row], row: Row) -> Cell:
     return cell(row.task, ", ".join(part for part in (row.metric, size) if part), sample_line(row))
 
 
-def _mean_cell(shown: bool, ranks: Sequence[int | None]) -> list[Cell]:
-    """The mean of a model's ranks; a dash unless it has one on every ranked task."""
+def _mean_cell(with_mean: bool, ranks: Sequence[int | None]) -> list[Cell]:
+    """The mean of a model's ranks; a dash unless it has a rank on every ranked task."""
     known = [rank for rank in ranks if rank is not None]
-    return [cell(f"{np.mean(known):.1f}" if known and len(known) == len(ranks) else "–")] if shown else []
+    return [cell(f"{np.mean(known):.1f}" if known and len(known) == len(ranks) else "–")] if with_mean else []
 
 
 def _baseline_cell(row: Row) -> Cell:
     rank = f" #{row.baseline_rank}" if row.baseline_rank else ""
-    shown = score_cell(row.baseline, row.unit)
-    return Cell((shown.first + rank, *shown.lines[1:]), strong=row.baseline_rank == 1)
+    score = score_cell(row.baseline, row.unit)
+    return Cell((score.first + rank, *score.lines[1:]), strong=row.baseline_rank == 1)
 
 
 def _board_cell(row: Row | None, rows: Sequence[Row]) -> Cell:
-    """Score, rank and verdict's mark; difference and interval; what else is to be said."""
+    """Score, rank and mark of the verdict; then the difference and further lines."""
     if row is None:
         return cell("–")
     value = _spread(row) if row.seeds else format_score(row.score.value, row.unit)
@@ -280,23 +278,24 @@ def _board_cell(row: Row | None, rows: Sequence[Row]) -> Cell:
     sizes = {other.n for other in rows if other.task == row.task}
     size = f"n={row.n:,}" if len(sizes) > 1 and row.n else None
     difference = difference_cell(row).in_one_line()
-    needed = " ".join(needed_lines(row)) or None
-    return cell(first, difference, *_seed_lines(row), _parsed(row.score), size, needed, strong=row.rank == 1)
+    return cell(
+        first, difference, *_seed_lines(row), _parsed(row.score), size, *needed_lines(row), strong=row.rank == 1
+    )
 
 
-# -- below -------------------------------------------------------------------------------------------------------
+# -- further tables ----------------------------------------------------------------------------------------------
 
 
 def gains(rows: Sequence[Row]) -> Grid:
-    """Where each difference comes from; only rows where form plays a part."""
-    shown = [(row, row.gain) for row in rows if row.gain and set(row.gain.parts) != {SKILL}]
-    forms = [form for form in FORMS if any(form in gain.parts for _, gain in shown)]
-    columns = [Column(cell("task", "run"), wraps=True), Column(cell("difference"), right=True)]
+    """The parts of each difference; only for rows in which form plays a part."""
+    row_gains = [(row, row.gain) for row in rows if row.gain and set(row.gain.parts) != {SKILL}]
+    forms = [form for form in FORMS if any(form in gain.parts for _, gain in row_gains)]
+    columns = [Column(cell("task", "run")), Column(cell("difference"), right=True)]
     columns += [Column(cell(form), right=True) for form in (*forms, SKILL)]
     lines = [
         [cell(row.task, row.run), cell(format_difference(row.difference, row.unit))]
         + [_part_cell(row, gain, form) for form in (*forms, SKILL)]
-        for row, gain in shown
+        for row, gain in row_gains
     ]
     return Grid(columns, lines, "Where the gain comes from")
 
@@ -305,41 +304,38 @@ def _part_cell(row: Row, gain: Gain, form: str) -> Cell:
     part = gain.parts.get(form)
     if part is None:
         return cell("–")
-    moved = None
+    before_and_after = None
     if form == SKILL and gain.skill_before is not None and gain.skill_after is not None:
-        moved = f"{format_score(gain.skill_before, row.unit)} → {format_score(gain.skill_after, row.unit)}"
+        before_and_after = f"{format_score(gain.skill_before, row.unit)} → {format_score(gain.skill_after, row.unit)}"
     interval = format_difference_interval(part.interval, row.unit)
-    return cell(format_difference(part.difference, row.unit), interval, f"n={part.n:,}", moved)
+    return cell(format_difference(part.difference, row.unit), interval, f"n={part.n:,}", before_and_after)
 
 
 def retained(rows: Sequence[Row]) -> Grid:
-    """What adapters kept of the tasks they were not trained on."""
-    columns = [Column(cell("run"), wraps=True), Column(cell("task"), wraps=True)]
-    columns += [Column(cell("difference"), right=True), Column(cell("retention"))]
+    """Retention of adapters on tasks that they were not trained on."""
+    columns = [Column(cell("task", "run")), Column(cell("difference"), right=True), Column(cell("retention"))]
     lines = [
-        [cell(row.run), cell(row.task), difference_cell(row), cell(row.retention)]
+        [cell(row.task, row.run), difference_cell(row), cell(row.retention)]
         for row in sorted(rows, key=lambda row: (row.run, row.task))
         if row.retention
     ]
-    return Grid(columns, lines, "On other tasks than their own")
+    return Grid(columns, lines, "Retention on other tasks")
 
 
-def costs(found: Sequence[Cost]) -> Grid:
-    """What adapters took to make, beside what they gained."""
-    names = ("run", "trainable", "examples", "tokens", "minutes", "size", "trained on", "gain there")
-    named = ("run", "trained on")
-    columns = [Column(cell(name), right=name not in named, wraps=name not in named) for name in names]
+def costs(adapter_costs: Sequence[Cost]) -> Grid:
+    """The cost of each adapter, and its gain on the task that it was trained on."""
+    numbers = ("trainable", "examples", "tokens", "minutes", "size", "gain")
+    columns = [Column(cell("run", "trained on")), *(Column(cell(name), right=True) for name in numbers)]
     lines = [
         [
-            cell(cost.run),
+            cell(cost.run, cost.task),
             cell(format_count(cost.trainable_parameters)),
             cell(format_count(cost.examples)),
             cell(format_count(cost.tokens)),
             cell("–" if cost.seconds is None else f"{cost.seconds / 60:.1f}"),
             cell("–" if cost.adapter_bytes is None else f"{cost.adapter_bytes / 1e6:.1f} MB"),
-            cell(cost.task or "–"),
             cell("–" if cost.gain is None else format_difference(cost.gain)),
         ]
-        for cost in found
+        for cost in adapter_costs
     ]
     return Grid(columns, lines, "Cost")

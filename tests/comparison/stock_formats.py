@@ -1,7 +1,6 @@
-"""Forty ways in which tasks of lm-eval and of users log metrics, as small seeded results of a base and an adapter.
+"""Forty ways in which tasks log metrics, as small seeded results of a base and an adapter.
 
-Each is written to disk as lm-eval writes it and compared; what `compare` makes of all of them is kept in
-`golden/formats.json`, so that every change of a number is seen.
+Each is written to disk in lm-eval's format and compared; `golden/formats.json` records the output of `compare`.
 """
 
 from __future__ import annotations
@@ -96,23 +95,25 @@ def _one(metric: str, before: Sequence[Any], after: Sequence[Any], **rest: Any) 
 
 
 def _shares(rng: np.random.Generator) -> dict[str, Format]:
-    made: dict[str, Format] = {}
+    formats: dict[str, Format] = {}
     for name in ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em", "mc1", "pass@1",
                  "prompt_level_strict_acc", "contains", "quasi_exact_match", "bleu_acc"):  # fmt: skip
-        made[f"share_{name.replace('@', '_at_')}"] = _one(name, right(rng, 0.5), right(rng, 0.7))
-    made["gsm8k_strict"] = _one("exact_match", right(rng, 0.3), right(rng, 0.45), filter="strict-match")
-    made["truthfulqa_mc2"] = _one("acc", graded(rng), graded(rng, 0.1))
-    made["coqa"] = Format({"em": right(rng, 0.4), "f1": graded(rng)}, {"em": right(rng, 0.6), "f1": graded(rng, 0.1)})
+        formats[f"share_{name.replace('@', '_at_')}"] = _one(name, right(rng, 0.5), right(rng, 0.7))
+    formats["gsm8k_strict"] = _one("exact_match", right(rng, 0.3), right(rng, 0.45), filter="strict-match")
+    formats["truthfulqa_mc2"] = _one("acc", graded(rng), graded(rng, 0.1))
+    formats["coqa"] = Format(
+        {"em": right(rng, 0.4), "f1": graded(rng)}, {"em": right(rng, 0.6), "f1": graded(rng, 0.1)}
+    )
     rouge = graded(rng, 0, 0.6), graded(rng, 0.1, 0.6)
-    made["rouge"] = _one("rougeL", *rouge)
-    made["label_share"] = _one("content_free_share", [0.7] * N, [0.5] * N)
-    made["blimp"] = _one("acc", right(rng, 0.6), right(rng, 0.8), targets=[0] * N)
-    made["hellaswag"] = _one(
+    formats["rouge"] = _one("rougeL", *rouge)
+    formats["label_share"] = _one("content_free_share", [0.7] * N, [0.5] * N)
+    formats["blimp"] = _one("acc", right(rng, 0.6), right(rng, 0.8), targets=[0] * N)
+    formats["hellaswag"] = _one(
         "acc", right(rng, 0.4), right(rng, 0.5), targets=rng.integers(0, 4, N).tolist(),
         config={"output_type": "multiple_choice", "doc_to_choice": "{{endings}}"},
     )  # fmt: skip
-    made["no_samples"] = _one("acc", right(rng, 0.4), right(rng, 0.5), logs_samples=False)
-    return made
+    formats["no_samples"] = _one("acc", right(rng, 0.4), right(rng, 0.5), logs_samples=False)
+    return formats
 
 
 def _points(rng: np.random.Generator) -> dict[str, Format]:
@@ -194,12 +195,12 @@ def _of_labels(rng: np.random.Generator) -> dict[str, Format]:
 
 
 def _passages(rng: np.random.Generator) -> dict[str, Format]:
-    made = {}
+    formats = {}
     for column, config in (("context", {}), ("passage", {}), ("article", {}), ("premise", {})):
         docs = [{"idx": n, column: f"{column} {n // 5}: " + "a sentence that is shared by five questions. " * 4}
                 for n in range(N)]  # fmt: skip
-        made[f"passage_{column}"] = _one("acc", right(rng, 0.5), right(rng, 0.7), docs=docs, config=config)
-    return made
+        formats[f"passage_{column}"] = _one("acc", right(rng, 0.5), right(rng, 0.7), docs=docs, config=config)
+    return formats
 
 
 def stock_formats() -> dict[str, Format]:

@@ -1,4 +1,4 @@
-"""A gain taken apart: the parts add up, and each document counts for one reason."""
+"""A gain is decomposed: the parts add up, and each document counts for one reason."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_parts_are_clustered_and_form_alone_is_no_skill(write_pair):
     docs = [{"id": str(i), "context": f"passage {i // 4}"} for i in range(80)]
 
     def side(parsed: np.ndarray) -> list[dict]:
-        scores = [{"acc": float(each), "parsed_rate": float(each)} for each in parsed]
+        scores = [{"acc": float(readable), "parsed_rate": float(readable)} for readable in parsed]
         return [sample(i, doc, score) for i, (doc, score) in enumerate(zip(docs, scores, strict=True))]
 
     path = write_pair("demo", side(rng.random(80) < 0.5), side(np.ones(80, bool)), both=GENERATED)

@@ -1,6 +1,6 @@
-"""What `compare` makes of forty formats, beside what it made of them before: a change of a number is never unseen.
+"""`compare` on forty formats against recorded values, so that no number changes unnoticed.
 
-After an intended change: `python tests/comparison/test_golden.py` writes the new values; the diff belongs into the
+After an intended change, `python tests/comparison/test_golden.py` records the new values; describe the diff in the
 changelog.
 """
 
@@ -26,33 +26,33 @@ def compared(folder: Path) -> dict[str, Any]:
     """Rows by task, and warnings."""
     from harness_ext import compare_runs, load_runs
 
-    made = compare_runs(load_runs(str(write_formats(folder, stock_formats())))).to_json()
-    rows = {row.pop("task"): {k: v for k, v in row.items() if v is not None} for row in made["rows"]}
-    return {"rows": rows, "warnings": made["warnings"]}
+    result = compare_runs(load_runs(str(write_formats(folder, stock_formats())))).to_json()
+    rows = {row.pop("task"): {k: v for k, v in row.items() if v is not None} for row in result["rows"]}
+    return {"rows": rows, "warnings": result["warnings"]}
 
 
 def test_forty_formats_are_compared_as_before(tmp_path: Path) -> None:
     expected = json.loads(GOLDEN.read_text(encoding="utf-8"))
-    found = json.loads(json.dumps(compared(tmp_path / "out")))
-    assert len(found["rows"]) >= 40
-    before, now = flat(expected["rows"]), flat(found["rows"])
+    actual = json.loads(json.dumps(compared(tmp_path / "out")))
+    assert len(actual["rows"]) >= 40
+    before, now = flat(expected["rows"]), flat(actual["rows"])
     different = {name: (before.get(name), now.get(name)) for name in {**before, **now} if not same(before, now, name)}
     assert not different
-    assert found["warnings"] == expected["warnings"]
+    assert actual["warnings"] == expected["warnings"]
 
 
 def same(before: dict[str, Any], now: dict[str, Any], name: str) -> bool:
-    """Whether a value is the one recorded, numbers up to rounding."""
-    one, other = before.get(name), now.get(name)
-    if isinstance(one, float) and isinstance(other, (int, float)):
-        return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
-    return bool(one == other)
+    """Whether a value equals the recorded one, numbers up to rounding."""
+    expected, actual = before.get(name), now.get(name)
+    if isinstance(expected, float) and isinstance(actual, (int, float)):
+        return math.isclose(expected, actual, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    return bool(expected == actual)
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
     """A nested value as one level."""
     if isinstance(value, dict):
-        return {key: each for inner in value for key, each in flat(value[inner], f"{name}.{inner}").items()}
+        return {path: leaf for key in value for path, leaf in flat(value[key], f"{name}.{key}").items()}
     return {name: json.dumps(value) if isinstance(value, list) else value}
 
 

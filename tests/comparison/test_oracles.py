@@ -22,7 +22,7 @@ SENTENCES = (
 def system(seed: int, share: float) -> list[str]:
     rng = np.random.default_rng(seed)
     words = [sentence.split() for sentence in SENTENCES * 12]
-    return [" ".join(word if rng.random() < share else "thing" for word in each) for each in words]
+    return [" ".join(word if rng.random() < share else "thing" for word in sentence) for sentence in words]
 
 
 # Oracle: sacrebleu's own paired bootstrap.
@@ -38,7 +38,7 @@ def test_bleu_is_compared_as_by_sacrebleu():
     assert bleu.value(after) == pytest.approx(theirs["BLEU"][1].score)
     interval = percentile_interval(bootstrap(48, lambda weights: bleu.score(weights @ after)))
     assert (interval.high - interval.low) / 2 == pytest.approx(theirs["BLEU"][1].ci, rel=0.15)
-    found = paired_aggregates(before, after, bleu.score, n=48, span=100.0)
-    assert found.difference == pytest.approx(theirs["BLEU"][1].score - theirs["BLEU"][0].score)
-    assert found.interval.low < found.difference < found.interval.high
-    assert (found.p_value < 0.05) == (theirs["BLEU"][1].p_value < 0.05)
+    paired = paired_aggregates(before, after, bleu.score, n=48, span=100.0)
+    assert paired.difference == pytest.approx(theirs["BLEU"][1].score - theirs["BLEU"][0].score)
+    assert paired.interval.low < paired.difference < paired.interval.high
+    assert (paired.p_value < 0.05) == (theirs["BLEU"][1].p_value < 0.05)

@@ -1,4 +1,4 @@
-"""Runs that differ only in their seed: found by card or by name, one row, the wording of what they show."""
+"""Runs that differ only in their seed: grouped by card or by name, in one row, with notes on what they show."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from lm_eval_files import labelled
 
-from harness_ext.comparison.contenders import contenders
+from harness_ext.comparison.candidates import candidates_of
 from harness_ext.leaderboard import compare_runs
 from harness_ext.results.load import load_runs
 
@@ -20,7 +20,7 @@ def coin(share: float, seed: int, n: int = 400) -> list[float]:
 
 @pytest.fixture
 def write_seeds(write_run, tmp_path):
-    """A base, and an adapter under some seeds; with cards, or told apart by name only."""
+    """A base, and an adapter trained with several seeds; identified by cards or by names only."""
 
     def write(names: list[str], *, cards: list[dict] | None = None, shares: tuple[float, ...] = (0.80, 0.82, 0.81)):
         write_run("out/base", {"demo": labelled(coin(0.6, 0))}, model_args="pretrained=org/tiny")
@@ -47,9 +47,9 @@ def test_names_make_one_row_of_three_seeds(write_seeds):
     assert "two-level" in row.paired.method
     assert row.verdict == "better"
     text = comparison.to_markdown()
-    assert "mine (3 seeds)" in text
+    assert "mine · 3 seeds" in text
     assert "±" in text
-    assert "says nothing about the method" not in text
+    assert "nothing about the method" not in text
 
 
 def test_two_seeds_speak_of_these_adapters_only(write_seeds):
@@ -77,7 +77,7 @@ def test_each_seed_can_have_its_own_row(write_seeds):
 
 def test_a_seed_that_stands_twice_is_not_averaged(write_seeds):
     runs = write_seeds(["mine", "again"], cards=[card(0), card(0)])
-    assert len(contenders([run for run in runs if run.adapter])) == 2
+    assert len(candidates_of([run for run in runs if run.adapter])) == 2
 
 
 def test_costs_stand_beside_the_gain_of_each_seed(write_seeds):
@@ -88,12 +88,13 @@ def test_costs_stand_beside_the_gain_of_each_seed(write_seeds):
     gains = [cost.gain for cost in comparison.costs]
     assert gains == pytest.approx([value - row.baseline.value for value in row.seeds.values.values()])
     assert [cost["gain"] for cost in comparison.to_json()["costs"]] == pytest.approx([100 * gain for gain in gains])
-    assert "| mine-seed0 | 2.44M | 100 | 48k | 1.5 |" in comparison.to_markdown()
+    assert "| mine-seed0 · demo | 2.44M | 100 | 48k | 1.5 |" in comparison.to_markdown()
 
 
 def test_what_was_not_trained_on_is_kept_or_lost(write_seeds):
     away = {**card(0), "task": "elsewhere"}
     comparison = compare_runs(write_seeds(["mine"], cards=[away], shares=(0.3,)))
     assert comparison.rows[0].retention == "lost"
-    assert "On other tasks than their own" in comparison.to_markdown()
+    assert "| elsewhere" not in comparison.to_markdown()
+    assert "| lost |" in comparison.to_markdown()
     assert compare_runs(write_seeds(["mine"], cards=[card(0)])).rows[0].retention is None

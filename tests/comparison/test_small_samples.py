@@ -1,4 +1,4 @@
-"""Few documents, few passages, many tests: nothing is decided without evidence, and what holds it back is said."""
+"""Few documents, few passages, many tests: no verdict without evidence, and the missing condition is reported."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_eight_passages_of_which_none_differs_are_not_equivalent(write_pair):
 
 
 def test_two_passages_and_three_seeds(write_run, tmp_path):
-    """Raised an OverflowError once."""
+    """A regression test: this raised an OverflowError."""
     for name in ("base", "m-seed0", "m-seed1", "m-seed2"):
         samples = on_passages((RNG.random(20) < 0.5).astype(float).tolist(), 10)
         adapter = "" if name == "base" else f",peft={name}"
@@ -87,7 +87,7 @@ def test_a_passage_with_most_questions_leaves_few_effective_ones(write_pair):
     (row,) = comparison.rows
     assert row.paired.effective_units == pytest.approx(650**2 / (260**2 + 39 * 100))
     assert row.verdict == "undecided"
-    (finding,) = [each for each in comparison.findings if each.id == "R07"]
+    (finding,) = [finding for finding in comparison.findings if finding.id == "R07"]
     assert finding.numbers["effective"] == pytest.approx(row.paired.effective_units)
 
 
@@ -112,7 +112,7 @@ def test_rows_that_were_filtered_out_are_named(write_run, tmp_path):
         tasks = {task: labelled((RNG.random(50) < 0.5).astype(float).tolist()) for task in ("x", "y")}
         write_run(f"out/{name}", tasks, model_args=f"pretrained=org/tiny{adapter}")
     comparison = compare_runs(load_runs(tmp_path / "out"), tasks=["x"], only=["one"])
-    (finding,) = [each for each in comparison.findings if each.id == "R14"]
+    (finding,) = [finding for finding in comparison.findings if finding.id == "R14"]
     assert sorted(finding.numbers["rows"]) == ["one on y", "two on x", "two on y"]
     assert finding.text in comparison.notes
 
@@ -125,7 +125,7 @@ def test_a_certain_small_loss_is_equivalent_and_its_sign_is_shown(write_pair):
     )
     (row,) = comparison.rows
     assert (row.verdict, row.decision.direction) == ("equivalent", -1)
-    assert "a certain small loss" in comparison.to_markdown()
+    assert "small loss" in comparison.to_markdown()
 
 
 @pytest.mark.parametrize(
@@ -145,8 +145,8 @@ def test_any_column_can_be_declared(way, write_pair):
     comparison = compare_runs(load_runs(write_pair("mine", *sides, both=both)), clusters=clusters)
     (row,) = comparison.rows
     assert row.paired.units == (120 if way == "nothing" else 24)
-    found = [finding for finding in comparison.findings if finding.id == "R08"]
-    assert [each.numbers["column"] for each in found] == (["story"] if way == "nothing" else [])
+    findings = [finding for finding in comparison.findings if finding.id == "R08"]
+    assert [finding.numbers["column"] for finding in findings] == (["story"] if way == "nothing" else [])
 
 
 def test_a_right_choice_that_always_stands_first_is_no_floor(write_pair):
@@ -162,13 +162,13 @@ def test_a_right_choice_that_always_stands_first_is_no_floor(write_pair):
 def test_positions_are_no_labels(write_pair):
     """HellaSwag, MMLU: the gold label is a place among the document's own choices; guessing is the floor."""
 
-    def one(i: int, value: float) -> dict:
-        made = sample(i, {"idx": i}, {"acc": value}, target=i % 7 % 4)
-        made["arguments"] = {f"gen_args_{k}": {"arg_0": "p", "arg_1": f" choice {k}"} for k in range(4)}
-        made["resps"] = [[[-1.0 - k, False]] for k in range(4)]
-        return made
+    def multiple_choice(i: int, value: float) -> dict:
+        row = sample(i, {"idx": i}, {"acc": value}, target=i % 7 % 4)
+        row["arguments"] = {f"gen_args_{k}": {"arg_0": "p", "arg_1": f" choice {k}"} for k in range(4)}
+        row["resps"] = [[[-1.0 - k, False]] for k in range(4)]
+        return row
 
     both = {"configs": {"demo": {"output_type": "multiple_choice", "doc_to_choice": "{{endings}}"}}}
-    sides = [[one(i, float(v)) for i, v in enumerate(RNG.random(300) < p)] for p in (0.5, 0.6)]
+    sides = [[multiple_choice(i, float(v)) for i, v in enumerate(RNG.random(300) < p)] for p in (0.5, 0.6)]
     (row,) = compare_runs(load_runs(write_pair("demo", *sides, both=both))).rows
     assert (row.floor.kind, row.floor.value) == ("chance", 0.25)

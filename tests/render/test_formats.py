@@ -1,4 +1,4 @@
-"""Every format of every view: complete, escaped, the same bytes each time; and the gate."""
+"""Every format of every view is complete, escaped and reproducible; and the gate of --fail-on."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.console import Console
 from harness_ext.comparison.gate import why_it_fails
 from harness_ext.errors import ComparisonError
 from harness_ext.leaderboard import compare_runs
+from harness_ext.render import tables
 from harness_ext.render.records import columns
 from harness_ext.results.load import load_runs
 
@@ -74,7 +75,7 @@ def test_tasks_and_runs_are_chosen_by_pattern(runs):
 
 
 @pytest.mark.parametrize("options", [{"margin": -1}, {"margin": float("nan")}, {"sort": "random"}])
-def test_impossible_wishes_are_refused(runs, options):
+def test_impossible_options_are_refused(runs, options):
     with pytest.raises(ComparisonError):
         compare_runs(runs, **options)
 
@@ -86,6 +87,26 @@ def test_a_board_is_cut_to_the_terminal(runs, width):
     assert text.count(" model ") == {60: 3, 80: 2, 200: 1}[width]
     for task in ("x_1", "x_2", "y"):
         assert task in text
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("view", ["rows", "board"])
+def test_nothing_is_cut_off_on_a_narrow_terminal(write_run, tmp_path, width, view):
+    recipe = {"task": "elsewhere", "seed": 0, "trainable_parameters": 2_442_240, "tokens": 48_000, "seconds": 90.0}
+    outputs = {"configs": {"sst2_choice_calibrated": {"output_type": "generate_until"}}}
+    for number, (name, parsed) in enumerate((("base", 0.6), ("sst2-seed0", 0.7), ("sst2-seed1", 0.7), ("other", 0.62))):
+        scores = [{"acc": value, "parsed_rate": value} for value in coin(parsed, number)]
+        samples = [sample(i, {"idx": i}, score, target=i % 2) for i, score in enumerate(scores)]
+        ours = {"card": {**recipe, "seed": number, "recipe": {"name": name[:4]}}} if number else {}
+        arguments = "pretrained=org/tiny" + (f",peft=adapters/{name}" if number else "")
+        tasks = {"sst2_choice_calibrated": samples}
+        write_run(f"out/{name}", tasks, model_args=arguments, ours={"variant": name, **ours}, **outputs)
+    comparison = compare_runs(load_runs(tmp_path / "out"))
+    text = terminal(comparison, width, view)
+    assert max(map(len, text.splitlines())) <= width
+    for grid in tables.grids_of(comparison, view):
+        for line in (line for row in grid.rows for entry in row for line in entry.lines):
+            assert line in text
 
 
 def test_csv_is_flat_and_complete(runs):
@@ -102,10 +123,10 @@ def test_csv_is_flat_and_complete(runs):
 
 
 def test_json_keeps_small_p_values(runs):
-    found = json.loads(json.dumps(compare_runs(runs).to_json()))
-    assert found["schema"] == 2
-    assert found["margin"] == 1
-    row = next(row for row in found["rows"] if row["run"] == "c")
+    record = json.loads(json.dumps(compare_runs(runs).to_json()))
+    assert record["schema"] == 2
+    assert record["margin"] == 1
+    row = next(row for row in record["rows"] if row["run"] == "c")
     assert 0 < row["paired"]["p_value"] <= row["p_holm"] < 1e-4
 
 
@@ -156,7 +177,7 @@ def test_groups_of_unknown_tasks_are_shown_and_not_tested(write_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("only", "bar", "told"),
+    ("only", "bar", "pattern"),
     [
         ("c", "not-better", None),
         (
@@ -168,9 +189,9 @@ def test_groups_of_unknown_tasks_are_shown_and_not_tested(write_run, tmp_path):
         ("b", "not-better", "b on x_1 is equivalent"),
     ],
 )
-def test_gate(runs, only, bar, told):
-    found = why_it_fails(compare_runs(runs, only=[only]), bar)
-    assert (found is None) if told is None else re.search(told, found)
+def test_gate(runs, only, bar, pattern):
+    reason = why_it_fails(compare_runs(runs, only=[only]), bar)
+    assert (reason is None) if pattern is None else re.search(pattern, reason)
 
 
 def test_what_was_not_tested_passes_only_the_lowest_bar(write_pair):
