@@ -1,10 +1,10 @@
 """Does this adapter really beat its base, under the same protocol?
 
-The public surface, for notebooks and scripts; each name is imported when it is first used:
+The public API, for notebooks and scripts; each name is imported on first use:
 
 - `Recipe`, `train_adapter`: train a LoRA adapter on any lm-eval task with a training split
-- `evaluate`: a base and its adapters on the same tasks, in one process
-- `load_runs`, `compare_runs`: results folders, paired by document, tested, put into one word
+- `evaluate`: evaluate a base and its adapters on the same tasks, in one process
+- `load_runs`, `compare_runs`: load results, and compare them document by document, with tests and a verdict
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Recipe", "compare_runs", "evaluate", "load_runs", "train_adapter"]
 
-_HOMES = {
+_MODULES = {
     "Recipe": "harness_ext.training.recipe",
     "compare_runs": "harness_ext.leaderboard",
     "evaluate": "harness_ext.engine.evaluate",
@@ -32,10 +32,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its module; torch and lm-eval take seconds, `import harness_ext` does not."""
-    if name not in _HOMES:
+    """Import a public name from its module on first use, since torch and lm-eval take seconds to import."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Everything that `check` (C...) and `compare` (R...) can find: what it is, why it matters, an example, the remedy.
+"""The catalogue of findings of `check` (C...) and `compare` (R...): title, reason, example and remedy of each.
 
 An id keeps its meaning from release to release. `docs/checks.md` and `docs/findings.md` are generated from
 this table by `docs/generate.py`; `--explain ID` prints an entry.
@@ -15,7 +15,7 @@ class Rule:
     """An entry of the catalogue."""
 
     what: str  # title
-    why: str  # why the fault gives wrong numbers, or fails
+    why: str  # why it leads to wrong numbers or to a failure
     example: str  # as the command prints it
     remedy: str
 
@@ -382,101 +382,114 @@ CATALOGUE: Mapping[str, Rule] = {
     # -- comparison: `harness-ext compare` --
     "R01": Rule(
         "Many outputs did not parse",
-        "A score of unreadable outputs measures their format, not what the model knows. Below 95 % the score is mostly "
-        "about form; a base model often looks useless for this reason alone.",
-        "sst2_generate, base: only 83.7 % of the outputs parsed",
-        "Compare `acc_parsed` too, or ask by forced choice (`sst2_choice`), which cannot fail to parse.",
+        "If outputs cannot be parsed, the score measures their format rather than what the model knows. This is "
+        "reported when less than 95 % of the outputs parse. Base models often look useless for this reason alone.",
+        "sst2_generate, base: only 83.7 % of the outputs parsed, so acc 66.6 says more about the output format than "
+        "about skill (79.6 % of the parsed outputs are correct)",
+        "Compare `acc_parsed` too, or use a forced-choice task (`sst2_choice`), which always parses.",
     ),
     "R02": Rule(
-        "A score below what a constant answer gets",
-        "Always giving the most frequent answer, abstaining, or guessing needs no model. A score below it has a cause "
-        "that is not lack of knowledge: wrong parsing, swapped labels, a prompt that the model does not follow.",
-        "squad_v2_generate, sst2: exact 4.97 is worse than always abstaining (50.07)",
-        "Look at logged samples; check the task with `harness-ext check`.",
+        "Score at or below that of a constant answer",
+        "Always giving the most frequent answer, always abstaining, and guessing need no model. A score below that of "
+        "such an answer has another cause than missing knowledge: wrong parsing, swapped labels, or a prompt that the "
+        "model does not follow.",
+        "squad_v2_generate, sst2: exact 5.0 is worse than always abstaining (50.1)",
+        "Look at the logged samples, and check the task with `harness-ext check`.",
     ),
     "R03": Rule(
-        "A score that cannot be told from a constant answer",
-        "The interval of the score reaches down to what a constant answer gets.",
-        "sst2_choice, base: acc 51.3 cannot be told from always giving the most frequent answer (50.9)",
-        "Evaluate more documents, or take the score for chance.",
+        "Score that is not clearly above that of a constant answer",
+        "The interval of the score contains the score of a constant answer, so the model may have learned nothing.",
+        "sst2_choice, base: acc 51.3 may be no better than always giving the most frequent answer (50.9): its interval "
+        "starts at 47.9",
+        "Evaluate more documents, or treat the score as chance.",
     ),
     "R04": Rule(
-        "An adapter of another base",
-        "Its card names another base than the baseline, so the difference mixes base and adapter.",
-        "mine: was trained on org/a, not on the baseline's org/b",
-        "Evaluate the adapter's own base and compare with that.",
+        "Adapter of another base",
+        "The adapter's card names another base than the baseline, so the difference mixes that of the bases with the "
+        "effect of the adapter.",
+        "mine: was trained on org/a, but the baseline is org/b; the difference mixes the two",
+        "Evaluate the adapter's own base, and compare with that.",
     ),
     "R05": Rule(
-        "Protocols differ, as --allow accepted",
-        "The difference may come from the protocol instead of the adapter.",
-        "sst2_choice, mine: not the baseline's dtype, as --allow said",
-        "Evaluate both runs alike.",
+        "Protocols differ, accepted with --allow",
+        "The difference in scores may come from the protocol instead of the adapter.",
+        "sst2_choice, mine: differs from the baseline in dtype (--allow), which may explain the difference in scores",
+        "Evaluate both runs under the same protocol.",
     ),
     "R06": Rule(
         "Documents that only one run has",
-        "Runs are compared on the documents both have; a different --limit leaves the rest out.",
-        "sst2: base and mine are compared on the 400 documents both have; 472 that only one has are left out",
-        "Evaluate both with the same --limit.",
+        "Runs are compared on the documents that both have. With different --limit values, the other documents are "
+        "left out.",
+        "sst2: base and mine are compared on the 400 documents that both have; 472 that only one of them has are left "
+        "out",
+        "Evaluate both runs with the same --limit.",
     ),
     "R07": Rule(
         "Few independent units",
-        "Questions on one passage are not independent. With fewer than 40 effective units standard errors are shaky; "
-        "fewer than 6 cannot decide anything (two-sided sign flips of five units never reach p < .05).",
-        "squad: 12 passages carry as much evidence as 8.3 of equal size",
-        "Evaluate more passages, not more questions on the same ones.",
+        "Questions on the same passage are not independent. With fewer than 40 effective units, standard errors are "
+        "unreliable; with fewer than 6, no verdict is possible, since a two-sided sign-flip test of five units cannot "
+        "reach p < .05.",
+        "squad: only 8.3 effective units in 12 passages; with fewer than 40, the permutation p-value is more reliable "
+        "than the intervals",
+        "Evaluate more passages, not more questions on the same passages.",
     ),
     "R08": Rule(
-        "A repeated column that is not declared",
-        "Many documents share a long text, so they may not be independent; intervals are then too short.",
-        "my_task: 'article' is shared by several documents",
-        "Declare it: `metadata: cluster: article` in the task's YAML, or --cluster my_task=article.",
+        "Repeated column that is not declared",
+        "Many documents share a long text and may not be independent. If they are not, the intervals are too short.",
+        "my_task: several documents share the same 'article' and may not be independent; declare it with `metadata: "
+        "cluster: article` or --cluster my_task=article",
+        "Declare the column: `metadata: cluster: article` in the task's YAML, or --cluster my_task=article.",
     ),
     "R09": Rule(
-        "A row that is not tested",
-        "Without a number for each document there is no paired test; the logged values stand alone.",
-        "wikitext, base: word_perplexity is not tested (no samples logged)",
+        "Row that is not tested",
+        "Without a score for each document there is no paired test. The table shows the logged values only.",
+        "wikitext, base: word_perplexity is not tested (no samples logged); evaluate again with --log_samples",
         "Evaluate with --log_samples, or compare another metric.",
     ),
     "R10": Rule(
         "Choices that tie",
-        "Where the best choices have the same log-probability the first one wins, so accuracy counts how often the "
-        "first choice is right.",
-        "sst2_choice, base: the best choices have the same score in 80 % of the documents",
+        "If the best choices have the same log-probability, the first of them wins. Accuracy then counts how often the "
+        "first choice happens to be right.",
+        "sst2_choice, base: the best choices tie in 80 % of the documents, and the first of them wins; check the "
+        "tokenizer with `harness-ext check sst2_choice --model MODEL`",
         "Check the tokenizer: `harness-ext check TASK --model MODEL`.",
     ),
     "R11": Rule(
         "Tasks that not all runs have",
-        "What only one run was evaluated on cannot be compared.",
+        "A task can only be compared between runs that were evaluated on it.",
         "mine: not evaluated on sst2_generate",
-        "Evaluate every run on the same tasks.",
+        "Evaluate all runs on the same tasks.",
     ),
     "R12": Rule(
-        "A metric without a unit",
-        "Nobody declared the metric's unit and margin. It can be better or worse, but nothing says which difference is "
-        "too small to matter, so it is never equivalent.",
-        "my_task: judge_score has no declared unit",
+        "Metric without a unit",
+        "No unit and margin are declared for the metric. A run can be better or worse, but it is unknown which "
+        "differences are too small to matter, so none is equivalent.",
+        "my_task: judge_score has no declared unit, so no difference can be equivalent; declare it in the task's YAML "
+        "(metadata: metrics: {judge_score: {unit: ..., margin: ...}}) or with --margin judge_score=VALUE",
         "Declare it: `metadata: metrics: {judge_score: {unit: marks, range: [1, 5], margin: 0.1}}`, or --margin "
         "judge_score=0.1.",
     ),
     "R13": Rule(
         "Tasks without the metric",
-        "--metric names a metric that these tasks do not log; they are left out.",
-        "--metric f1: 16 tasks do not log it and are left out",
-        "Compare them by their own metric, without --metric.",
+        "Tasks that do not log the metric of --metric are left out.",
+        "--metric f1: left out 2 tasks without this metric (sst2_choice, sst2_generate)",
+        "Compare these tasks by their own metrics, without --metric.",
     ),
     "R14": Rule(
         "Rows that were filtered out",
-        "Holm's correction covers the rows of this comparison. Choosing rows after having seen the results makes the "
-        "p-values too small.",
-        "--tasks left out 9 of the 10 tasks that both runs have",
-        "Choose tasks and runs before looking, or report the whole comparison.",
+        "Holm's correction covers the rows of this comparison. If rows are chosen after seeing the results, their "
+        "p-values are too small.",
+        "--tasks and --runs left out 3 rows (one on y, two on x, two on y). If they were chosen after seeing the "
+        "results, the p-values are too small.",
+        "Choose tasks and runs before seeing results, or report the whole comparison.",
     ),
     "R15": Rule(
         "Values outside the declared range",
-        "The metric's name or the task's YAML declares a range, and some values lie outside: most often percentages "
-        "under a name that stands for shares of 0 to 1. Shown as shares they would be a hundred times too large. They "
-        "are compared as logged, without a unit, so nothing is called equivalent.",
-        "my_task: f1 is declared to be from 0 to 1, but has values outside",
+        "The metric's name or the task's YAML declares a range, and some values lie outside. Most often these are "
+        "percentages under the name of a share, 0 to 1, which would be shown a hundred times too large. They are "
+        "compared as logged and without a unit, so no difference is equivalent.",
+        "my_task: f1 has values outside its declared range, 0 to 1, so it is compared as logged and without a unit; "
+        "declare it in the task's YAML (metadata: metrics: {f1: {unit: ..., range: ...}})",
         "Declare the unit in the task's YAML: `metadata: metrics: {f1: {unit: points}}`, or `metric_scale: 100`.",
     ),
 }

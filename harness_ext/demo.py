@@ -1,4 +1,4 @@
-"""The main job from end to end: fetch, evaluate, train, evaluate, compare. Minutes on two CPU cores."""
+"""The demo: fetch a model, evaluate it, train an adapter, evaluate that, compare. Takes minutes on two CPU cores."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ EVALUATED = None  # all documents
 
 
 def run_demo(output: Path, *, say: Callable[[str], None]) -> Leaderboard:
-    """Train an SST-2 adapter for the packaged model, evaluate base and adapter, and compare them.
+    """Train an SST-2 adapter for a small model, evaluate base and adapter, and compare them.
 
     Args:
-        output: adapter and results go there; an earlier demo's are replaced.
-        say: told one line at each stage.
+        output: folder for adapter and results; those of an earlier demo are replaced.
+        say: called with a line of progress at each stage.
     """
-    say(f"1/5  the model: {MODEL}")
+    say(f"1/5  fetching the model {MODEL}")
     model = str(fetch_model(MODEL, progress=say))
     if not documents.is_available("sst2"):
         os.environ[documents.DATA_VARIABLE] = documents.SAMPLE
-        say(f"     no SST-2 here ({documents.DATA_VARIABLE} names no folder with it, the Hub does not answer):")
-        say("     using the bundled sample, whose scores are no benchmark")
+        say(f"     SST-2 is not available ({documents.DATA_VARIABLE} is not set, and the Hub cannot be reached):")
+        say("     using the small bundled sample instead, which is not a benchmark")
     adapter, results = output / "adapters" / "sst2", output / "results"
     evaluation: dict[str, Any] = {"tasks": TASKS, "limit": EVALUATED, "output_path": str(results), "log_samples": True}
-    say(f"2/5  the base, zero-shot, on {' and '.join(TASKS)}")
+    say(f"2/5  evaluating the base, zero-shot, on {' and '.join(TASKS)}")
     evaluate(model, **evaluation)
-    say(f"3/5  training {adapter}")
+    say(f"3/5  training the adapter {adapter}")
     recipe = Recipe(task=TASKS[0], model=model, output=str(adapter), limit=TRAINING_EXAMPLES)
     card = train_adapter(recipe, overwrite=True).card
     say(f"     {card.examples:,} examples in {card.seconds / 60:.1f} minutes, loss {card.train_loss:.3f}")
-    say("4/5  the adapter, on the same tasks")
+    say("4/5  evaluating the adapter on the same tasks")
     evaluate(model, model_args={"peft": str(adapter)}, **evaluation)
-    say(f"5/5  harness-ext compare {results}")
+    say(f"5/5  comparing: harness-ext compare {results}")
     return compare_runs(load_runs(str(results)))

@@ -1,20 +1,20 @@
-"""Everything this package raises on purpose, in one tree.
+"""The exceptions that this package raises.
 
 ```
-HarnessExtError            anything a user can mend; the command line prints it as one line and exits with 2
+HarnessExtError            an error that users can fix; the command line prints it in one line and exits with 2
 ├── TaskError              an unknown, broken or untrainable task
-├── DatasetError           documents that cannot be found, reached or read
+├── DatasetError           documents that cannot be found, downloaded or read
 ├── MetricError            a document that a metric cannot score (no references, a label outside the choices)
-├── ModelError             a model that is missing, corrupt or of a kind we cannot use
+├── ModelError             a model that is missing, corrupt or of an unsupported kind
 │   ├── FetchError         a model that could not be downloaded, verified or converted
-│   └── AdapterError       an adapter that is missing, does not fit its base or changes nothing
-├── RecipeError            a training recipe with unknown or impossible settings
-├── TrainingError          training that cannot start or go on
+│   └── AdapterError       an adapter that is missing, does not fit its base or has no effect
+├── RecipeError            a training recipe with unknown or invalid settings
+├── TrainingError          training that cannot start or continue
 ├── ResultsError           a results folder that cannot be read
 └── ComparisonError        runs that cannot be compared
 ```
 
-A message says what is wrong, which thing it is, and what to do next, in one line.
+A message is one line: what is wrong, with which object, and what to do next.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Iterable
 
 
 class HarnessExtError(Exception):
-    """Base of every error that a user can mend."""
+    """Base class of errors that users can fix."""
 
 
 class TaskError(HarnessExtError):
@@ -32,7 +32,7 @@ class TaskError(HarnessExtError):
 
 
 class DatasetError(HarnessExtError):
-    """Documents that cannot be found, reached or read."""
+    """Documents that cannot be found, downloaded or read."""
 
 
 class MetricError(HarnessExtError):
@@ -40,7 +40,7 @@ class MetricError(HarnessExtError):
 
 
 class ModelError(HarnessExtError):
-    """A model that is missing, corrupt or of a kind we cannot use."""
+    """A model that is missing, corrupt or of an unsupported kind."""
 
 
 class FetchError(ModelError):
@@ -48,15 +48,15 @@ class FetchError(ModelError):
 
 
 class AdapterError(ModelError):
-    """An adapter that is missing, does not fit its base or changes nothing."""
+    """An adapter that is missing, does not fit its base or has no effect."""
 
 
 class RecipeError(HarnessExtError):
-    """A training recipe with unknown or impossible settings."""
+    """A training recipe with unknown or invalid settings."""
 
 
 class TrainingError(HarnessExtError):
-    """Training that cannot start or go on."""
+    """Training that cannot start or continue."""
 
 
 class ResultsError(HarnessExtError):
@@ -68,7 +68,7 @@ class ComparisonError(HarnessExtError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, without its full stop; its type when it says nothing.
+    """The first line of an error's message, without the full stop; its type if there is no message.
 
     >>> first_line(ValueError("no such file.\\nCall stack: ...")), first_line(KeyError())
     ('no such file', 'KeyError')
@@ -78,7 +78,7 @@ def first_line(error: BaseException) -> str:
 
 
 def described(error: BaseException) -> str:
-    """The first line of what an error says, with its type unless it is one of ours.
+    """The first line of an error's message, preceded by its type unless it is a `HarnessExtError`.
 
     >>> described(ValueError("too long")), described(TaskError("no such task")), described(StopIteration())
     ('ValueError: too long', 'no such task', 'StopIteration')

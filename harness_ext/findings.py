@@ -1,4 +1,4 @@
-"""What is wrong, or may be, with a task or a number: one type, explained by one catalogue.
+"""Findings: what is or may be wrong with a task or a number. The catalogue explains every id.
 
 `docs/checks.md` and `docs/findings.md` are generated from the catalogue by `docs/generate.py`; `--explain ID` prints an
 entry.
@@ -17,36 +17,38 @@ __all__ = ["CATALOGUE", "Finding", "Level", "Rule", "explain"]
 
 Level = Literal["error", "warning", "note"]
 
-LETTERS = "CR"  # the ids of `harness-ext check` and of `harness-ext compare`
+LETTERS = "CR"  # first letters of ids: C for `harness-ext check`, R for `harness-ext compare`
 
 
 @dataclass(frozen=True)
 class Finding:
     """One reason to distrust a task or a number."""
 
-    id: str  # of the catalogue
+    id: str  # key of the catalogue
     level: Level
     where: str  # task, run, or "file:line"
     text: str  # one sentence, with the numbers
-    numbers: Mapping[str, Any] = field(default_factory=dict, hash=False)  # of a task's finding: its file and line
+    numbers: Mapping[str, Any] = field(
+        default_factory=dict, hash=False
+    )  # values in the text; for a task, file and line
     next_step: str | None = None
 
     def __str__(self) -> str:
-        """One line."""
+        """The finding in one line."""
         return f"{self.where}: {self.level} {self.id} {self.text}"
 
 
 def explain(id: str) -> str:
-    """An entry of the catalogue, as text.
+    """The catalogue's entry for an id, as text.
 
     Raises:
-        HarnessExtError: there is no such entry.
+        HarnessExtError: the id is unknown.
     """
     key = id.strip().upper()
     rule = CATALOGUE.get(key)
     if rule is None:
         spans = " and ".join(f"{min(ids)} to {max(ids)}" for ids in map(_ids, LETTERS))
-        raise HarnessExtError(f"there is no finding {id!r}{suggest(key, CATALOGUE)}; ids are {spans}")
+        raise HarnessExtError(f"unknown finding {id!r}{suggest(key, CATALOGUE)}; ids are {spans}")
     return f"{key}  {rule.what}\n\n{rule.why}\n\nExample: {rule.example}\n\nWhat to do: {rule.remedy}"
 
 

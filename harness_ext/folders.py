@@ -1,4 +1,4 @@
-"""Folders that are written whole or not at all."""
+"""Folders that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing_folder(target: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `target` that takes its place when the block ends well, and vanishes when not.
+    """Yield a temporary folder beside `target`; it replaces `target` if the block succeeds, and is deleted if not.
 
-    What was at `target` comes back when taking its place fails; parents made for it go again.
+    If the replacement fails, the old `target` is restored. Parent folders that were created for it are removed again.
     """
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
-    made = [parent for parent in target.parents if not parent.exists()]
+    created = [parent for parent in target.parents if not parent.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
@@ -34,6 +34,6 @@ def replacing_folder(target: Path) -> Iterator[Path]:
     finally:
         for leftover in (partial, replaced):
             shutil.rmtree(leftover, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):  # not empty: the target is in it
+        for parent in created:
+            with contextlib.suppress(OSError):  # fails if the target is in it
                 parent.rmdir()

@@ -1,4 +1,4 @@
-"""Compare runs and show the result: what `harness_ext.compare_runs` returns renders itself."""
+"""Compare runs; the result can render itself in all formats."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["Leaderboard", "compare_runs"]
 
 @dataclass(frozen=True)
 class Leaderboard(Comparison):
-    """Every run against one baseline, as table, Markdown, CSV, JSON, LaTeX, HTML or pandas."""
+    """A comparison that renders itself as terminal tables, Markdown, CSV, JSON, LaTeX, HTML or pandas."""
 
     def to_markdown(self, view: tables.View = "auto") -> str:
-        """Return Markdown tables with warnings and notes below."""
+        """Return Markdown tables, followed by warnings and notes."""
         parts = [f"Baseline: **{escape_markdown(self.baseline)}**\n"]
         parts += [grid.to_markdown() for grid in tables.grids_of(self, view)]
         if self.warnings:
@@ -33,7 +33,7 @@ class Leaderboard(Comparison):
         return "\n".join([*parts, "**How to read this**\n\n" + _bullets(tables.notes_of(self, view))])
 
     def to_latex(self, view: tables.View = "auto") -> str:
-        """Return booktabs tables; warnings and notes as comments below."""
+        """Return booktabs tables, followed by warnings and notes as comments."""
         parts = [grid.to_latex() for grid in tables.grids_of(self, view)]
         comments = [
             *(f"% warning: {line}" for line in self.warnings),
@@ -42,22 +42,22 @@ class Leaderboard(Comparison):
         return "\n".join([f"% baseline: {self.baseline}", *parts, *comments]) + "\n"
 
     def to_html(self, view: tables.View = "auto") -> str:
-        """Return HTML tables with warnings and notes below, to be put into a page."""
+        """Return HTML tables, followed by warnings and notes, for use within a page."""
         parts = [f"<p>Baseline: <b>{html.escape(self.baseline)}</b></p>"]
         parts += [grid.to_html() for grid in tables.grids_of(self, view)]
         parts += [html_list(self.warnings, "<b>Warning:</b> {}")]
         return "".join([*parts, html_list(tables.notes_of(self, view), "<small>{}</small>")])
 
     def to_csv(self) -> str:
-        """Return one line for each row, with a header."""
+        """Return a header and one line per row."""
         return records.to_csv(self)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a dict ready for `json.dumps`; shares in points, p-values as fractions."""
+        """Return a dict for `json.dumps`: shares in points, p-values as fractions."""
         return records.to_json(self)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return one flat row per comparison; warnings and notes are in `.attrs`."""
+        """Return a data frame with the columns of the CSV; warnings and notes are in `.attrs`."""
         import pandas
 
         frame = pandas.DataFrame([records.flat(row) for row in self.rows])
@@ -65,11 +65,11 @@ class Leaderboard(Comparison):
         return frame
 
     def to_terminal(self, width: int, view: tables.View = "auto") -> list[RenderableType]:
-        """Return rich tables and notes for a terminal of so many columns."""
+        """Return rich tables, warnings and notes for a terminal of `width` characters."""
         return list(terminal.render(self, view, width))
 
     def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
-        """Let `rich.print(comparison)` show the tables; with one run beside the baseline they fit 80 columns."""
+        """Let `rich.print(comparison)` show the tables."""
         yield from self.to_terminal(options.max_width)
 
     def _repr_html_(self) -> str:
@@ -77,7 +77,7 @@ class Leaderboard(Comparison):
 
 
 def compare_runs(runs: Sequence[Run], **options: Any) -> Leaderboard:
-    """Compare every run with the baseline; the arguments are those of `harness_ext.comparison.compare.compare_runs`."""
+    """Compare every run with the baseline; for arguments, see `harness_ext.comparison.compare.compare_runs`."""
     return Leaderboard(**vars(compare.compare_runs(runs, **options)))
 
 

@@ -1,8 +1,8 @@
 """Install WordNet for METEOR: `make wordnet`, or `python -m harness_ext.wordnet`.
 
-nltk's own download is tried first. Where its server is out of reach, the same database comes from two Debian packages,
-installed or fetched with `apt-get download` (no root needed): `wordnet-base` and `wordnet-sense-index`. Debian leaves
-out one small file that nltk wants, `lexnames`, which is written here.
+nltk's own download is tried first. If its server cannot be reached, the same database is taken from the Debian packages
+`wordnet-base` and `wordnet-sense-index`, installed or fetched with `apt-get download` (which needs no root). The
+packages lack one small file that nltk needs, `lexnames`, which is written here.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ logger = logging.getLogger(__name__)
 DEBIAN_PACKAGES = ("wordnet-base", "wordnet-sense-index")
 DEBIAN_FOLDER = Path("usr/share/wordnet")
 FETCH_SECONDS = 300
-# nltk reads exactly these, and `lexnames`.
+# The files that nltk reads, besides `lexnames`.
 FILES = ("cntlist.rev", "index.sense") + tuple(  # noqa: RUF005
     name for part in ("adj", "adv", "noun", "verb") for name in (f"index.{part}", f"data.{part}", f"{part}.exc")
 )
-# The lexicographer files in the order of their numbers, by part of speech: lexnames(5WN) of WordNet 3.0.
+# The lexicographer files in the order of their numbers: lexnames(5WN) of WordNet 3.0.
 LEXICOGRAPHER_FILES = (  # noqa: SIM905
     "adj.all adj.pert adv.all "
     "noun.Tops noun.act noun.animal noun.artifact noun.attribute noun.body noun.cognition noun.communication "
@@ -44,16 +44,16 @@ PARTS_OF_SPEECH = {"noun": 1, "verb": 2, "adj": 3, "adv": 4}
 
 
 def install(target: Path | None = None) -> Path:
-    """Put WordNet where nltk looks for it; does nothing when it is there.
+    """Install WordNet where nltk looks for it, unless it is there already.
 
     Args:
-        target: an nltk data folder; by default the first of `NLTK_DATA`, else the one of this Python environment.
+        target: an nltk data folder; by default the first in `NLTK_DATA`, else the one of this Python environment.
 
     Returns:
         The nltk data folder.
 
     Raises:
-        FetchError: neither way works here.
+        FetchError: neither way works.
     """
     target = target or default_folder()
     if (target / "corpora" / "wordnet" / "lexnames").is_file() or (target / "corpora" / "wordnet.zip").is_file():
@@ -61,7 +61,7 @@ def install(target: Path | None = None) -> Path:
     with _not_writable_by_others():
         if _from_nltk(target):
             return target
-    logger.info("nltk's server is out of reach; trying the Debian packages %s", " and ".join(DEBIAN_PACKAGES))
+    logger.info("nltk's server cannot be reached; trying the Debian packages %s", " and ".join(DEBIAN_PACKAGES))
     with tempfile.TemporaryDirectory() as scratch, _not_writable_by_others():
         copy_database(_from_debian(Path(scratch)), target / "corpora" / "wordnet")
     return target
@@ -69,7 +69,7 @@ def install(target: Path | None = None) -> Path:
 
 @contextlib.contextmanager
 def _not_writable_by_others() -> Iterator[None]:
-    """nltk refuses data that other accounts could have changed."""
+    """Create files that only their owner can write; nltk refuses others."""
     before = os.umask(0o022)
     try:
         yield
@@ -78,13 +78,13 @@ def _not_writable_by_others() -> Iterator[None]:
 
 
 def default_folder() -> Path:
-    """Where nltk data of this environment belongs."""
-    named = os.environ.get("NLTK_DATA", "").split(os.pathsep)[0]
-    return Path(named) if named else Path(sys.prefix) / "nltk_data"
+    """The nltk data folder of this environment."""
+    first = os.environ.get("NLTK_DATA", "").split(os.pathsep)[0]
+    return Path(first) if first else Path(sys.prefix) / "nltk_data"
 
 
 def copy_database(source: Path, folder: Path) -> None:
-    """Copy WordNet's files and add the list of lexicographer files that Debian leaves out; all or nothing.
+    """Copy WordNet's files and add `lexnames`, which Debian lacks; the folder is written completely or not at all.
 
     Raises:
         FetchError: a file is missing.
@@ -122,14 +122,14 @@ def _from_nltk(target: Path) -> bool:
 
 
 def _from_debian(scratch: Path) -> Path:
-    """The folder of WordNet's files: as installed, or unpacked below `scratch`."""
+    """The folder of WordNet's files: as installed, or unpacked in `scratch`."""
     installed = "/" / DEBIAN_FOLDER
     if all((installed / name).is_file() for name in FILES):
         return installed
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise FetchError(
-            "WordNet cannot be fetched: nltk's server is out of reach and this is no Debian; unpack "
-            "corpora/wordnet.zip of nltk_data into a folder that NLTK_DATA names"
+            "WordNet cannot be fetched: nltk's server cannot be reached, and this system lacks apt-get; unpack "
+            "corpora/wordnet.zip of nltk_data into a folder, and set NLTK_DATA to it"
         )
     _run(["apt-get", "download", *DEBIAN_PACKAGES], scratch)
     for package in sorted(scratch.glob("*.deb")):
@@ -139,16 +139,18 @@ def _from_debian(scratch: Path) -> Path:
 
 def _run(command: list[str], folder: Path) -> None:
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=FETCH_SECONDS, check=False)
+        process = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=FETCH_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise FetchError(f"{' '.join(command)} took over {FETCH_SECONDS} s; check the network") from error
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    if process.returncode:
+        reason = (process.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise FetchError(f"WordNet cannot be fetched: {' '.join(command)}: {reason}; check the network")
 
 
 def main() -> int:
-    """Install, say where, and prove that METEOR works."""
+    """Install WordNet and print its folder."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         logger.info("WordNet is in %s", install())

@@ -84,7 +84,7 @@ def test_tasks_path_is_a_folder_of_tasks(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["evaluate"], "'evaluate'"),
         (["--no-such"], "--no-such"),
@@ -100,11 +100,13 @@ def test_tasks_path_is_a_folder_of_tasks(capsys: pytest.CaptureFixture[str]) -> 
         (["tasks-path", "--loud"], "--loud"),
     ],
 )
-def test_a_misused_command_exits_with_2(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_misused_command_exits_with_2(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(*arguments) == 2
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert told in shown.err.splitlines()[-1]
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert expected in captured.err.splitlines()[-1]
 
 
 def recipe(folder: Path, **values: object) -> str:
@@ -125,24 +127,24 @@ UNTRAINABLE = {
 }
 
 
-@pytest.mark.parametrize(("values", "flags", "told"), UNTRAINABLE.values(), ids=UNTRAINABLE)
+@pytest.mark.parametrize(("values", "flags", "expected"), UNTRAINABLE.values(), ids=UNTRAINABLE)
 def test_train_refuses(
     values: dict[str, object],
     flags: tuple[str, ...],
-    told: tuple[str, ...],
+    expected: tuple[str, ...],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run("train", "--recipe", recipe(tmp_path, **values), *flags) == 2
-    assert_one_line(capsys, told)
+    assert_one_line(capsys, expected)
     assert {child.name for child in tmp_path.iterdir()} == {"recipe.yaml"}  # nothing is left behind
 
 
-def assert_one_line(capsys: pytest.CaptureFixture[str], told: tuple[str, ...]) -> None:
+def assert_one_line(capsys: pytest.CaptureFixture[str], expected: tuple[str, ...]) -> None:
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert len(lines) == 1, lines
     assert lines[0].startswith("harness-ext: ")
-    assert not [part for part in told if part not in lines[0]], lines[0]
+    assert not [part for part in expected if part not in lines[0]], lines[0]
 
 
 @pytest.mark.slow  # lm-eval's own tasks are indexed before a name is called unknown
@@ -178,12 +180,12 @@ ELSEWHERE = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "told"), ELSEWHERE.values(), ids=ELSEWHERE)
+@pytest.mark.parametrize(("arguments", "expected"), ELSEWHERE.values(), ids=ELSEWHERE)
 def test_errors_are_one_line(
-    arguments: tuple[str, ...], told: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...], expected: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(*arguments) == 2
-    assert_one_line(capsys, told)
+    assert_one_line(capsys, expected)
 
 
 @pytest.fixture(scope="module")
@@ -245,43 +247,43 @@ UNANSWERABLE: dict[str, tuple[dict[str, Any], list[str] | None, list[str] | None
 
 
 @pytest.mark.parametrize("engine", ["hf", "hf-tree"])
-@pytest.mark.parametrize(("config", "flags", "_", "told"), UNANSWERABLE.values(), ids=UNANSWERABLE)
+@pytest.mark.parametrize(("config", "flags", "_", "expected"), UNANSWERABLE.values(), ids=UNANSWERABLE)
 def test_what_cannot_be_evaluated_is_told_in_one_line(
-    config: dict[str, Any], flags: list[str], _: Any, told: tuple[str, ...], engine: str,
+    config: dict[str, Any], flags: list[str], _: Any, expected: tuple[str, ...], engine: str,
     make_task: Callable[..., str], bare_model_folder: Path, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     flags = [flag.replace("{model}", str(bare_model_folder)) for flag in flags]
     arguments = ["--model", engine, "--model_args", f"pretrained={bare_model_folder}", "--device", "cpu", *flags]
     assert run("eval", "--tasks", make_task(**config), *arguments) == 2
-    assert_last_line(capsys, told)
+    assert_last_line(capsys, expected)
 
 
 @pytest.mark.parametrize(
-    ("config", "flags", "told"),
-    [(config, flags, told) for config, _, flags, told in UNANSWERABLE.values() if flags is not None],
+    ("config", "flags", "expected"),
+    [(config, flags, expected) for config, _, flags, expected in UNANSWERABLE.values() if flags is not None],
     ids=[name for name, case in UNANSWERABLE.items() if case[2] is not None],
 )
 def test_what_cannot_be_trained_on_is_told_in_one_line(
-    config: dict[str, Any], flags: list[str], told: tuple[str, ...],
+    config: dict[str, Any], flags: list[str], expected: tuple[str, ...],
     make_task: Callable[..., str], bare_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     output = str(tmp_path / "out")
     assert run("train", make_task(**config), "--model", str(bare_model_folder), "--output", output, *flags) == 2
-    assert_last_line(capsys, told)
+    assert_last_line(capsys, expected)
 
 
-def assert_last_line(capsys: pytest.CaptureFixture[str], told: tuple[str, ...]) -> None:
+def assert_last_line(capsys: pytest.CaptureFixture[str], expected: tuple[str, ...]) -> None:
     """The error stands in one line of its own, behind what libraries had to say."""
-    shown = capsys.readouterr().err
-    assert "Traceback" not in shown
-    ours = [line for line in shown.splitlines() if "harness-ext: " in line]
-    assert len(ours) == 1, ours
-    assert ours[0].startswith("harness-ext: ")  # not behind a progress bar
-    assert not [part for part in told if part not in ours[0]], ours[0]
+    captured = capsys.readouterr().err
+    assert "Traceback" not in captured
+    own_lines = [line for line in captured.splitlines() if "harness-ext: " in line]
+    assert len(own_lines) == 1, own_lines
+    assert own_lines[0].startswith("harness-ext: ")  # not behind a progress bar
+    assert not [part for part in expected if part not in own_lines[0]], own_lines[0]
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "expected"),
     [
         (["--model_args", "pretrained"], "pretrained"),
         (["--model_args", '{"pretrained": "x"'], "Invalid JSON"),
@@ -298,7 +300,7 @@ def assert_last_line(capsys: pytest.CaptureFixture[str], told: tuple[str, ...]) 
     ],
 )
 def test_mistaken_values_are_told_in_one_line(
-    flags: list[str], told: str, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch,
+    flags: list[str], expected: str, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     find = importlib.util.find_spec
@@ -307,7 +309,7 @@ def test_mistaken_values_are_told_in_one_line(
     assert run("eval", "--tasks", "sst2_choice", *flags) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("harness-ext")
-    assert told in lines[-1]
+    assert expected in lines[-1]
 
 
 # -- eval --------------------------------------------------------------------------------------------------------
@@ -321,10 +323,10 @@ def test_a_failed_task_is_named_at_the_end(
     output = str(tmp_path / "out")
     arguments = ["--model_args", f"pretrained={tiny_model_folder}", "--output_path", output, "--log_samples"]
     assert run("eval", "--tasks", *tasks, *arguments) == 2
-    shown = capsys.readouterr()
-    assert "|fine" in shown.out
-    assert "|broken" not in shown.out
-    last = shown.err.splitlines()[-1]
+    captured = capsys.readouterr()
+    assert "|fine" in captured.out
+    assert "|broken" not in captured.out
+    last = captured.err.splitlines()[-1]
     assert last == "harness-ext: failed for base: broken: ZeroDivisionError: division by zero (hooks.py:2)"
     (results,) = (tmp_path / "out").rglob("results_*.json")
     assert json.loads(results.read_text())["results"].keys() == {"fine"}
@@ -340,9 +342,11 @@ def test_a_tracker_that_fails_costs_no_results(
 
     monkeypatch.setattr("harness_ext.engine.evaluate.report_to_trackers", offline)
     assert run("eval", "--tasks", make_task(), "--model_args", f"pretrained={tiny_model_folder}") == 2
-    shown = capsys.readouterr()
-    assert "|mine" in shown.out
-    assert shown.err.splitlines()[-1].startswith("harness-ext: failed for base: tracking: ConnectionError: no network")
+    captured = capsys.readouterr()
+    assert "|mine" in captured.out
+    assert captured.err.splitlines()[-1].startswith(
+        "harness-ext: failed for base: tracking: ConnectionError: no network"
+    )
 
 
 def test_a_pattern_that_matches_a_group_and_its_members(
@@ -370,16 +374,16 @@ def test_adapters_are_handed_on_as_written(monkeypatch: pytest.MonkeyPatch, caps
 
 @pytest.mark.slow
 def test_a_real_process_shows_no_traceback(tmp_path: Path) -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "harness_ext.cli", "train", "--recipe", recipe(tmp_path, model="./nowhere")],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")},
     )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1  # nor progress, nor what libraries have to say
-    assert done.stderr.startswith("harness-ext: no model folder nowhere")
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr.count("\n") == 1  # nor progress, nor what libraries have to say
+    assert process.stderr.startswith("harness-ext: no model folder nowhere")
 
 
 # -- compare -----------------------------------------------------------------------------------------------------
@@ -413,9 +417,9 @@ def results(tmp_path: Path) -> str:
 @pytest.mark.parametrize("view", ["rows", "board"])
 def test_compare_shows_every_format(form: str, view: str, results: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("compare", results, "--format", form, "--view", view) == 0
-    shown = capsys.readouterr()
-    assert "mine" in shown.out
-    assert shown.err == ""
+    captured = capsys.readouterr()
+    assert "mine" in captured.out
+    assert captured.err == ""
 
 
 @pytest.mark.parametrize(("bar", "code"), [("worse", 1), ("undecided", 1), ("not-better", 1)])
@@ -423,10 +427,10 @@ def test_a_gate_closes_with_1_and_one_line(
     bar: str, code: int, results: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("compare", results, "--fail-on", bar) == code
-    shown = capsys.readouterr()
-    assert "worse" in shown.out  # the table is there all the same
-    assert shown.err.startswith(f"harness-ext: fails --fail-on {bar}: mine on demo is worse")
-    assert shown.err.count("\n") == 1
+    captured = capsys.readouterr()
+    assert "worse" in captured.out  # the table is there all the same
+    assert captured.err.startswith(f"harness-ext: fails --fail-on {bar}: mine on demo is worse")
+    assert captured.err.count("\n") == 1
 
 
 def test_a_gate_stays_open(results: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -435,7 +439,7 @@ def test_a_gate_stays_open(results: str, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "expected"),
     [
         (("--tasks", "dmo"), "did you mean 'demo'?"),
         (("--runs", "other"), "--runs 'other' matches none of mine"),
@@ -445,10 +449,10 @@ def test_a_gate_stays_open(results: str, capsys: pytest.CaptureFixture[str]) -> 
     ],
 )
 def test_compare_refuses_in_one_line(
-    flags: tuple[str, ...], told: str, results: str, capsys: pytest.CaptureFixture[str]
+    flags: tuple[str, ...], expected: str, results: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("compare", results, *flags) == 2
-    assert_one_line(capsys, (told,))
+    assert_one_line(capsys, (expected,))
 
 
 # -- check, new-task ---------------------------------------------------------------------------------------------
@@ -477,12 +481,12 @@ CHECK_ERRORS = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "told"), CHECK_ERRORS.values(), ids=CHECK_ERRORS)
+@pytest.mark.parametrize(("arguments", "expected"), CHECK_ERRORS.values(), ids=CHECK_ERRORS)
 def test_check_and_new_task_refuse_in_one_line(
-    arguments: tuple[str, ...], told: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...], expected: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(*arguments) == 2
-    assert_one_line(capsys, told)
+    assert_one_line(capsys, expected)
 
 
 def test_new_task_names_the_next_commands(
@@ -491,8 +495,8 @@ def test_new_task_names_the_next_commands(
     monkeypatch.chdir(tmp_path)
     Path("ratings.csv").write_text("review;stars\n" + "".join(f"Review {n}, long;{n % 2}\n" for n in range(40)))
     assert run("new-task", "ratings", "--kind", "choice", "--data", "ratings.csv", "--labels", "0=bad", "1=good") == 0
-    made, *following = capsys.readouterr().out.splitlines()
-    assert made == "tasks/ratings: 32 for train, 8 for validation; text 'review', label 'stars'; choices bad, good"
+    summary, *following = capsys.readouterr().out.splitlines()
+    assert summary == "tasks/ratings: 32 for train, 8 for validation; text 'review', label 'stars'; choices bad, good"
     for line, command in zip(following, ("check", "eval", "train"), strict=True):
         words = shlex.split(line.removeprefix("next:"))[1:]
         assert words[0] == command

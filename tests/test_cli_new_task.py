@@ -41,9 +41,10 @@ def assert_next_commands(lines: list[str], *names: str) -> None:
 def test_files_in_splits(capsys: pytest.CaptureFixture[str]) -> None:
     files = ("--train", write("a.csv", 40), "--validation", write("b.csv", 10, 40), "--test", write("c.csv", 8, 50))
     assert new_task("--kind", "choice", *files) == 0
-    made, *following = capsys.readouterr().out.splitlines()
-    assert made == ("tasks/ratings: 40 for train, 10 for validation, 8 for test; text 'review', label 'stars'; choices "
-                    "00501, NA")  # fmt: skip
+    summary, *following = capsys.readouterr().out.splitlines()
+    assert summary == (
+        "tasks/ratings: 40 for train, 10 for validation, 8 for test; text 'review', label 'stars'; choices 00501, NA"
+    )
     assert_next_commands(following, "check", "eval", "train")
     assert main(["check", "tasks/ratings"]) == 0
 
@@ -74,24 +75,27 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("words", "told"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("words", "expected"), REFUSED.values(), ids=REFUSED)
 def test_errors_of_use_are_one_line(
-    words: tuple[str, ...], told: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: tuple[str, ...],
+    expected: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     write("a.csv", 20)
     write("b.csv", 20, 20)
     assert new_task("--kind", "choice", *words) == 2
-    assert_one_line(capsys, told)
+    assert_one_line(capsys, expected)
     assert not Path("tasks").exists()
 
 
-def assert_one_line(capsys: pytest.CaptureFixture[str], told: tuple[str, ...]) -> None:
+def assert_one_line(capsys: pytest.CaptureFixture[str], expected: tuple[str, ...]) -> None:
     captured = capsys.readouterr()
     assert captured.out == ""
     (line,) = captured.err.splitlines()
     assert line.startswith("harness-ext: ")
-    assert not [part for part in told if part not in line], line
+    assert not [part for part in expected if part not in line], line
 
 
 # -- HARNESS_EXT_DATA with one split only --------------------------------------------------------------------------

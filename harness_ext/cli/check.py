@@ -1,4 +1,4 @@
-"""`harness-ext check`: tasks, before any model is loaded."""
+"""`harness-ext check`: check tasks before any model is loaded."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from harness_ext.errors import HarnessExtError
 
 
 def parser() -> argparse.ArgumentParser:
-    """What `harness-ext check` takes."""
-    made = command_parser(
-        "check", run, "Check tasks before any model is loaded; exit code 1 when one is broken.",
+    """The parser of `harness-ext check`."""
+    parser = command_parser(
+        "check", run, "Check tasks before any model is loaded; exit code 1 if one is broken.",
         "  harness-ext check sst2_choice\n  harness-ext check tasks/ --model smollm2-135m-instruct\n"
         "  harness-ext check --explain C20",
     )  # fmt: skip
-    made.add_argument("tasks", nargs="*", metavar="TASK", help="names, YAML files, or folders of them")
-    made.add_argument("--model", metavar="MODEL", help="whose tokenizer to check answers and labels with")
-    add_include_path(made)
-    add_explain(made)
-    return made
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help="task names, YAML files, or folders of YAML files")
+    parser.add_argument(
+        "--model", metavar="MODEL", help="check answers and labels with the tokenizer of this model, too"
+    )
+    add_include_path(parser)
+    add_explain(parser)
+    return parser
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print every finding, or explain one."""
+    """Print the findings about the tasks, or explain one finding."""
     from harness_ext.findings import explain
 
     if options.explain:

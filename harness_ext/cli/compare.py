@@ -1,4 +1,4 @@
-"""`harness-ext compare`: results, paired, tested, in six formats."""
+"""`harness-ext compare`: compare results with a baseline, in six formats."""
 
 from __future__ import annotations
 
@@ -20,67 +20,80 @@ FORMATS = ("table", "markdown", "csv", "json", "latex", "html")
 
 
 def parser() -> argparse.ArgumentParser:
-    """What `harness-ext compare` takes."""
+    """The parser of `harness-ext compare`."""
     from harness_ext.comparison.compare import ORDERS
     from harness_ext.comparison.gate import BARS
     from harness_ext.render.tables import VIEWS
 
-    made = command_parser(
-        "compare", run, "Compare runs with their baseline: paired by document, tested, put into one word.",
+    parser = command_parser(
+        "compare", run, "Compare runs with their baseline, document by document: intervals, tests and a verdict.",
         "  harness-ext compare results/sst2\n  harness-ext compare results/* --format markdown --output comparison.md\n"
-        "  harness-ext compare results/sst2 --fail-on worse    # exit code 1 when a verdict is worse",
+        "  harness-ext compare results/sst2 --fail-on worse    # exit code 1 if a verdict is worse",
     )  # fmt: skip
-    made.add_argument(
+    parser.add_argument(
         "results", nargs="*", metavar="RESULTS",
         help="folders or results files of lm-eval, logs of Inspect, outputs of EvalScope, or a CSV",
     )  # fmt: skip
-    made.add_argument("--baseline", metavar="NAME", help="the run to compare with (default: the base of the adapters)")
-    made.add_argument("--metric", metavar="NAME", help="metric to compare (default: each task's primary one)")
-    made.add_argument(
-        "--tasks", nargs="+", default=[], metavar="NAME", help="only these tasks; patterns like 'sst2_*' too"
+    parser.add_argument("--baseline", metavar="NAME", help="run to compare with (default: the base of the adapters)")
+    parser.add_argument("--metric", metavar="NAME", help="metric to compare (default: the primary metric of each task)")
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="compare only these tasks: names or patterns like 'sst2_*'",
     )
-    made.add_argument(
-        "--runs", nargs="+", default=[], metavar="NAME", help="only these runs beside the baseline; patterns too"
+    parser.add_argument(
+        "--runs",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="compare only these runs with the baseline: names or patterns",
     )
-    made.add_argument(
+    parser.add_argument(
         "--margin",
         action="append",
         default=[],
         metavar="[METRIC=]VALUE",
-        help="equivalent within so many points (default: 1); of one metric: in points where it is shown in points, "
-        "else in its own unit; repeatable",
+        help="differences of up to VALUE points are equivalent (default: 1); with METRIC=, for that metric only, in "
+        "points if it is shown in points, else in its own unit; repeatable",
     )
-    made.add_argument(
+    parser.add_argument(
         "--cluster",
         action="append",
         default=[],
         metavar="TASK=COLUMN",
-        help="documents of TASK that share COLUMN (a passage, a premise) count as one unit; repeatable",
+        help="documents of TASK with the same COLUMN (a passage, a premise) count as one unit; repeatable",
     )
-    made.add_argument(
+    parser.add_argument(
         "--allow", action="append", default=[], metavar="FIELD",
-        help="compare although this field differs (dtype, num_fewshot, prompts, ...); marks the row; repeatable",
+        help="compare even if this field differs (dtype, num_fewshot, prompts, ...), and mark the row; repeatable",
     )  # fmt: skip
-    made.add_argument("--each-seed", action="store_true", help="a row for each seed of a recipe, not one for all")
-    made.add_argument("--seed", type=_seed, default=0, help="of permutations and bootstraps (default: 0)")
-    made.add_argument("--sort", choices=ORDERS, help="of runs (default: by name; a board by mean rank)")
-    made.add_argument(
-        "--view", choices=VIEWS, default="auto", help="rows: a line for each run and task; board: models against tasks"
+    parser.add_argument(
+        "--each-seed", action="store_true", help="one row per seed, instead of one for all seeds of a recipe"
     )
-    made.add_argument("--format", choices=FORMATS, default="table", help="default: table")
-    made.add_argument(
-        "--fail-on", choices=BARS, help="exit with 1 when a verdict is worse; is undecided or worse; is not better"
+    parser.add_argument("--seed", type=_seed, default=0, help="seed of permutations and bootstraps (default: 0)")
+    parser.add_argument("--sort", choices=ORDERS, help="order of runs (default: by name; in a board, by mean rank)")
+    parser.add_argument(
+        "--view",
+        choices=VIEWS,
+        default="auto",
+        help="rows: one per run and task; board: models against tasks (default: what suits the number of rows)",
     )
-    made.add_argument(
+    parser.add_argument("--format", choices=FORMATS, default="table", help="output format (default: table)")
+    parser.add_argument(
+        "--fail-on", choices=BARS, help="exit with code 1 if a verdict is worse; is undecided or worse; is not better"
+    )
+    parser.add_argument(
         "--statistics",
         action="append",
         default=[],
         metavar="FILE",
-        help="Python file that declares metrics of your own (a task's scoring.py); repeatable",
+        help="Python file that declares your own metrics (a task's scoring.py); repeatable",
     )
-    made.add_argument("--output", metavar="FILE", help="write there instead of to the screen")
-    add_explain(made)
-    return made
+    parser.add_argument("--output", metavar="FILE", help="write to this file instead of the terminal")
+    add_explain(parser)
+    return parser
 
 
 def _seed(text: str) -> int:
@@ -91,7 +104,7 @@ def _seed(text: str) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compare, and print or write the table; the gate decides the exit code."""
+    """Compare and print or write the result; --fail-on decides the exit code."""
     from harness_ext.comparison.gate import why_it_fails
     from harness_ext.findings import explain
     from harness_ext.leaderboard import compare_runs
@@ -102,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
         print(explain(options.explain))
         return 0
     if not options.results:
-        raise HarnessExtError("compare needs RESULTS: folders or results files; see harness-ext compare --help")
+        raise HarnessExtError("compare needs RESULTS, folders or results files; see harness-ext compare --help")
     margin, margins = _margins(options.margin)
     comparison = compare_runs(
         load_runs(*options.results),
@@ -110,7 +123,7 @@ def run(options: argparse.Namespace) -> int:
         metric=options.metric,
         margin=margin,
         margins=margins,
-        statistics=[each for file in options.statistics for each in load_statistics(file)],
+        statistics=[statistic for file in options.statistics for statistic in load_statistics(file)],
         clusters=_pairs("--cluster", options.cluster, "TASK=COLUMN"),
         seed=options.seed,
         allow=options.allow,
@@ -130,25 +143,25 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _pairs(flag: str, given: Sequence[str], form: str) -> dict[str, str]:
-    """NAME=VALUE, repeated, as a mapping."""
-    found = {}
-    for each in given:
-        name, equals, value = each.partition("=")
+    """The NAME=VALUE arguments of a repeatable flag, as a mapping."""
+    pairs = {}
+    for argument in given:
+        name, equals, value = argument.partition("=")
         if not (name and equals and value):
-            raise HarnessExtError(f"{flag} {each!r} is not {form}; write it so")
-        found[name] = value
-    return found
+            raise HarnessExtError(f"{flag} {argument!r} must have the form {form}")
+        pairs[name] = value
+    return pairs
 
 
 def _margins(given: Sequence[str]) -> tuple[float, dict[str, float]]:
-    """The margin in points, and those of single metrics."""
+    """The margin in points, and the margins of single metrics."""
     margin, margins = 1.0, {}
-    for each in given:
-        metric, _, value = each.rpartition("=")
+    for argument in given:
+        metric, _, value = argument.rpartition("=")
         try:
             number = float(value)
         except ValueError:
-            raise HarnessExtError(f"--margin {each!r} is not VALUE or METRIC=VALUE; write it so") from None
+            raise HarnessExtError(f"--margin {argument!r} must have the form VALUE or METRIC=VALUE") from None
         if metric:
             margins[metric] = number
         else:
@@ -157,15 +170,15 @@ def _margins(given: Sequence[str]) -> tuple[float, dict[str, float]]:
 
 
 def _write_comparison(comparison: Leaderboard, options: argparse.Namespace) -> None:
-    forms: dict[str, Callable[[], str]] = {
+    writers: dict[str, Callable[[], str]] = {
         "markdown": lambda: comparison.to_markdown(options.view),
-        "table": lambda: comparison.to_markdown(options.view),  # into a file: what reads well there
+        "table": lambda: comparison.to_markdown(options.view),  # --output: a file is better served by Markdown
         "csv": comparison.to_csv,
         "json": lambda: json.dumps(comparison.to_json(), indent=2, ensure_ascii=False),
         "latex": lambda: comparison.to_latex(options.view),
         "html": lambda: comparison.to_html(options.view),
     }
-    text = forms[options.format]().rstrip("\n")
+    text = writers[options.format]().rstrip("\n")
     if not options.output:
         print(text)
         return
@@ -178,7 +191,7 @@ def _write_comparison(comparison: Leaderboard, options: argparse.Namespace) -> N
 
 
 def print_comparison(comparison: Leaderboard, view: View = "auto") -> None:
-    """Show a comparison on the terminal."""
+    """Print a comparison to the terminal."""
     from rich.console import Console
 
     console = Console(soft_wrap=False)

@@ -1,4 +1,4 @@
-"""`harness-ext demo`: the main job from end to end."""
+"""`harness-ext demo`: fetch, train, evaluate and compare, end to end."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from harness_ext.cli.parser import command_parser
 
 
 def parser() -> argparse.ArgumentParser:
-    """What `harness-ext demo` takes."""
-    made = command_parser(
-        "demo", run, "The main job from end to end: a real model, zero-shot, trained, compared.",
+    """The parser of `harness-ext demo`."""
+    parser = command_parser(
+        "demo", run, "Fetch a small model, evaluate it, train an adapter, evaluate that, and compare the two.",
         "  harness-ext demo",
     )  # fmt: skip
-    made.add_argument("--output", default="demo", metavar="DIR", help="where adapter and results go (default: demo/)")
-    return made
+    parser.add_argument(
+        "--output", default="demo", metavar="DIR", help="folder for adapter and results (default: demo/)"
+    )
+    return parser
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run it, and print the comparison."""
+    """Run the demo and print the comparison."""
     from harness_ext.demo import run_demo
 
     print_comparison(run_demo(Path(options.output), say=lambda line: print(line, flush=True)))

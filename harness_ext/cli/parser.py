@@ -1,4 +1,4 @@
-"""What all commands share: a parser whose errors teach, and exit codes."""
+"""Shared by all commands: the parser, common flags and exit codes."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any, NoReturn
 from harness_ext.errors import first_line, suggest
 
 USAGE_ERROR = 2
-CHECK_FAILED = 1  # the command itself went well; what it looked at did not pass
+CHECK_FAILED = 1  # the command succeeded, but what it checked did not pass
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors of use in one line, with the closest flag for an unknown one."""
+    """An argument parser with one-line errors that suggest the closest flag for an unknown one."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Take what lm-eval's own flags raise for a value they cannot read as an error of use."""
+        """Parse; a ValueError, which lm-eval's flags raise for values they cannot read, becomes a usage error."""
         try:
             return super().parse_known_args(args, namespace)
         except ValueError as error:
             self.error(first_line(error))
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and what next, and exit with 2."""
+        """Print the error and where to find help, and exit with 2."""
         hint = ""
         if message.startswith("unrecognized arguments: "):
             unknown = message.split()[2].partition("=")[0]
@@ -47,12 +47,17 @@ def command_parser(
 
 
 def add_explain(parser: argparse.ArgumentParser) -> None:
-    """What a finding means, instead of running the command."""
-    parser.add_argument("--explain", metavar="ID", help="say what a finding (C20, R07, ...) means, and stop")
+    """Add --explain, which explains a finding instead of running the command."""
+    parser.add_argument("--explain", metavar="ID", help="explain a finding (C20, R07, ...) and exit")
 
 
 def add_include_path(parser: argparse.ArgumentParser) -> None:
-    """Folders of further tasks, under both spellings."""
+    """Add --include_path, in both spellings."""
     parser.add_argument(
-        "--include_path", "--include-path", action="append", default=[], metavar="DIR", help="more tasks"
+        "--include_path",
+        "--include-path",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder of further tasks; repeatable",
     )

@@ -1,4 +1,4 @@
-"""`harness-ext tasks-path`: where our tasks are, for a stock lm-eval."""
+"""`harness-ext tasks-path`: print the folder of the bundled tasks, for stock lm-eval."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from harness_ext.cli.parser import command_parser
 
 
 def parser() -> argparse.ArgumentParser:
-    """What `harness-ext tasks-path` takes."""
+    """The parser of `harness-ext tasks-path`."""
     return command_parser(
-        "tasks-path", run, "Print the folder of our tasks.",
+        "tasks-path", run, "Print the folder of the tasks that come with harness-ext.",
         "  lm_eval --model hf --model_args pretrained=gpt2 --include_path $(harness-ext tasks-path) -t sst2_choice",
     )  # fmt: skip
 

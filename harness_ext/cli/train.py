@@ -1,4 +1,4 @@
-"""`harness-ext train`: a LoRA adapter, or one for each of several seeds."""
+"""`harness-ext train`: train a LoRA adapter, or one per seed."""
 
 from __future__ import annotations
 
@@ -15,35 +15,40 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What `harness-ext train` takes."""
+    """The parser of `harness-ext train`."""
     from harness_ext.training.recipe import Recipe, flag
 
-    made = command_parser(
-        "train", run, "Train a LoRA adapter on a task, prompted exactly as the task is evaluated.",
+    parser = command_parser(
+        "train", run, "Train a LoRA adapter on a task, with exactly the prompts that the task is evaluated with.",
         "  harness-ext train sst2_choice --model smollm2-135m-instruct --output adapters/mine --limit 2000\n"
         "  harness-ext train --recipe adapters/sst2.yaml --output adapters/sst2 --seeds 3    # sst2-seed0 to -seed2",
     )  # fmt: skip
-    made.add_argument("task", nargs="?", metavar="TASK", help="any lm-eval task with a training split, or a YAML file")
-    made.add_argument("--recipe", metavar="FILE", help="YAML with any of the fields below; flags win over it")
-    made.add_argument(
-        "--seeds", type=int, metavar="N", help="train N adapters, OUTPUT-seed0 ..., that differ only in the seed"
+    parser.add_argument(
+        "task", nargs="?", metavar="TASK", help="any lm-eval task with a training split, or a YAML file"
     )
-    made.add_argument("--resume", action="store_true", help="go on from the last checkpoint of an interrupted run")
-    made.add_argument("--overwrite", action="store_true", help="replace the adapter or the checkpoints that are there")
+    parser.add_argument("--recipe", metavar="FILE", help="YAML file with any of the fields below; flags override it")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="train N adapters that differ only in the seed: OUTPUT-seed0, OUTPUT-seed1, ...",
+    )
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run from its last checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing adapter or existing checkpoints")
     for field in dataclasses.fields(Recipe):
         if field.name == "task":
             continue
         if field.name == "include_path":
-            add_include_path(made)
+            add_include_path(parser)
             continue
         names = [flag(field.name)] + (["--rank"] if field.name == "lora_rank" else [])
         default = "" if field.default in (dataclasses.MISSING, None) else f" (default: {_as_yaml(field.default)})"
         text = field.metadata["help"].replace("%", "%%") + default
         if field.type == "bool":
-            made.add_argument(*names, action=argparse.BooleanOptionalAction, default=None, help=text)
+            parser.add_argument(*names, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
-            made.add_argument(*names, metavar="X", help=text)
-    return made
+            parser.add_argument(*names, metavar="X", help=text)
+    return parser
 
 
 def _as_yaml(value: Any) -> str:
@@ -51,7 +56,7 @@ def _as_yaml(value: Any) -> str:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train, print what was made and the command that evaluates it."""
+    """Train, then print the adapters and the command that evaluates them."""
     from harness_ext.training.recipe import Recipe, from_text, read_recipe, recipe_from
     from harness_ext.training.seeds import train_seeds
     from harness_ext.training.trainer import train_adapter
@@ -62,27 +67,27 @@ def run(options: argparse.Namespace) -> int:
         if given not in (None, []):  # repeatable flags start as an empty list
             values[field.name] = from_text(field.name, given) if isinstance(given, str) else given
     recipe = recipe_from(values, source=options.recipe or "train")
-    how = {"resume": options.resume, "overwrite": options.overwrite}
+    flags = {"resume": options.resume, "overwrite": options.overwrite}
     if options.seeds is None:
-        made = [train_adapter(recipe, **how)]
-        _say_trained(made[0])
+        adapters = [train_adapter(recipe, **flags)]
+        _print_trained(adapters[0])
     else:
-        made = []
-        for trained in train_seeds(recipe, options.seeds, **how):
-            made.append(trained)
-            _say_trained(trained)
+        adapters = []
+        for trained in train_seeds(recipe, options.seeds, **flags):
+            adapters.append(trained)
+            _print_trained(trained)
     if int(os.environ.get("RANK", "0")):
         return 0
-    if made[0].card.sample_data:
-        print("Trained on the bundled sample: for trying things out, its scores are no benchmark.")
-    folders, results = " ".join(str(trained.folder) for trained in made), Path(recipe.output.rstrip("/")).name
+    if adapters[0].card.sample_data:
+        print("Trained on the small bundled sample, to try things out; its scores are not a benchmark.")
+    folders, results = " ".join(str(trained.folder) for trained in adapters), Path(recipe.output.rstrip("/")).name
     included = "".join(f" --include_path {folder}" for folder in recipe.include_paths)
     print(f"next: harness-ext eval --model_args pretrained={recipe.model} --adapters {folders} "
           f"--tasks {recipe.task}{included} --output_path results/{results} --log_samples")  # fmt: skip
     return 0
 
 
-def _say_trained(trained: TrainedAdapter) -> None:
+def _print_trained(trained: TrainedAdapter) -> None:
     card = trained.card
     if int(os.environ.get("RANK", "0")):
         return
