@@ -71,7 +71,7 @@ def test_a_metric_nobody_declared_has_its_own_unit(tmp_path):
 
 def test_percentages_are_not_taken_for_shares(tmp_path):
     rows = [*column("base", [100.0 * score for score in BEFORE]), *column("mine", AFTER)]
-    with pytest.raises(ResultsError, match=r"acc on trivia is from 0 to 100 in base, .* 0 to 1; rescale it"):
+    with pytest.raises(ResultsError, match=r"acc on trivia ranges from 0 to 100 in base, .* 0 to 1; rescale it"):
         compare_runs(load_runs(write(tmp_path / "scores.csv", rows)))
 
 
