@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments else ""
     if command in COMMANDS:
-        _quiet_libraries()  # before the parser, whose flags need imports of libraries
+        _set_verbosity(arguments[1:])  # before the parser, whose flags need imports of libraries
         parser = parser_of(command)
         if command == "train":  # --lora_rank is accepted for --lora-rank
             arguments = [dashed(word) for word in arguments]
@@ -96,13 +96,27 @@ def _parser_of_commands() -> argparse.ArgumentParser:
     return parser
 
 
-def _quiet_libraries() -> None:
-    """Show our own warnings but only errors of lm-eval, unless LMEVAL_LOG_LEVEL is set."""
-    logging.basicConfig(level=logging.WARNING, format="harness-ext: %(message)s")
-    if "LMEVAL_LOG_LEVEL" not in os.environ:
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+def _set_verbosity(arguments: Sequence[str]) -> None:
+    """Show our own warnings and progress, and of libraries only errors; `--verbosity LEVEL` shows what they print."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    level = _verbosity(arguments) or os.environ.get("LMEVAL_LOG_LEVEL")
+    if level is not None:
+        os.environ["LMEVAL_LOG_LEVEL"] = level.upper()
+        logging.basicConfig(level=getattr(logging, level.upper(), logging.INFO), format="%(name)s: %(message)s")
+        return
+    logging.basicConfig(level=logging.WARNING, format="harness-ext: %(message)s")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the default of every bar; ours, and those of lm-eval's models, set it
     # peft and transformers use deprecated attributes of each other, which users cannot change
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
+
+
+def _verbosity(arguments: Sequence[str]) -> str | None:
+    """The value of `--verbosity`; needed before the parser is made, since that imports libraries."""
+    for index, word in enumerate(arguments):
+        name, equals, value = word.partition("=")
+        if name in ("--verbosity", "-v"):
+            return value if equals else next(iter(arguments[index + 1 :]), None)
+    return None

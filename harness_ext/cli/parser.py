@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from harness_ext.errors import first_line, suggest
 
 USAGE_ERROR = 2
+LEVELS = ("debug", "info", "warning", "error")
 CHECK_FAILED = 1  # the command succeeded, but what it checked did not pass
 
 
@@ -43,6 +44,10 @@ def command_parser(
         allow_abbrev=False,
     )
     parser.set_defaults(run=run)
+    parser.add_argument(
+        "--verbosity", choices=LEVELS, metavar="LEVEL", type=str.lower,
+        help=f"{', '.join(LEVELS)}: also show the messages and progress bars of the libraries",
+    )  # fmt: skip
     return parser
 
 
