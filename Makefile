@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test fuzz check bench results docs pages fetch wordnet clean
+.PHONY: demo test test-fast fuzz check bench results docs pages fetch wordnet clean
 
 demo: $(INSTALLED)          ## the main job on a real model: fetch, evaluate, train, evaluate, compare
 	$(BIN)/harness-ext demo
 
 test: $(INSTALLED)          ## every test, with the real model
 	$(BIN)/python -m pytest
+
+test-fast: $(INSTALLED)     ## what needs no model and no patience: under two minutes on two cores
+	$(BIN)/python -m pytest -m "not model and not slow and not real"
 
 fuzz: $(INSTALLED)          ## random cases through hf and through hf-tree, ten minutes; a difference names its seed
 	$(BIN)/python tests/differential/run.py --minutes 10

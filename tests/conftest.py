@@ -122,3 +122,14 @@ def _sample_texts() -> Iterator[str]:
     for file in sorted(SAMPLE_FOLDER.glob("*/*.jsonl")):
         for line in file.read_text(encoding="utf-8").splitlines():
             yield from (value for value in json.loads(line).values() if isinstance(value, str))
+
+
+_MODEL_FIXTURES = {"tiny_model_folder", "tiny_lm"}  # of which all other models are made
+_MODEL_TESTS = {"cpu", "differential", "engine", "models", "training", "trees"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs a model, so that `make test-fast` can leave it out."""
+    for item in items:
+        if _MODEL_FIXTURES & set(getattr(item, "fixturenames", ())) or item.path.parent.name in _MODEL_TESTS:
+            item.add_marker("model")
