@@ -28,9 +28,8 @@ class Finding:
     level: Level
     where: str  # task, run, or "file:line"
     text: str  # one sentence, with the numbers
-    numbers: Mapping[str, Any] = field(
-        default_factory=dict, hash=False
-    )  # values in the text; for a task, file and line
+    # values in the text; of a task's finding, its file and line
+    numbers: Mapping[str, Any] = field(default_factory=dict, hash=False)
     next_step: str | None = None
 
     def __str__(self) -> str:

@@ -20,13 +20,8 @@ from harness_ext.results.samples import (
 )
 
 LM_EVAL = "lm-eval"
-PRIMARY_METRICS = (
-    "acc",
-    "exact_match",
-    "exact",
-    "em",
-    "f1",
-)  # a task's primary metric is the first of these that it has
+# A task's primary metric is the first of these that it has.
+PRIMARY_METRICS = ("acc", "exact_match", "exact", "em", "f1")
 
 
 @dataclass(frozen=True)
@@ -59,9 +54,7 @@ class TaskResult:
     fingerprint_fields: Mapping[str, Any] = field(default_factory=dict, repr=False)
     sample_data: bool | None = None  # whether the results file says that the bundled sample was used
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)  # dtype, chat_template …, as far as logged
-    token_settings: Mapping[str, str] | None = (
-        None  # as requested by the model arguments; None if those were not logged
-    )
+    token_settings: Mapping[str, str] | None = None  # as the model arguments ask for; None if those were not logged
     resolved_token_settings: Mapping[str, str] | None = None  # as used; None in stock and older results
     is_group: bool = False  # whether it is an aggregate over other tasks
     members: tuple[str, ...] = ()  # of a group: its tasks

@@ -29,12 +29,10 @@ _INSPECTED = 2_000  # number of documents that are searched for repeated columns
 _DISTINCT = 0.8  # a column is repeated if at most this share of its texts is distinct
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # gives duplicates of a document different keys
 
-SampleReader = Callable[
-    [Path], Iterator[dict[str, Any]]
-]  # yields the samples of a file in the form in which lm-eval logs them
-Numbers = Callable[
-    [Any], Sequence[float]
-]  # numbers kept of a logged value; raises TypeError or ValueError if it is of another kind
+# Yields the samples of a file in the form in which lm-eval logs them.
+SampleReader = Callable[[Path], Iterator[dict[str, Any]]]
+# The numbers kept of a logged value; raises TypeError or ValueError if it is of another kind.
+Numbers = Callable[[Any], Sequence[float]]
 Hashes = NDArray[np.uint64]
 Flags = NDArray[np.int8]  # 1, 0, or -1 if unknown
 
