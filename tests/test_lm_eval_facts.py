@@ -18,7 +18,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import create_iterator
 
 from harness_ext import hooks
-from harness_ext.protocol.render import DEFAULT_FEWSHOT_SEED
+from harness_ext.protocol.fewshot import DEFAULT_SEED
 from harness_ext.protocol.task_folders import tasks_path
 from harness_ext.protocol.tasks import load_task
 
@@ -173,7 +173,7 @@ def test_a_document_may_be_its_own_example_unless_the_examples_are_the_test_spli
 def test_fewshot_sampler() -> None:
     assert list(inspect.signature(ContextSampler.sample).parameters)[:3] == ["self", "n", "eval_doc"]
     default = inspect.signature(lm_eval.simple_evaluate).parameters["fewshot_random_seed"].default
-    assert default == DEFAULT_FEWSHOT_SEED
+    assert default == DEFAULT_SEED
 
 
 def test_data_parallel_ranks_take_turns() -> None:

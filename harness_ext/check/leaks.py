@@ -15,7 +15,7 @@ from harness_ext.check.documents import Sampled
 from harness_ext.check.yaml_source import TaskSource
 from harness_ext.errors import described
 from harness_ext.findings import Level
-from harness_ext.protocol.render import DEFAULT_FEWSHOT_SEED
+from harness_ext.protocol.fewshot import DEFAULT_SEED
 
 TRIED_SHOTS = 3  # for a task that leaves the number of shots to the command line
 BATCH = 10_000
@@ -49,7 +49,7 @@ def check_fewshot(source: TaskSource, task: ConfigurableTask, sampled: Sampled) 
 
 
 def _leaks(task: ConfigurableTask, sampled: Sampled, shots: int) -> tuple[int, int]:
-    task.set_fewshot_seed(seed=DEFAULT_FEWSHOT_SEED)
+    task.set_fewshot_seed(seed=DEFAULT_SEED)
     leaked = 0
     with _recorded_examples(task) as drawn:
         for doc in sampled.docs:

@@ -1,1 +1,1 @@
-"""Where prompts come from: documents, tasks, rendering, fingerprint."""
+"""Documents, tasks, prompt rendering and the protocol fingerprint."""

@@ -1,4 +1,4 @@
-"""What stands in a cell of a file: a text, a label in its spellings, gold answers."""
+"""Values of table cells as text: plain texts, labels in all their spellings, gold answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def plain(value: Any) -> str | None:
-    """A cell as text; None when there is nothing in it.
+    """A cell as stripped text; None when it is empty.
 
     >>> plain(" World "), plain(1.0), plain(True), plain("  "), plain(None)
     ('World', '1', 'true', None, None)
@@ -21,7 +21,7 @@ def plain(value: Any) -> str | None:
 
 
 def spellings(value: Any) -> list[str]:
-    """The texts that a file may write a label as: a text as itself, a truth value or a number in several ways.
+    """The ways in which a file may write a label: a text has one, booleans and whole numbers have several.
 
     >>> spellings(" World "), spellings(True), spellings(1), spellings(0.5), spellings(None)
     (['World'], ['true', 'True', 'TRUE'], ['1', '1.0'], ['0.5'], [])
@@ -45,4 +45,4 @@ def answers_of(value: Any) -> list[str]:
         value = value["text"] if "text" in value else [value.get("value"), *(value.get("aliases") or ())]
     if not isinstance(value, list):
         value = [value]
-    return [text for text in (plain(each) for each in value) if text is not None]
+    return [text for text in map(plain, value) if text is not None]

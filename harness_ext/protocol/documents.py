@@ -1,6 +1,6 @@
-"""Where documents come from: explicit files, a local folder, the Hub, the bundled sample.
+"""Where documents come from: explicit files, a local folder, the Hub, or the bundled sample.
 
-A task names a document set and leaves the place to this module:
+A task names a document set, and this module decides where to load it from:
 
 ```yaml
 custom_dataset: !function harness_ext.hooks.load_documents
@@ -9,18 +9,18 @@ dataset_kwargs:
   choices: [negative, positive]
 ```
 
-The first of these that is set wins:
+The first of these that applies is used:
 
-1. `data_files` or `data_dir` in the task's `dataset_kwargs` (or in `--metadata`); a relative path is looked for beside
-   the YAML, then in the working folder, so that a task's folder can be moved;
-2. the environment variable `HARNESS_EXT_DATA`: a folder holding `sst2/train.parquet`, ... (parquet, jsonl, json,
-   csv, tsv), or the word `sample` for the small sample that comes with this package;
-3. the Hugging Face Hub, at a pinned revision.
+1. `data_files` or `data_dir` in the task's `dataset_kwargs` (or in `--metadata`). A relative path is looked up in the
+   folder of the YAML first, then in the working directory, so a task's folder can be moved.
+2. The environment variable `HARNESS_EXT_DATA`: a folder with `sst2/train.parquet`, ... (parquet, jsonl, json, csv,
+   tsv), or the word `sample` for the small sample that is bundled with this package.
+3. The Hugging Face Hub, at a pinned revision.
 
-`dataset` may also be the id of any Hub data set, `org/name[:config][@revision]`: it is loaded from the Hub, or from
-`org/name/` in the folder of `HARNESS_EXT_DATA` where that is there.
+`dataset` may also be the id of any Hub data set, `org/name[:config][@revision]`. It is loaded from the Hub, or from
+`org/name/` in the folder of `HARNESS_EXT_DATA` if that exists.
 
-The sample is never used unasked: a number on it is no benchmark.
+The sample is used only on request: a score on it is not a benchmark result.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ HUB_TIMEOUT_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A dataset on the Hub, pinned to a commit where one is known."""
+    """A data set on the Hub, pinned to a commit if one is known."""
 
     path: str
     revision: str | None
-    config: str | None = None  # of a dataset that holds several
+    config: str | None = None  # if the data set has several
 
     def __str__(self) -> str:
         config = f":{self.config}" if self.config else ""
@@ -69,7 +69,6 @@ class HubDataset:
 HUB_ID = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.+-]+))?(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 
 
-# GLUE's sets share a repository; so do those of SuperGLUE.
 _GLUE = ("nyu-mll/glue", "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c")
 
 CATALOGUE: Mapping[str, HubDataset] = {
@@ -86,7 +85,7 @@ CATALOGUE: Mapping[str, HubDataset] = {
 
 
 def hub_dataset(dataset: str) -> HubDataset | None:
-    """The Hub data set of a name: one of the catalogue, or an id.
+    """The Hub data set for a name in the catalogue or a Hub id; None for any other name.
 
     >>> hub_dataset("acme/topics:short@v2")
     HubDataset(path='acme/topics', revision='v2', config='short')
@@ -118,16 +117,16 @@ def resolve_source(
     data_dir: str | None = None,
     beside: str | Path | None = None,
 ) -> Source:
-    """Say where `dataset` will be read from, without reading it.
+    """Where `dataset` will be read from; nothing is read yet.
 
     Args:
-        dataset: name in the catalogue, or of a folder under `HARNESS_EXT_DATA`.
-        data_files: split name to file.
-        data_dir: a folder with a file for each split.
-        beside: the task's YAML file; relative paths are looked for in its folder first.
+        dataset: name in the catalogue, name of a folder under `HARNESS_EXT_DATA`, or a Hub id.
+        data_files: split name -> file.
+        data_dir: a folder with one file per split.
+        beside: the task's YAML file; relative paths are looked up in its folder first.
 
     Raises:
-        DatasetError: the named folder does not exist, or nothing is known under that name.
+        DatasetError: the folder does not exist, or the name is unknown.
     """
     if data_files:
         return Source("files", ", ".join(data_files.values()))
@@ -143,15 +142,15 @@ def resolve_source(
             return Source("folder", str(copy))
     if hub is None:
         raise DatasetError(
-            f"document set {dataset!r} is not in the catalogue ({', '.join(CATALOGUE)}); name its files with "
-            f"dataset_kwargs: data_files, or set {DATA_VARIABLE} to a folder that holds {dataset}/"
+            f"document set {dataset!r} is not in the catalogue ({', '.join(CATALOGUE)}); name its files in "
+            f"dataset_kwargs: data_files, or set {DATA_VARIABLE} to a folder that contains {dataset}/"
             f"{suggest(dataset, CATALOGUE)}"
         )
     return Source("hub", str(hub))
 
 
 def is_available(dataset: str) -> bool:
-    """Whether a document set can be loaded here, without the bundled sample: from a named folder, or from the Hub."""
+    """Whether a document set can be loaded from `HARNESS_EXT_DATA` or the Hub; the bundled sample does not count."""
     if os.environ.get(DATA_VARIABLE):
         return resolve_source(dataset).kind == "folder"
     try:
@@ -193,23 +192,23 @@ def load_documents(
     """Load a document set for an lm-eval task (its `custom_dataset`).
 
     Args:
-        dataset: name in the catalogue, of a folder under `HARNESS_EXT_DATA`, or `org/name[:config][@revision]`.
+        dataset: name in the catalogue, name of a folder under `HARNESS_EXT_DATA`, or `org/name[:config][@revision]`.
         choices: for classification, the label words in label order; added to every document as the column `choices`.
-        label: the column that holds the index into `choices`, or one of `label_values`.
-        data_files: split name to file; wins over everything else.
-        data_dir: a folder holding `{split}.parquet` (or .jsonl, .json, .csv, .tsv).
-        columns: name in the task to name in the data, of columns to rename; the arguments below use the new names.
+        label: the column with the index into `choices`, or with one of `label_values`.
+        data_files: split name -> file; takes precedence over everything else.
+        data_dir: a folder with `{split}.parquet` (or .jsonl, .json, .csv, .tsv).
+        columns: columns to rename, name in the task -> name in the data; the arguments below use the new names.
         label_values: labels as the data write them, in the order of `choices`; the index becomes the column `label`.
         answers: the column of gold answers, in any of the usual shapes; becomes the column `answers`, a list of texts.
-        required: columns; rows without a value in one of them are left out.
-        config_source: the task's YAML file, which lm-eval passes along; relative paths start from its folder.
-        _unused: lm-eval passes the task's metadata and the model arguments along.
+        required: columns that must have a value; other rows are dropped.
+        config_source: the task's YAML file, passed by lm-eval; relative paths start from its folder.
+        _unused: the task's other metadata and the model arguments, which lm-eval passes, too.
 
     Returns:
-        The splits; one that is not there raises a DatasetError when its documents are read, not before.
+        The splits. A missing split raises DatasetError only when its documents are read.
 
     Raises:
-        DatasetError: nothing there, unreadable, empty, or a label that is missing or outside the choices.
+        DatasetError: the data are missing, unreadable or empty, or a label is missing or outside the choices.
     """
     shape = DocumentShape(columns, answers, label, label_values, required, choices)
     source = resolve_source(dataset, data_files=data_files, data_dir=data_dir, beside=config_source)
@@ -224,7 +223,7 @@ def load_documents(
         names = {split: str(file) for split, file in files.items()}
     for split, rows in loaded.items():
         if not len(rows):
-            raise DatasetError(f"{names[split]}: split {split!r} has no documents; put at least one there")
+            raise DatasetError(f"{names[split]}: split {split!r} has no documents; add at least one")
     documents = DocumentSplits(
         {split: shape.applied_to(rows, f"{names[split]} ({split})") for split, rows in loaded.items()}
     )
@@ -233,7 +232,7 @@ def load_documents(
 
 
 def _beside(path: str, yaml_file: str | Path | None) -> Path:
-    """A path of a task: as it stands beside the YAML when it is there, else from the working folder."""
+    """Resolve a task's path: in the folder of the YAML if it exists there, else in the working directory."""
     given = Path(path).expanduser()
     if yaml_file is None or given.is_absolute():
         return given
@@ -242,19 +241,18 @@ def _beside(path: str, yaml_file: str | Path | None) -> Path:
 
 
 def _sample_folder(dataset: str) -> Path:
-    # SQuAD v1 is SQuAD v2 without its unanswerable questions; the sample has files of its own for both.
     folder = SAMPLE_FOLDER / dataset
     if not folder.is_dir():
         known = sorted(child.name for child in SAMPLE_FOLDER.iterdir() if child.is_dir())
         raise DatasetError(
-            f"the bundled sample has no {dataset!r} (it has {', '.join(known)}); "
-            f"set {DATA_VARIABLE} to a folder that does"
+            f"the bundled sample does not include {dataset!r} (only {', '.join(known)}); "
+            f"set {DATA_VARIABLE} to a folder that contains {dataset}/"
         )
     return folder
 
 
 def load_from_hub(hub: HubDataset, name: str) -> datasets.DatasetDict:
-    """Load a data set; when the Hub does not answer, its copy in the local cache, if there is one.
+    """Load a data set from the Hub, or from the local cache when the Hub does not answer.
 
     Raises:
         DatasetError: it is neither on the Hub nor in the cache, or cannot be read.
@@ -262,37 +260,37 @@ def load_from_hub(hub: HubDataset, name: str) -> datasets.DatasetDict:
     with hub_or_cache() as reached:
         try:
             return datasets.load_dataset(hub.path, name=hub.config, revision=hub.revision)
-        # ConnectionError and the Hub's own errors are OSErrors; RuntimeError: a data set that is a script
+        # OSError covers ConnectionError and the Hub's own errors; RuntimeError is a data set with a loading script
         except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
             problem = "cannot be loaded from" if reached else "cannot be reached on"
             reason = f" ({' '.join(str(error).split()).rstrip('.'):.200})" if reached else ""
             raise DatasetError(
-                f"{hub} {problem} the Hub and is not in the local cache{reason}; either {_other_places(name, hub)}"
+                f"{hub} {problem} the Hub and is not in the local cache{reason}; either {_remedies(name, hub)}"
             ) from error
 
 
-def _other_places(name: str, hub: HubDataset) -> str:
-    ways = [
-        "connect, or point HF_ENDPOINT at a mirror",
-        f"set {DATA_VARIABLE} to a folder that holds {name if name in CATALOGUE else hub.path}/",
-        "name files under dataset_kwargs: data_files",
+def _remedies(name: str, hub: HubDataset) -> str:
+    remedies = [
+        "connect to the internet, or set HF_ENDPOINT to a mirror",
+        f"set {DATA_VARIABLE} to a folder that contains {name if name in CATALOGUE else hub.path}/",
+        "name local files in dataset_kwargs: data_files",
     ]
     if name in CATALOGUE:
-        ways.append(f"set {DATA_VARIABLE}={SAMPLE} for the bundled sample")
-    numbered = [f"({number}) {way}" for number, way in enumerate(ways, start=1)]
+        remedies.append(f"set {DATA_VARIABLE}={SAMPLE} for the bundled sample")
+    numbered = [f"({number}) {remedy}" for number, remedy in enumerate(remedies, start=1)]
     return f"{', '.join(numbered[:-1])}, or {numbered[-1]}"
 
 
 @contextlib.contextmanager
 def hub_or_cache() -> Iterator[bool]:
-    """Use the Hub where it answers, its local cache alone where it does not; yields whether it answers."""
+    """Use the Hub if it answers, otherwise only its local cache; yields whether it answers."""
     reached = _hub_answers()
     with contextlib.nullcontext() if reached else _offline():
         yield reached
 
 
 def _hub_answers() -> bool:
-    """Whether the Hub answers within `HUB_TIMEOUT_SECONDS`; asked first: its client retries for half a minute."""
+    """Whether the Hub answers within `HUB_TIMEOUT_SECONDS`; its own client would retry for half a minute."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return False
     try:
@@ -300,7 +298,7 @@ def _hub_answers() -> bool:
         urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS).close()
     except urllib.error.HTTPError:
         return True  # it answered
-    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: HF_ENDPOINT is no URL
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: HF_ENDPOINT is not a URL
         logger.info("the Hub does not answer: %s", error)
         return False
     return True
@@ -308,13 +306,13 @@ def _hub_answers() -> bool:
 
 @contextlib.contextmanager
 def _offline() -> Iterator[None]:
-    """Make the Hub's client answer from its cache alone."""
-    places: tuple[Any, ...] = (huggingface_hub.constants, datasets.config)
-    before = [place.HF_HUB_OFFLINE for place in places]
+    """Restrict the Hub's client to its cache."""
+    modules: tuple[Any, ...] = (huggingface_hub.constants, datasets.config)
+    before = [module.HF_HUB_OFFLINE for module in modules]
     try:
-        for place in places:
-            place.HF_HUB_OFFLINE = True
+        for module in modules:
+            module.HF_HUB_OFFLINE = True
         yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            place.HF_HUB_OFFLINE = value
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value

@@ -1,6 +1,6 @@
-"""Which examples a few-shot prompt shows: as many of each class, drawn anew for each document or the same for all.
+"""Few-shot samplers that balance the classes: new examples for each document, or the same for all documents.
 
-A task names a sampler in its YAML, in a stock lm-eval, too:
+A task names a sampler in its YAML. This works in stock lm-eval, too:
 
 ```yaml
 fewshot_split: train
@@ -8,8 +8,8 @@ fewshot_config:
   sampler: !function harness_ext.hooks.FixedBalancedSampler
 ```
 
-The seed is lm-eval's own for few-shot examples, the fourth of `--seed` (1234). Examples come from the few-shot split,
-so that an evaluated document is never among them; a document of that very split is left out when it is named.
+The seed is lm-eval's few-shot seed, the fourth number of `--seed` (default 1234). Examples come from the few-shot
+split. If that is the test split, lm-eval passes the evaluated document along, and the sampler excludes it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lm_eval.api.samplers import ContextSampler
 
 from harness_ext.errors import TaskError
 
-DEFAULT_SEED = 1234  # lm-eval's own
+DEFAULT_SEED = 1234  # lm-eval's default for few-shot examples
 
 Doc = Mapping[str, Any]
 
@@ -87,13 +87,13 @@ class FixedBalancedSampler(BalancedSampler):
 
 
 def by_class(docs: Sequence[Doc]) -> list[list[Doc]]:
-    """Documents of each class, the classes in the order of their names.
+    """Documents grouped by class, the classes sorted by name.
 
     >>> [[doc["x"] for doc in docs] for docs in by_class([{"x": 1, "label": 1}, {"x": 2, "label": 0}])]
     [[2], [1]]
 
     Raises:
-        TaskError: the documents have no column that names a class.
+        TaskError: the documents have neither of the columns that define a class.
     """
     classes: dict[str, list[Doc]] = defaultdict(list)
     for doc in docs:
@@ -107,13 +107,13 @@ def _class_of(doc: Doc) -> str:
     if isinstance(answers := doc.get("answers"), Mapping) and "text" in answers:
         return str(bool(answers["text"]))
     raise TaskError(
-        f"a balanced few-shot sampler needs a column 'label' or 'answers', the documents have {', '.join(doc)}; "
-        "leave fewshot_config: sampler out"
+        f"a balanced few-shot sampler needs a column 'label' or 'answers', but the documents have {', '.join(doc)}; "
+        "remove fewshot_config: sampler"
     )
 
 
 def _draw(classes: Sequence[Sequence[Doc]], n: int, *, without: Doc | None, random: Random) -> list[Doc]:
-    """`n` documents in random order, as many of each class; the left-over ones from classes drawn at random."""
+    """`n` documents in random order, equally many per class; classes drawn at random supply the remainder."""
     if not n:
         return []
     share, rest = divmod(n, len(classes))
@@ -128,14 +128,14 @@ def _draw(classes: Sequence[Sequence[Doc]], n: int, *, without: Doc | None, rand
 
 
 def _draw_of_class(docs: Sequence[Doc], count: int, *, without: Doc | None, random: Random) -> list[Doc]:
-    """Draw one document more than needed, so that the same are drawn whether or not one has to be left out."""
+    """Draw `count` documents other than `without`; one spare is always drawn, so the draw does not depend on it."""
     drawn = random.sample(docs, min(count + 1, len(docs)))
     kept = [doc for doc in drawn if doc != without]
-    if len(kept) < count:  # the document stands in the split more than once
+    if len(kept) < count:  # the split contains the document more than once
         kept += [doc for doc in docs if doc != without and doc not in drawn]
     if len(kept) < count:
         raise TaskError(
-            f"a class has {len(kept)} few-shot examples where {count} are needed; lower num_fewshot, or leave "
-            "fewshot_config: sampler out"
+            f"a class has {len(kept)} few-shot examples, but {count} are needed; lower num_fewshot, or remove "
+            "fewshot_config: sampler"
         )
     return kept[:count]

@@ -1,4 +1,4 @@
-"""What identifies a protocol: everything that shapes prompts and scores, so that two runs can be told apart."""
+"""The protocol fingerprint: a hash of everything that shapes prompts and scores, to compare two runs by."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ SCORING_FIELDS = (
     "version",
     "class",
 )
-CLASS_SETTINGS = ("content_free", "prompts")  # metadata that shape what a task class asks; a threshold is a model's own
+CLASS_SETTINGS = ("content_free", "prompts")  # metadata that change a task class's prompts; a threshold does not
 
 
 class Fingerprint(NamedTuple):
-    """What identifies a protocol."""
+    """Identifies a protocol."""
 
     digest: str  # sha256 over the fields
     fields: dict[str, str]  # each field's value, or a short hash of it when it is long
@@ -53,9 +53,9 @@ def fingerprint(task: ConfigurableTask, settings: PromptSettings, lm: HFLM | Non
     """Identify everything that shapes a task's prompts and scores.
 
     Args:
-        task: a loaded task, its generation settings already overridden if they are.
+        task: a loaded task; overrides of its generation settings must be applied already.
         settings: few-shot, chat template, system instruction.
-        lm: gives the chat template; needed only when one is applied.
+        lm: provides the chat template; needed only when one is applied.
     """
     values = _protocol_values(task, settings, lm)
     encoded = {name: json.dumps(values[name], sort_keys=True, ensure_ascii=False) for name in sorted(values)}
@@ -110,7 +110,7 @@ def _protocol_values(task: ConfigurableTask, settings: PromptSettings, lm: HFLM 
 
 
 def _class_identity(task: ConfigurableTask) -> dict[str, Any]:
-    """The class a YAML names, and its settings; nothing for an ordinary task, whose fingerprint stays as it was."""
+    """The task class that a YAML names, and its settings; empty for an ordinary task."""
     if type(task) is ConfigurableTask:
         return {}
     metadata = task.config.metadata or {}
@@ -118,7 +118,7 @@ def _class_identity(task: ConfigurableTask) -> dict[str, Any]:
 
 
 def _dataset_identity(task: ConfigurableTask) -> dict[str, Any]:
-    """Name and revision of the documents; the folder they happen to lie in does not matter, the sample does."""
+    """Name and revision of the documents, and whether they are the bundled sample; their folder does not matter."""
     kwargs = dict(task.config.dataset_kwargs or {})
     if task.config.custom_dataset is documents.load_documents:
         hub = documents.CATALOGUE.get(kwargs["dataset"])
@@ -134,18 +134,18 @@ def _dataset_identity(task: ConfigurableTask) -> dict[str, Any]:
 
 
 def _source(value: Any) -> Any:
-    """A JSON form of a config value, the same everywhere; a function becomes its name and a hash of its source."""
+    """A config value as JSON, the same on every machine; a function becomes its name and a hash of its source."""
     if isinstance(value, functools.partial):
         return {"function": _source(value.func), "args": _source(value.args), "keywords": _source(value.keywords)}
     if callable(value):
-        named = value if hasattr(value, "__qualname__") else type(value)
+        function = value if hasattr(value, "__qualname__") else type(value)
         try:
-            text = inspect.getsource(named)
+            text = inspect.getsource(function)
         except (OSError, TypeError):
             text = ""
-        # lm-eval loads a file beside the YAML under its absolute path as module name.
-        module = Path(named.__module__).name
-        return f"{module}.{named.__qualname__}#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        # lm-eval uses the absolute path of a Python file next to the YAML as its module name.
+        module = Path(function.__module__).name
+        return f"{module}.{function.__qualname__}#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     if isinstance(value, Mapping):
         return {str(key): _source(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,9 +1,8 @@
-"""Documents in local files: whole splits for a task, and streams of rows for `new-task`. One reader serves both.
+"""Documents in local files: whole splits for a task, and streams of rows for `new-task`. Both use the same reader.
 
-Text stays as it is written. A CSV cell is always text, whatever it looks like (`NA`, `null`, `00501`, `1e5`, a date),
-and an empty cell is an empty text. JSON values keep the type that JSON gives them: a string with a date is a string.
-The one exception is the label column of a CSV: a task's labels are numbers, so it is read as numbers when each of its
-cells is one.
+Values are never reinterpreted. A CSV cell is always text, whatever it looks like (`NA`, `null`, `00501`, `1e5`, a
+date), and an empty cell is an empty text. JSON values keep their JSON type: a string with a date stays a string. The
+one exception is the label column of a CSV: if every non-empty cell is a whole number, the column is read as numbers.
 """
 
 from __future__ import annotations
@@ -27,26 +26,30 @@ from harness_ext.protocol.text_rows import BATCH_ROWS, batched, csv_rows, delimi
 CSV_ENDINGS = (".csv", ".tsv", ".txt")
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 ENDINGS = (*CSV_ENDINGS, *JSON_ENDINGS, ".parquet")
-SPLIT_ENDINGS = tuple(ending for ending in ENDINGS if ending != ".txt")  # a folder's README.txt is no split
+SPLIT_ENDINGS = tuple(ending for ending in ENDINGS if ending != ".txt")  # a README.txt in the folder is not a split
 WHOLE_NUMBER = re.compile(r"\s*(0|-?[1-9]\d{0,17})\s*", re.ASCII)
 
 
 # -- splits of a task --------------------------------------------------------------------------------------------
 
 
-def existing_folder(folder: Path, said_by: str) -> Path:
-    """Return a folder that is there.
+def existing_folder(folder: Path, setting: str) -> Path:
+    """Return the folder if it exists.
+
+    Args:
+        folder: path to check.
+        setting: the setting that names it, for the message.
 
     Raises:
-        DatasetError: it is not; `said_by` names the setting that led to it.
+        DatasetError: it is not a folder.
     """
     if not folder.is_dir():
-        raise DatasetError(f"{said_by} leads to {folder}, which is not a folder; create it with a file for each split")
+        raise DatasetError(f"{setting} points to {folder}, which is not a folder; create it with one file per split")
     return folder
 
 
 def files_in(folder: Path) -> dict[str, Path]:
-    """Split name to file, for every file of a folder that can be read.
+    """Split name -> file, for every file in the folder with a known extension.
 
     Raises:
         DatasetError: there is none.
@@ -54,27 +57,27 @@ def files_in(folder: Path) -> dict[str, Path]:
     files = {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in SPLIT_ENDINGS}
     if not files:
         raise DatasetError(
-            f"{folder} holds none of train/validation/test with {', '.join(SPLIT_ENDINGS)}; add one file a split"
+            f"{folder} contains no train/validation/test file with {', '.join(SPLIT_ENDINGS)}; add one file per split"
         )
     return files
 
 
 def load_files(files: Mapping[str, Path], *, label: str | None = None) -> dict[str, datasets.Dataset]:
-    """Load one file for each split.
+    """Load one file per split.
 
     Args:
-        files: split name to file.
-        label: the label column; of a CSV, it is read as numbers when every cell that is not empty holds one.
+        files: split name -> file.
+        label: the label column; in a CSV it is read as numbers if every non-empty cell is a whole number.
 
     Raises:
-        DatasetError: one is missing, empty, unreadable or of an unknown kind.
+        DatasetError: a file is missing, empty, unreadable or of an unknown type.
     """
     return {split: _load_file(split, file, label) for split, file in files.items()}
 
 
 def _load_file(split: str, file: Path, label: str | None) -> datasets.Dataset:
     _check_ending(file)
-    _check_file(file, f"check the path under {split!r}", f"it must hold the documents of split {split!r}")
+    _check_file(file, f"check the path under {split!r}", f"it must contain the documents of split {split!r}")
     if file.suffix.lower() == ".parquet":
         return _load_parquet(split, file)
     rows = open_rows(file)
@@ -85,7 +88,7 @@ def _load_file(split: str, file: Path, label: str | None) -> datasets.Dataset:
 
 
 def _load_parquet(split: str, file: Path) -> datasets.Dataset:
-    """A parquet file says its own types; `datasets` maps it into memory instead of holding it."""
+    """Load a parquet file with `datasets`, which memory-maps it."""
     try:
         with _silently():
             return datasets.load_dataset("parquet", data_files={split: str(file)}, split=split)
@@ -97,7 +100,7 @@ def _load_parquet(split: str, file: Path) -> datasets.Dataset:
 
 
 def _with_numbers(table: pyarrow.Table, column: int) -> pyarrow.Table:
-    """Read a text column as whole numbers, empty cells as missing, unless that would change what a cell says."""
+    """Convert a text column to whole numbers, empty cells to null, if every non-empty cell is a whole number."""
     cells = table.column(column).to_pylist()
     if not any(map(str.strip, cells)) or not all(WHOLE_NUMBER.fullmatch(cell) or not cell.strip() for cell in cells):
         return table
@@ -118,12 +121,12 @@ def _check_ending(file: Path) -> None:
 
 
 def _no_documents(file: Path) -> str:
-    return f"{file} holds no documents: it has no rows; put at least one there"
+    return f"{file} has no documents: it has no rows; add at least one"
 
 
 @contextlib.contextmanager
 def _silently() -> Iterator[None]:
-    """Keep `datasets` from logging an error that it raises, too, and from showing progress over a local file."""
+    """Keep `datasets` from logging an error that it also raises, and from showing a progress bar for a local file."""
     log = logging.getLogger("datasets")
     level, bars = log.level, not datasets.are_progress_bars_disabled()
     log.setLevel(logging.CRITICAL)
@@ -140,11 +143,11 @@ def _silently() -> Iterator[None]:
 
 
 class Rows(Protocol):
-    """Rows that are read batch by batch: of a file, or of a split of a Hub data set."""
+    """Rows that are read batch by batch, from a file or from a split of a Hub data set."""
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name in messages."""
 
     @property
     def schema(self) -> pyarrow.Schema:
@@ -160,15 +163,15 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class RowFile:
-    """A CSV, JSON lines or parquet file that is read batch by batch, never whole."""
+    """A CSV, JSON lines or parquet file that is read batch by batch, never as a whole."""
 
     file: Path
     delimiter: str | None  # of a CSV
-    schema: pyarrow.Schema  # CSV columns are all text: what is a number is decided by whoever reads
+    schema: pyarrow.Schema  # all columns of a CSV are text
 
     @property
     def name(self) -> str:
-        """The file, as it was given."""
+        """The path as it was given."""
         return str(self.file)
 
     @property
@@ -180,7 +183,7 @@ class RowFile:
         """Stream the rows in file order.
 
         Raises:
-            DatasetError: a row cannot be read; says which.
+            DatasetError: a row cannot be read; the message names it.
         """
         with _readable(self.file):
             for batch in _stream(self.file, self.delimiter, self.schema):
@@ -188,13 +191,13 @@ class RowFile:
 
 
 def open_rows(file: str | Path) -> RowFile:
-    """Find out how a file is to be read: by its ending, a CSV by its first lines, JSON by one pass over its values.
+    """Open a file for streaming; a CSV's delimiter comes from its first lines, JSON types from a pass over all values.
 
     Raises:
-        DatasetError: it is missing, empty, of an unknown kind, or has no columns or no rows.
+        DatasetError: it is missing, empty, of an unknown type, or has no columns or no rows.
     """
     path = Path(file).expanduser()
-    _check_file(path, "check the path", "it must hold at least one row")
+    _check_file(path, "check the path", "it must contain at least one row")
     _check_ending(path)
     with _readable(path):
         delimiter = delimiter_of(path) if path.suffix.lower() in CSV_ENDINGS else None
@@ -206,7 +209,7 @@ def open_rows(file: str | Path) -> RowFile:
 
 @contextlib.contextmanager
 def _readable(file: Path) -> Iterator[None]:
-    """Turn what readers raise into one line about the file."""
+    """Turn exceptions of the readers into a DatasetError that names the file."""
     try:
         yield
     except UnicodeDecodeError as error:

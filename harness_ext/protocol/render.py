@@ -1,7 +1,6 @@
-"""From a task and a document to the exact text and token ids: for evaluation and for training, by lm-eval's own code.
+"""Renders documents to the exact text and token ids, for evaluation and for training, with lm-eval's own code.
 
-What a model is asked in evaluation is what an adapter is trained
-on, plus the answer and one end token:
+Training uses the same prompts as evaluation, plus the answer and one end token:
 
 ```
 evaluation   [context ids]                                 or, for a forced choice, [context ids][continuation ids]
@@ -22,6 +21,7 @@ from lm_eval.api.utils import maybe_delimit
 from lm_eval.models.huggingface import HFLM
 
 from harness_ext.errors import HarnessExtError, ModelError, TaskError, described
+from harness_ext.protocol.fewshot import DEFAULT_SEED
 from harness_ext.protocol.tasks import load_task, load_tasks, task_manager
 
 __all__ = ["Encoded", "PromptSettings", "Rendered", "apply_settings", "check_askable", "check_chat_template", "encode",
@@ -29,43 +29,41 @@ __all__ = ["Encoded", "PromptSettings", "Rendered", "apply_settings", "check_ask
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_FEWSHOT_SEED = 1234  # lm-eval's own default
-
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """What the command line adds to a task's prompt; the names are those of `lm_eval run`."""
+    """Prompt settings from the command line, named as in `lm_eval run`."""
 
     num_fewshot: int | None = None
     apply_chat_template: bool | str = False
     fewshot_as_multiturn: bool | None = None
     system_instruction: str | None = None
-    fewshot_seed: int = DEFAULT_FEWSHOT_SEED
+    fewshot_seed: int = DEFAULT_SEED
 
     @property
     def multiturn(self) -> bool:
-        """Whether few-shot examples become turns of their own; as in lm-eval, they do with a chat template."""
+        """Whether few-shot examples are separate chat turns; by default they are if a chat template is applied."""
         if self.fewshot_as_multiturn is None:
             return bool(self.apply_chat_template)
         return self.fewshot_as_multiturn
 
 
 class Rendered(NamedTuple):
-    """One document as text."""
+    """A document as text."""
 
     context: str
     continuation: str  # the delimiter and the gold answer
 
 
 class Encoded(NamedTuple):
-    """One document as token ids, without the end token."""
+    """A document as token ids, without the end token."""
 
     context: list[int]
     continuation: list[int]
 
 
 def apply_settings(task: ConfigurableTask, settings: PromptSettings) -> int:
-    """Seed the task's few-shot sampler and return the number of shots, by the rules of `lm_eval.simple_evaluate`."""
+    """Seed the task's few-shot sampler and return the number of shots, as `lm_eval.simple_evaluate` does."""
     task.set_fewshot_seed(seed=settings.fewshot_seed)
     return _num_fewshot(task, settings)
 
@@ -78,9 +76,9 @@ def _num_fewshot(task: Task, settings: PromptSettings) -> int:
 
 
 def check_askable(task: Task, settings: PromptSettings, lm: HFLM | None = None) -> None:
-    """Raise TaskError when a task has no documents, too few few-shot examples, or a prompt without tokens.
+    """Raise TaskError if a task has no documents, too few few-shot examples, or a prompt without tokens.
 
-    Looks at all documents, and at the requests that lm-eval has built: to be called when a task has failed, to say why.
+    Looks at all documents and at the requests that lm-eval has built; call it after a task has failed, to find out why.
     """
     split = task.get_config("test_split") or task.get_config("validation_split")
     if split is None:
@@ -96,41 +94,40 @@ def _check_contexts(task: Task, lm: HFLM) -> None:
     for request in task.instances or ():
         context, scored = request.args[0], request.request_type == "loglikelihood"
         if request.request_type == "loglikelihood_rolling" or context.strip() or (scored and not context):
-            continue  # lm-eval puts a token of its own in the place of a context that is empty
+            continue  # lm-eval replaces an empty context by a token of its own
         _check_context(task, context, lm.tok_encode(context.rstrip() if scored else context))
 
 
 def _draws_from_evaluated(task: Task) -> bool:
-    """Whether lm-eval leaves a document out when it draws that document's few-shot examples."""
+    """Whether lm-eval excludes a document when it draws that document's few-shot examples."""
     return isinstance(task, ConfigurableTask) and task.fewshot_cfg.split == task.config.test_split
 
 
 def _check_shots(task: Task, num_fewshot: int, *, leaves_out: bool) -> None:
-    """Raise TaskError when there are too few few-shot examples, of which one may be the document itself."""
+    """Raise TaskError if there are too few few-shot examples; `leaves_out`: one of them is the document itself."""
     if not num_fewshot or not hasattr(task, "sampler"):
         return
     available = max(0, len(task.sampler.fewshot_docs()) - leaves_out)
     if num_fewshot > available:
         raise TaskError(
-            f"task {task.task_name!r} has {available} few-shot examples for a document, and num_fewshot is "
-            f"{num_fewshot}; lower it"
+            f"task {task.task_name!r} has {available} few-shot examples for a document, but num_fewshot is "
+            f"{num_fewshot}; lower num_fewshot"
         )
 
 
 def check_chat_template(lm: HFLM, template: bool | str) -> None:
-    """Raise ModelError when a chat template is asked for that a model's tokenizer does not have."""
+    """Raise ModelError if the requested chat template is not in the model's tokenizer."""
     if not template:
         return
     own = getattr(lm.tokenizer, "chat_template", None)
     base = getattr(lm.tokenizer, "name_or_path", "") or "this model"
     if not own:
         raise ModelError(
-            f"the tokenizer of {base} has no chat template; leave apply_chat_template out, or name an "
-            "instruction-tuned model"
+            f"the tokenizer of {base} has no chat template; omit apply_chat_template, or use an instruction-tuned model"
         )
-    if isinstance(own, dict) and (wanted := template if isinstance(template, str) else "default") not in own:
+    if isinstance(own, dict) and (name := template if isinstance(template, str) else "default") not in own:
         raise ModelError(
-            f"the tokenizer of {base} has no chat template {wanted!r}; set apply_chat_template to one of "
+            f"the tokenizer of {base} has no chat template {name!r}; set apply_chat_template to one of "
             f"{', '.join(sorted(own))}"
         )
 
@@ -146,11 +143,14 @@ def training_docs(task: ConfigurableTask) -> Any:
     split = task.config.training_split
     if split not in task.dataset:
         raise TaskError(
-            f"task {task.task_name!r} names the training split {split!r}, but its data has {', '.join(task.dataset)}; "
-            "add it to the data, or correct `training_split:` in its YAML"
+            f"the data of task {task.task_name!r} have no training split {split!r}, only {', '.join(task.dataset)}; "
+            "add it to the data, or correct `training_split:` in the task's YAML"
         )
     if split == task.config.test_split or (not task.has_test_docs() and split == task.config.validation_split):
-        raise TaskError(f"task {task.task_name!r} would train on {split!r}, the split it reports; name another one")
+        raise TaskError(
+            f"task {task.task_name!r} would train on {split!r}, which is also its evaluation split; "
+            "change `training_split:` in its YAML"
+        )
     return task.training_docs()
 
 
@@ -163,12 +163,11 @@ def render(
         task: a loaded task.
         docs: documents of any of its splits.
         settings: few-shot, chat template, system instruction.
-        lm: gives the chat template; its model is not run.
+        lm: provides the chat template; its model is not run.
 
     Raises:
-        TaskError: a template fails on a document, there are too few few-shot examples, or the gold answer cannot be
-            told.
-        ModelError: a chat template is asked for, and the tokenizer has none.
+        TaskError: a template fails on a document, there are too few few-shot examples, or there is no gold answer.
+        ModelError: a chat template is requested, but the tokenizer has none.
     """
     for number, (doc, requests) in enumerate(_with_requests(task, docs, settings, lm)):
         try:
@@ -182,9 +181,9 @@ def render(
 def prompts(
     task: ConfigurableTask, docs: Iterable[Mapping[str, Any]], settings: PromptSettings, lm: HFLM
 ) -> Iterator[str]:
-    """What a model reads first of each document: the context, or the whole text where a task scores texts.
+    """The prompt of each document: the context, or the whole text for a task that scores whole texts.
 
-    For tasks without a gold answer, too; arguments and errors are those of `render`.
+    Also works for tasks without a gold answer. Arguments and errors are those of `render`.
     """
     for _, requests in _with_requests(task, docs, settings, lm):
         first = requests[0] if isinstance(requests, list) else requests
@@ -196,8 +195,8 @@ def _with_requests(
 ) -> Iterator[tuple[Mapping[str, Any], Any]]:
     """Documents with lm-eval's requests for them.
 
-    A document is never among its own few-shot examples: its answer would stand in the prompt. lm-eval sees to that for
-    a few-shot split that is the test split only, and training documents come from the few-shot split most of the time.
+    A document must not be among its own few-shot examples, since its answer would be in the prompt. lm-eval ensures
+    this only if the few-shot split is the test split, but training documents usually come from the few-shot split.
     """
     check_chat_template(lm, settings.apply_chat_template)
     num_fewshot = apply_settings(task, settings)
@@ -239,7 +238,7 @@ def _cannot_render(task: ConfigurableTask, number: int, error: Exception) -> Tas
 
 @contextlib.contextmanager
 def _no_example_of_itself(task: ConfigurableTask, doc: Mapping[str, Any]) -> Iterator[None]:
-    """Draw a document's few-shot examples again when it is one of them; other draws stay as lm-eval's."""
+    """Draw a document's few-shot examples again if it is one of them; all other draws are lm-eval's."""
     sampler = task.sampler
 
     def sample(n: int, eval_doc: Mapping[str, Any] | None = None, **options: Any) -> Any:
@@ -254,19 +253,19 @@ def _no_example_of_itself(task: ConfigurableTask, doc: Mapping[str, Any]) -> Ite
 
 
 def _with_gold(task: ConfigurableTask, doc: Mapping[str, Any], requests: Any, chat: bool) -> Rendered:
-    """Pick the request of the gold answer, or for generation make one of context and target."""
+    """Context and gold answer: the request of the gold choice, or for generation the prompt and the target."""
     if task.OUTPUT_TYPE == "multiple_choice":
         gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
         gold = gold[0] if isinstance(gold, list) else gold
         gold = task.doc_to_choice(doc).index(gold) if isinstance(gold, str) else gold
-        choices = len(task.doc_to_choice(doc))  # acc_mutual_info asks twice as many requests
+        choices = len(task.doc_to_choice(doc))  # acc_mutual_info makes twice as many requests
         if not 0 <= gold < choices:
             raise IndexError(f"label {gold} is outside its {choices} choices")
         return Rendered(*requests[gold].args)
     if task.OUTPUT_TYPE == "loglikelihood":
         return Rendered(*requests.args)
     if task.OUTPUT_TYPE == "generate_until":
-        # A task of `protocol.requests` may ask for more than the generation, which comes first.
+        # A task class of `protocol.requests` may add requests after the generation.
         generation = requests[0] if isinstance(requests, list) else requests
         return Rendered(generation.args[0], _delimited_answer(task, doc, chat))
     raise TaskError(f"task {task.task_name!r} ({task.OUTPUT_TYPE}) has no answer to train on")
@@ -280,7 +279,7 @@ def _answer(task: ConfigurableTask, doc: Mapping[str, Any]) -> str:
 
 
 def _delimited_answer(task: ConfigurableTask, doc: Mapping[str, Any], chat: bool) -> str:
-    """What follows a context that is generated from: as in lm-eval's few-shot examples."""
+    """The gold answer with its delimiter, as lm-eval writes it in few-shot examples."""
     answer = _answer(task, doc)
     if prefix := task.doc_to_prefix(doc):
         return maybe_delimit(prefix, answer)[len(prefix) :]
@@ -288,13 +287,13 @@ def _delimited_answer(task: ConfigurableTask, doc: Mapping[str, Any], chat: bool
 
 
 def encode(task: ConfigurableTask, rendered: Rendered, lm: HFLM) -> Encoded:
-    """Token ids of a rendered document, split where evaluation splits them.
+    """Token ids of a rendered document, split at the same place as in evaluation.
 
-    A scored continuation goes through lm-eval's `_encode_pair`, which moves trailing spaces of the context into the
-    continuation. A generated one follows the context's ids as generation will see them.
+    For a scored continuation lm-eval's `_encode_pair` moves trailing spaces of the context into the continuation. For
+    a generated answer the context keeps the ids that it has in generation.
 
     Raises:
-        TaskError: the context has no tokens, so that no model could be asked.
+        TaskError: the context has no tokens.
     """
     context, continuation = rendered
     if task.OUTPUT_TYPE != "generate_until":
@@ -316,5 +315,5 @@ def _check_context(task: Task, context: str, ids: list[int]) -> None:
     if not ids:
         raise TaskError(
             f"task {task.task_name!r} has a prompt without tokens: its text is {context!r:.40}, and the tokenizer adds "
-            "no begin token; put a text into doc_to_text or description"
+            "no BOS token; add text to doc_to_text or description"
         )

@@ -1,6 +1,6 @@
-"""Tasks that ask more about a document than lm-eval's output types do, in an unmodified lm-eval.
+"""Task classes that make more requests per document than lm-eval's output types do; they work in stock lm-eval.
 
-A YAML names one of these classes beside its own keys, and what it needs under `metadata`:
+A YAML names one of these classes next to its other keys, and the settings of the class under `metadata`:
 
 ```yaml
 class: !function harness_ext.hooks.CalibratedChoice
@@ -8,10 +8,10 @@ metadata:
   content_free: {column: sentence, texts: ["N/A", "", "[MASK]"]}
 ```
 
-Each adds requests behind lm-eval's own for the document; `process_results` gets the answers in that order. The added
-prompts are the document's with another question in its last turn, so that description, few-shot examples and chat
-template stay as they are. Requests that are alike for all documents cost one forward pass: `hf` and `hf-tree` both
-compute equal contexts once.
+Each class adds requests after lm-eval's own; `process_results` gets the results in that order. An added prompt is the
+document's prompt with another question in its last turn, so description, few-shot examples and chat template stay the
+same. Requests that are the same for all documents cost one forward pass, since `hf` and `hf-tree` compute equal
+contexts only once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Doc = Mapping[str, Any]
 
 
 class ComposedTask(ConfigurableTask):
-    """A task of a YAML that names a class of its own."""
+    """Base of the task classes that a YAML names with `class:`."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
@@ -43,12 +43,12 @@ class ComposedTask(ConfigurableTask):
             ) from None
 
     def _ask_instead(self, doc: Doc, context: str, question: str) -> str:
-        """The document's prompt with another question in place of its own."""
+        """The document's prompt with another question instead of its own."""
         own = self.doc_to_text(doc)
         if not own:
-            raise TaskError(f"task {self.task_name!r} has a document without a question; give doc_to_text a text")
-        before, found, after = context.rpartition(own)
-        if not found:
+            raise TaskError(f"task {self.task_name!r} has a document without a question; doc_to_text must not be empty")
+        before, match, after = context.rpartition(own)
+        if not match:
             raise TaskError(
                 f"task {self.task_name!r}: the chat template changes the question {own!r:.60}; evaluate without it"
             )
@@ -111,8 +111,8 @@ class AbstainByProbability(ComposedTask):
 
 
 def _numbered(requests: Sequence[Sequence[Instance]]) -> list[Instance]:
-    """All requests of a document in order; lm-eval sorts the answers by this number."""
-    flat = [request for each in requests for request in each]
+    """All requests of a document, numbered in order; lm-eval sorts the results by this number."""
+    flat = [request for group in requests for request in group]
     for number, request in enumerate(flat):
         request.idx = number
     return flat

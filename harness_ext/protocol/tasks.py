@@ -1,4 +1,4 @@
-"""Tasks by name, pattern or file: from lm-eval's index of YAML files to loaded tasks, each of them once."""
+"""Loads tasks by name, pattern or file through lm-eval's index of YAML files; each task is loaded once."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ from lm_eval.tasks._index import Entry
 from harness_ext.errors import HarnessExtError, TaskError, described, suggest
 from harness_ext.protocol.task_folders import own_task_folders, tasks_path
 
-# What lm-eval's task code raises for a mistake in a YAML or a hook.
-
 
 class _TaskFactory(TaskFactory):
-    """lm-eval's own, but for tasks that several names and groups ask for: built, and their documents read, once."""
+    """lm-eval's factory, but a task that several names or groups contain is built, and its documents read, only once."""
 
     def __init__(self, *, meta: dict[str, Any] | None = None) -> None:
         super().__init__(meta=meta)
@@ -38,7 +36,7 @@ class _TaskFactory(TaskFactory):
 
 
 class _TaskManager(TaskManager):
-    """lm-eval's own, but for its refusal of a task that several groups hold: `load_tasks` has made it one task."""
+    """lm-eval's manager, but it accepts a task that is in several groups: `load_tasks` makes it one task."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -54,12 +52,12 @@ def task_manager(
 ) -> TaskManager:
     """An lm-eval task manager that knows our tasks and those under `include_path`.
 
-    lm-eval's own ten thousand tasks are indexed (which takes seconds) only when a name asks for one of them.
+    lm-eval's own ten thousand tasks are indexed (which takes seconds) only if a name is not found otherwise.
     """
     paths = [str(tasks_path()), *map(str, own_task_folders(names)), *map(str, include_path)]
-    ours = _TaskManager(include_path=paths, include_defaults=False, metadata=dict(metadata or {}))
-    if all(_is_yaml(name) or ours.match_tasks([name]) for name in names):
-        return ours
+    manager = _TaskManager(include_path=paths, include_defaults=False, metadata=dict(metadata or {}))
+    if all(_is_yaml(name) or manager.match_tasks([name]) for name in names):
+        return manager
     return _TaskManager(include_path=paths, metadata=dict(metadata or {}))
 
 
@@ -70,32 +68,32 @@ def _is_yaml(name: str) -> bool:
 def load_tasks(
     names: Sequence[str], *, include_path: Sequence[str | Path] = (), metadata: Mapping[str, Any] | None = None
 ) -> tuple[TaskManager, list[Task | Group]]:
-    """Load tasks and groups by name, glob pattern or the path of a YAML file; what is named twice is loaded once.
+    """Load tasks and groups by name, glob pattern or path of a YAML file; a task that is named twice is loaded once.
 
     Raises:
-        TaskError: there is no such task, lm-eval cannot build it, or two different ones have the same name.
+        TaskError: there is no such task, lm-eval cannot build it, or two different tasks have the same name.
         DatasetError: its documents cannot be found.
     """
     manager = task_manager(names, include_path=include_path, metadata=metadata)
     specs = dict.fromkeys(spec for name in names for spec in _specs(manager, name))
-    return manager, _each_once([item for spec in specs for item in _built(manager, spec)])
+    return manager, _without_repeats([item for spec in specs for item in _built(manager, spec)])
 
 
 def _specs(manager: TaskManager, name: str) -> list[str]:
-    """What `TaskManager.load` takes, for a name, a pattern or a path."""
+    """Arguments for `TaskManager.load`: the task names or the path that a name, a pattern or a path stands for."""
     if _is_yaml(name):
         return [str(Path(name).absolute())]
     matches: list[str] = manager.match_tasks([name])
     if not matches:
         raise TaskError(
-            f"unknown task {name!r} (`lm_eval ls tasks --include_path $(harness-ext tasks-path)` lists all)"
+            f"unknown task {name!r} (`lm_eval ls tasks --include_path $(harness-ext tasks-path)` lists all tasks)"
             f"{suggest(name, manager.all_tasks)}"
         )
     return matches
 
 
-def _each_once(loaded: Sequence[Task | Group]) -> list[Task | Group]:
-    """Tasks and groups without those that a group among them holds; groups that overlap share their tasks."""
+def _without_repeats(loaded: Sequence[Task | Group]) -> list[Task | Group]:
+    """Tasks and groups without those that are in another of the groups; overlapping groups share their tasks."""
     by_name: dict[str, Task | Group] = {}
     outer = [_shared(item, by_name) for item in loaded]
     groups = [group for group in by_name.values() if isinstance(group, Group)]
@@ -104,15 +102,15 @@ def _each_once(loaded: Sequence[Task | Group]) -> list[Task | Group]:
 
 
 def _shared(item: Task | Group, by_name: dict[str, Task | Group]) -> Task | Group:
-    """The first one loaded of this name, which has to be defined alike; of a group's members, too."""
+    """The first task or group loaded under this name, which must have the same definition; likewise for members."""
     if isinstance(item, Group):
         for member in list(item):
             item.add(_shared(member, by_name))
     first = by_name.setdefault(_name(item), item)
     if first is not item and _definition(first) != _definition(item):
         files = sorted({_file_of(first), _file_of(item)})
-        where = f"{' and '.join(files)} differ" if len(files) > 1 else "a group gives it other settings than its YAML"
-        raise TaskError(f"{_name(item)!r} names two different tasks ({where}); name one of them, or rename one")
+        where = f"{' and '.join(files)} differ" if len(files) > 1 else "a group overrides settings of its YAML"
+        raise TaskError(f"two different tasks are named {_name(item)!r} ({where}); load only one, or rename one")
     return first
 
 
@@ -129,7 +127,7 @@ def _config_of(item: Task | Group) -> dict[str, Any]:
 
 
 def _definition(item: Task | Group) -> str:
-    """All settings but the file they stand in; functions by their source or name."""
+    """All settings except the path of their file; functions by their source or name."""
     config = _config_of(item)
     metadata = {name: value for name, value in (config.get("metadata") or {}).items() if name != "config_source"}
     text = json.dumps({**config, "metadata": metadata}, sort_keys=True, default=str)
@@ -141,36 +139,36 @@ def _built(manager: TaskManager, spec: str) -> list[Task | Group]:
     if _is_yaml(spec) and not Path(spec).is_file():
         raise TaskError(f"there is no task file {spec}; check the path")
     try:
-        found = manager.load([spec])
+        loaded = manager.load([spec])
     except KeyError as error:
         # lm-eval looks up splits, and function references in the YAML, by name.
         raise TaskError(
             f"task {spec!r} names {error.args[0]!r}, which is neither a split nor a column of its data; "
-            "add it to the data or correct the YAML"
+            "add it to the data, or correct the YAML"
         ) from error
     except (DatasetsError, OSError) as error:
         raise TaskError(
             f"the documents of task {spec!r} cannot be loaded: {described(error)}; connect to the Hub, or name local "
             "files in a copy of its YAML (dataset_path: parquet, dataset_kwargs: data_files)"
         ) from error
-    except StopIteration as error:  # datasets found no row
+    except StopIteration as error:  # raised by datasets when there are no rows
         raise TaskError(f"task {spec!r} has no documents: its files are empty; check dataset_kwargs") from error
-    except IndexError as error:  # lm-eval tries the templates on the first document
+    except IndexError as error:  # lm-eval renders the templates on the first document
         raise TaskError(
-            f"task {spec!r} cannot be built: it has no documents, or a template looks for something that is not in the "
-            f"first one ({described(error)}); check its evaluation split, process_docs and templates"
+            f"task {spec!r} cannot be built: it has no documents, or a template needs something that the first one "
+            f"lacks ({described(error)}); check its evaluation split, process_docs and templates"
         ) from error
     except HarnessExtError:
         raise
-    except Exception as error:  # whatever lm-eval, or code of the task's own, raises
+    except Exception as error:  # whatever lm-eval or the task's own code raises
         raise TaskError(
             f"task {spec!r} cannot be built: {described(error)}; correct its YAML, or the columns of its data"
         ) from error
-    groups: Mapping[str, Group] = found.get("groups", {})
+    groups: Mapping[str, Group] = loaded.get("groups", {})
     inner = {name for group in groups.values() for name in group.child_names}
     if outer := [group for name, group in groups.items() if name not in inner]:
         return list(outer)
-    return list(found["tasks"].values())
+    return list(loaded["tasks"].values())
 
 
 def load_task(
@@ -184,5 +182,5 @@ def load_task(
     """
     _, loaded = load_tasks([name], include_path=include_path, metadata=metadata)
     if len(loaded) != 1 or isinstance(loaded[0], Group):
-        raise TaskError(f"{name!r} names more than one task; name one of them")
+        raise TaskError(f"{name!r} stands for more than one task; name a single task")
     return loaded[0]

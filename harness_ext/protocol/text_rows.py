@@ -1,6 +1,6 @@
-"""Rows of text files, with the type that the file gives them: CSV cells are text, JSON values are what JSON says.
+"""Rows of CSV and JSON files. CSV cells are text; JSON values keep their JSON type.
 
-A row that cannot be read is named by its number (1 for the first after the header) and by the line it begins in.
+Messages name a row by its number (1 is the first after the header) and the line on which it begins.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from harness_ext.errors import DatasetError, first_line
 
 DELIMITERS = ",;\t|"
 SNIFFED_BYTES = 64 * 1024
-BATCH_ROWS = 1024  # what a stream holds at a time
+BATCH_ROWS = 1024  # rows in memory at a time
 
-csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # documents are longer than the 128 KiB that Python allows a cell
+csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # documents may be longer than Python's default limit of 128 KiB
 
 
 def batched(rows: Iterable[Any]) -> Iterator[list[Any]]:
@@ -37,10 +37,10 @@ def batched(rows: Iterable[Any]) -> Iterator[list[Any]]:
 
 
 class CsvRow(NamedTuple):
-    """A row, and where it stands."""
+    """A row and its place in the file."""
 
     number: int  # 0 is the header; blank lines are not counted
-    line: int  # of the file, where the row begins: a quoted cell may go over several
+    line: int  # where the row begins; a quoted cell may span several lines
     cells: list[str]
 
 
@@ -61,8 +61,8 @@ def csv_rows(file: Path, delimiter: str, width: int | None = None) -> Iterator[C
                 line = reader.line_num + 1
         except csv.Error as error:
             raise DatasetError(
-                f"{file} cannot be read: row {number} (line {line}): {_quotes_in_words(error)}; correct it "
-                '(a quote inside quotes is written twice: "")'
+                f"{file} cannot be read: row {number} (line {line}): {_csv_problem(error)}; correct it "
+                '(write a quote inside quotes twice: "")'
             ) from error
 
 
@@ -71,27 +71,27 @@ def _of_width(row: CsvRow, width: int | None, file: Path) -> CsvRow:
         return row
     cells = f"{len(row.cells)} cell{'s' * (len(row.cells) != 1)}"
     raise DatasetError(
-        f"{file} cannot be read: row {row.number} (line {row.line}) has {cells}, the header {width}; correct it "
-        "(quotes around texts that contain the delimiter)"
+        f"{file} cannot be read: row {row.number} (line {row.line}) has {cells}, but the header has {width}; correct "
+        "the row (put quotes around texts that contain the delimiter)"
     )
 
 
-def _quotes_in_words(error: csv.Error) -> str:
-    return "a quote is opened and never closed" if "unexpected end" in str(error) else str(error).rstrip(".")
+def _csv_problem(error: csv.Error) -> str:
+    return "a quote is opened but never closed" if "unexpected end" in str(error) else str(error).rstrip(".")
 
 
 def delimiter_of(file: Path) -> str:
-    """The delimiter of a CSV: the one that gives its first rows the same number, more than one, of cells."""
+    """The delimiter of a CSV: the one that splits its first rows into the same number of cells, more than one."""
     sample = _beginning(file)
-    counts = {mark: _widths(sample, mark) for mark in DELIMITERS}
-    by_header = {mark: widths for mark, widths in counts.items() if widths and widths[0] > 1}
-    steady = {mark: widths for mark, widths in by_header.items() if len(set(widths)) == 1}
-    candidates = steady or by_header
-    return max(candidates, key=lambda mark: candidates[mark][0], default=",")
+    counts = {delimiter: _widths(sample, delimiter) for delimiter in DELIMITERS}
+    splitting = {delimiter: widths for delimiter, widths in counts.items() if widths and widths[0] > 1}
+    consistent = {delimiter: widths for delimiter, widths in splitting.items() if len(set(widths)) == 1}
+    candidates = consistent or splitting
+    return max(candidates, key=lambda delimiter: candidates[delimiter][0], default=",")
 
 
 def _widths(sample: str, delimiter: str) -> list[int]:
-    """Number of cells of each row, as far as the rows can be read."""
+    """Number of cells in each row, up to the first row that cannot be parsed."""
     widths: list[int] = []
     with contextlib.suppress(csv.Error):
         for row in csv.reader(io.StringIO(sample), delimiter=delimiter, strict=True):
@@ -112,10 +112,10 @@ def _beginning(file: Path) -> str:
 
 
 def json_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON lines file, or of a file that is one JSON list (which is read whole).
+    """The objects of a JSON lines file, or of a file that is a single JSON list (which is read at once).
 
     Raises:
-        DatasetError: a line is no JSON object.
+        DatasetError: a line is not a JSON object.
     """
     if _beginning(file).lstrip().startswith("["):
         yield from _json_list(file)
@@ -135,7 +135,7 @@ def _json_list(file: Path) -> Iterator[dict[str, Any]]:
         raise DatasetError(f"{file} cannot be read as json: {error}; fix that line") from error
     for number, value in enumerate(values, start=1):
         if not isinstance(value, dict):
-            raise DatasetError(f"{file} cannot be read as json: row {number} is no object with columns; correct it")
+            raise DatasetError(f"{file} cannot be read as json: row {number} is not an object with columns; correct it")
         yield value
 
 
@@ -145,15 +145,15 @@ def _json_object(file: Path, text: str, where: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise DatasetError(
             f"{file} cannot be read as json: {where}: {error.msg} at character {error.pos + 1}; fix that line "
-            "(one object a line, or one list of objects)"
+            "(one object per line, or one list of objects)"
         ) from error
     if not isinstance(value, dict):
-        raise DatasetError(f"{file} cannot be read as json: {where} is no object with columns; correct it")
+        raise DatasetError(f"{file} cannot be read as json: {where} is not an object with columns; correct it")
     return value
 
 
 def json_schema(file: Path) -> pyarrow.Schema:
-    """Columns and types of all rows: a type that shows late, as of a column that begins with nulls, counts, too."""
+    """Columns and types over all rows, since a column may begin with nulls and show its type late."""
     schema, start = pyarrow.schema([]), 1
     for documents in batched(json_rows(file)):
         for name in dict.fromkeys(name for document in documents for name in document):
@@ -172,6 +172,6 @@ def _one_type(file: Path, column: str, where: str) -> Iterator[None]:
     except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError) as error:
         reason = first_line(error)
         raise DatasetError(
-            f"{file} cannot be read as json: column {column!r}, {where}: {reason}; write all its values as text, or "
-            "all as numbers"
+            f"{file} cannot be read as json: column {column!r}, {where}: {reason}; use one type for all its values, "
+            "such as text"
         ) from error

@@ -1,6 +1,6 @@
-"""Settings of a model that change its token ids or its arithmetic, and tokenizers that end every text.
+"""Model settings that change token ids or arithmetic, and tokenizers that append a token to every text.
 
-Pure, and quick to import: `compare` reads these settings from results files without loading any model.
+Pure and quick to import: `compare` reads these settings from results files without loading a model.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 from harness_ext.errors import ModelError
 
-ADAPTERS_OWN = "adapter"  # `tokenizer` of results whose adapter brought a tokenizer with more tokens or a chat template
-DEFAULT = "default"  # what a setting that is not given is called in messages
+ADAPTERS_OWN = "adapter"  # `tokenizer` in results of an adapter whose own tokenizer adds tokens or a chat template
+DEFAULT = "default"  # how messages call the value of a setting that is not given
 
-# Name -> value that means the same as leaving it out, as `_text` writes it.
+# Setting -> its default, as `_text` writes it.
 _DEFAULTS = {
     "add_bos_token": "",
     "autogptq": "False",
@@ -61,10 +61,10 @@ def parse_model_args(model_args: Any) -> dict[str, Any]:
 
 
 def token_settings(model_args: Mapping[str, Any] | str | None) -> dict[str, str]:
-    """Settings that change token ids or arithmetic, those that differ from lm-eval's defaults, sorted by name.
+    """Settings that change token ids or arithmetic and differ from lm-eval's defaults, sorted by name.
 
-    A setting that is left out equals its default, text equals the value it stands for, and a tokenizer that is the
-    model's own equals none.
+    An omitted setting equals its default, text equals the value it stands for, and naming the model's own tokenizer
+    equals naming none.
 
     Args:
         model_args: as lm-eval logs them in `config.model_args`: a dict, or `key=value,key=value`.
@@ -76,14 +76,14 @@ def token_settings(model_args: Mapping[str, Any] | str | None) -> dict[str, str]
     """
     arguments = parse_model_args(model_args)
     models = [_place(arguments[key]) for key in _MODEL_KEYS if arguments.get(key)]
-    found: dict[str, str] = {}
-    for key, value in _thinking_apart(arguments).items():
+    settings: dict[str, str] = {}
+    for key, value in _with_separate_thinking(arguments).items():
         name = _ALIASES.get(key, key)
         text = _place(value) if name == "tokenizer" else _text(value)
         is_model = name == "tokenizer" and text in models
         if is_token_setting(name) and text and text != _DEFAULTS.get(name, "False") and not is_model:
-            found[name] = text
-    return dict(sorted(found.items()))
+            settings[name] = text
+    return dict(sorted(settings.items()))
 
 
 def is_token_setting(name: str) -> bool:
@@ -91,18 +91,18 @@ def is_token_setting(name: str) -> bool:
     return name in _DEFAULTS or name.startswith(_QUANTISATION_PREFIXES)
 
 
-def _thinking_apart(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """`enable_thinking` on its own, also where it is given inside `chat_template_args`; as in lm-eval it wins there."""
+def _with_separate_thinking(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Move `enable_thinking` out of `chat_template_args`; as in lm-eval, the separate argument takes precedence."""
     template = _mapping(arguments.get("chat_template_args"))
     if template is None:
         return dict(arguments)
     inside = template.pop("enable_thinking", None)
-    apart = {**arguments, "chat_template_args": template}
-    return apart if _text(apart.get("enable_thinking")) else {**apart, "enable_thinking": inside}
+    separate = {**arguments, "chat_template_args": template}
+    return separate if _text(separate.get("enable_thinking")) else {**separate, "enable_thinking": inside}
 
 
 def _mapping(value: Any) -> dict[str, Any] | None:
-    """A copy of a mapping, or of the JSON object that a text holds."""
+    """A copy of a mapping, or of the JSON object in a text; None for anything else."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             value = json.loads(value)
@@ -112,7 +112,7 @@ def _mapping(value: Any) -> dict[str, Any] | None:
 
 
 def _text(value: Any) -> str:
-    """One text for each value, whether it was logged as JSON or as text; empty for a value that is not set.
+    """The same text for a value whether it was logged as JSON or as text; empty if it is not set.
 
     >>> _text(True), _text("true"), _text(None), _text("None"), _text(5), _text({"b": 1, "a": 2})
     ('True', 'True', '', '', '5', '{"a": 2, "b": 1}')
@@ -131,19 +131,19 @@ def _place(value: Any) -> str:
     return os.path.normpath(text) if text else ""
 
 
-# -- tokenizers that end every text --------------------------------------------------------------------------------
+# -- tokenizers that append a token to every text ------------------------------------------------------------------
 
 
 def appended_tokens(tokenizer: Any, *, add_bos_token: bool | None = None) -> list[str]:
-    """Tokens that a tokenizer puts behind every text, as the post-processor `<s> $A </s>` does.
+    """Tokens that a tokenizer appends to every text, as the post-processor `<s> $A </s>` does.
 
     Args:
-        tokenizer: of transformers.
-        add_bos_token: as lm-eval's `hf` has it: it encodes without special tokens when this is False.
+        tokenizer: a tokenizer of transformers.
+        add_bos_token: as in lm-eval's `hf`, which encodes without special tokens if this is False.
     """
     plain = tokenizer.encode(_PROBE, add_special_tokens=False)
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    while plain and plain[-1] in special:  # some append theirs whatever they are asked
+    while plain and plain[-1] in special:  # some tokenizers append one even without special tokens
         plain.pop()
     if not plain:
         return []
@@ -157,13 +157,13 @@ def appended_tokens(tokenizer: Any, *, add_bos_token: bool | None = None) -> lis
 def check_appends_nothing(tokenizer: Any, name: str, *, add_bos_token: bool | None = None) -> None:
     """Refuse a tokenizer that appends tokens to every text, for a model that continues its prompt.
 
-    The prompt would end before its answer, and one-token choices would all be scored by the appended token. An
-    encoder–decoder reads a finished input: do not ask this of one.
+    The prompt would end before its answer, and one-token choices would all be scored by the appended token. Do not call
+    this for an encoder–decoder, whose input does end there.
 
     Args:
-        tokenizer: of transformers.
-        name: of the model, for the message.
-        add_bos_token: as lm-eval's `hf` has it.
+        tokenizer: a tokenizer of transformers.
+        name: name of the model, for the message.
+        add_bos_token: as in lm-eval's `hf`.
 
     Raises:
         ModelError: naming the tokens and the settings that add them.

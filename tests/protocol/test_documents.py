@@ -210,7 +210,7 @@ def test_label_values_as_files_write_them(values: list[Any], written: list[Any],
 
 @pytest.mark.parametrize("label", ["00501", "1.00", "TruE", 1.5])
 def test_other_spellings_are_other_labels(label: Any, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="none of label_values"):
+    with pytest.raises(DatasetError, match="label_values"):
         shaped(
             tmp_path,
             [{"text": "a", "label": label}],
@@ -286,13 +286,13 @@ def test_a_validation_file_is_enough_to_evaluate(
     monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
     scores = run(manager, gold, task, limit=5)[task]
     assert scores.get("acc", scores.get("exact", 0) / 100) == 1.0
-    missing = (str(tmp_path), "no split 'train'", "it has validation", "add it there")
+    missing = (str(tmp_path), "no split 'train'", "available: validation")
     with pytest.raises(DatasetError) as caught:
         run(manager, gold, task, limit=5, num_fewshot=2)
     assert_one_line(caught.value, missing)
     with pytest.raises(TaskError) as untrainable:
         training_docs(load_task(task))
-    assert_one_line(untrainable.value, ("'train'", "its data has validation"))
+    assert_one_line(untrainable.value, ("'train'", "validation", "training_split"))
 
 
 @pytest.mark.parametrize("task", ["sst2_choice_5shot", "squad_v2_1shot"])
@@ -303,7 +303,7 @@ def test_few_shot_from_a_split_that_is_missing(
     monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
     with pytest.raises(DatasetError) as caught:
         run(manager, gold, task, limit=5)
-    assert_one_line(caught.value, ("no split 'train'", "it has validation"))
+    assert_one_line(caught.value, ("no split 'train'", "available: validation"))
 
 
 @pytest.mark.parametrize("task", ["sst2_choice", "squad_v2_generate", "squad_v2_answerable"])
@@ -316,7 +316,7 @@ def test_a_training_file_is_enough_to_train(
     assert list(training_docs(load_task(task))) == list(both)
     with pytest.raises(DatasetError) as caught:
         run(manager, gold, task, limit=5)
-    assert_one_line(caught.value, (str(tmp_path), "no split 'validation'", "it has train", "add it there"))
+    assert_one_line(caught.value, (str(tmp_path), "no split 'validation'", "available: train"))
 
 
 # -- any data set of the Hub ---------------------------------------------------------------------------------------
@@ -372,12 +372,12 @@ BAD_FILES = {
     "empty file": (
         {"train_jsonl": GOOD, "validation_jsonl": ""},
         DatasetError,
-        ("validation.jsonl", "empty", "must hold"),
+        ("validation.jsonl", "empty"),
     ),
     "blank lines only": (
         {"train_jsonl": GOOD, "validation_jsonl": "\n\n"},
         DatasetError,
-        ("validation.jsonl", "no documents", "put at least one"),
+        ("validation.jsonl", "no documents", "add"),
     ),
     "header only": (
         {"train_jsonl": GOOD, "validation_csv": "sentence,label\n"},
@@ -422,12 +422,12 @@ BAD_FILES = {
     "label missing": (
         {"train_jsonl": GOOD, "validation_jsonl": '{"sentence": "c", "label": null}\n'},
         DatasetError,
-        ("validation.jsonl", "row 1", "no label", "fill it"),
+        ("validation.jsonl", "row 1", "no label", "'label'"),
     ),
     "label cell empty": (
         {"train_jsonl": GOOD, "validation_csv": 'sentence,label\n"two\nlines",1\n\na,0\nb,\n'},
         DatasetError,
-        ("validation.csv", "row 3", "no label", "fill it"),
+        ("validation.csv", "row 3", "no label", "'label'"),
     ),
     "label cell no number": (
         {"train_jsonl": GOOD, "validation_csv": "sentence,label\na,0\nb,NA\n"},
@@ -437,12 +437,12 @@ BAD_FILES = {
     "short row": (
         {"train_jsonl": GOOD, "validation_csv": 'sentence,label\n"two\nlines",1\nb\n'},
         DatasetError,
-        ("validation.csv", "row 2 (line 4)", "1 cell, the header 2", "correct"),
+        ("validation.csv", "row 2 (line 4)", "1 cell,", "header has 2", "correct"),
     ),
     "long row": (
         {"train_jsonl": GOOD, "validation_csv": 'sentence,label\n"two\nlines",1\nb,or c,0\n'},
         DatasetError,
-        ("validation.csv", "row 2 (line 4)", "3 cells, the header 2", "correct"),
+        ("validation.csv", "row 2 (line 4)", "3 cells,", "header has 2", "correct"),
     ),
     "open quote": (
         {"train_jsonl": GOOD, "validation_csv": 'sentence,label\na,1\n"b,0\nc,0\n'},
@@ -467,7 +467,7 @@ BAD_FILES = {
     "choices given twice": (
         {"train_jsonl": GOOD, "validation_jsonl": '{"sentence": "c", "label": 1, "choices": ["a", "b"]}\n'},
         DatasetError,
-        ("'choices' already", "drop it"),
+        ("'choices'", "dataset_kwargs"),
     ),
     "no readable file": ({"train_txt": GOOD}, DatasetError, ("sst2", ".parquet", "add one file")),
 }
@@ -525,7 +525,7 @@ BAD_REQUESTS = {
         ("None", "not text", "quotes"),
     ),
     "no such YAML": (lambda: load_task("nowhere/task.yaml"), TaskError, ("nowhere/task.yaml", "check the path")),
-    "several tasks": (lambda: load_task("sst2_*"), TaskError, ("'sst2_*'", "more than one task", "name one")),
+    "several tasks": (lambda: load_task("sst2_*"), TaskError, ("'sst2_*'", "more than one task")),
 }
 
 
@@ -568,11 +568,11 @@ UNTRAINABLE = {
     "not in the data": ("training_split: dev", ("'mine'", "'dev'", "train, validation", "correct")),
     "the reported split": (
         "training_split: validation",
-        ("'mine'", "'validation'", "the split it reports", "name another"),
+        ("'mine'", "'validation'", "evaluation split", "training_split"),
     ),
     "the reported test split": (
         "training_split: train\ntest_split: train",
-        ("'mine'", "'train'", "the split it reports", "name another"),
+        ("'mine'", "'train'", "evaluation split", "training_split"),
     ),
 }
 

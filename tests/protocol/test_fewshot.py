@@ -63,8 +63,8 @@ def test_answerable_and_unanswerable_are_classes() -> None:
 @pytest.mark.parametrize(
     ("docs", "n", "message"),
     [
-        ([{"text": "no class"}], 1, "needs a column 'label' or 'answers', the documents have text"),
-        ([{"label": 0}, {"label": 1, "x": 1}, {"label": 1, "x": 2}], 4, "a class has 1 few-shot examples where 2"),
+        ([{"text": "no class"}], 1, "'label' or 'answers'.* text;"),
+        ([{"label": 0}, {"label": 1, "x": 1}, {"label": 1, "x": 2}], 4, r"1 few-shot examples.* 2 "),
     ],
 )
 def test_too_little_to_draw_from(docs: list[dict[str, object]], n: int, message: str) -> None:

@@ -322,7 +322,7 @@ def test_prompts_of_any_task(tmp_path: Path, tiny_lm: HFLM) -> None:
 @pytest.mark.parametrize(
     ("own", "asked", "told"),
     [
-        (None, True, "has no chat template; leave apply_chat_template out"),
+        (None, True, "has no chat template; omit apply_chat_template"),
         ("", True, "has no chat template"),
         (None, "default", "has no chat template"),
         ({"tool": "x", "rag": "y"}, True, "no chat template 'default'; set apply_chat_template to one of rag, tool"),
@@ -352,7 +352,7 @@ def test_more_shots_than_other_documents(
     with pytest.raises(TaskError) as caught:
         list(render(task, training_docs(task), PromptSettings(num_fewshot=shots), tiny_lm))
     assert str(caught.value) == (
-        f"task 'made' has {available} few-shot examples for a document, and num_fewshot is {shots}; lower it"
+        f"task 'made' has {available} few-shot examples for a document, but num_fewshot is {shots}; lower num_fewshot"
     )
 
 
@@ -462,7 +462,7 @@ class TestNamedTwice:
 
     @pytest.mark.parametrize("asked", [["other", "one"], ["one", "other"], ["early", "other"]])
     def test_a_group_that_changes_a_task_is_not_that_task(self, asked: list[str], folder: Path) -> None:
-        with pytest.raises(TaskError, match=r"'one' names two different tasks \(a group gives it other settings"):
+        with pytest.raises(TaskError, match=r"two different tasks.* 'one' \(a group"):
             load_tasks(asked, include_path=[folder])
 
     def test_two_files_of_one_name(self, folder: Path) -> None:
@@ -472,7 +472,7 @@ class TestNamedTwice:
             (folder / name / "one.yaml").write_text(text + more)
         _, loaded = load_tasks(["one", "alike/one.yaml"], include_path=[folder])
         assert len(loaded) == 1
-        with pytest.raises(TaskError, match=r"'one' names two different tasks \(.*one.yaml and .*one.yaml differ\)"):
+        with pytest.raises(TaskError, match=r"two different tasks.* 'one' \(.*one.yaml and .*one.yaml differ\)"):
             load_tasks(["one", "changed/one.yaml"], include_path=[folder])
 
 
