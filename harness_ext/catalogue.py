@@ -27,7 +27,7 @@ CATALOGUE: Mapping[str, Rule] = {
         "The file is not valid YAML, or not UTF-8. lm-eval skips such a file and mentions it in its debug "
         "log only, so the task is simply unknown. Common causes are indentation with a tab, an unquoted text "
         "that contains `: `, and a quote that is never closed.",
-        "news.yaml:11: error C01 has a ':' inside an unquoted text; put the text into quotes",
+        "news.yaml:11: error C01 has a ':' inside unquoted text; put the text in quotes",
         "Fix the line that the finding names: indent with spaces, quote texts that contain `: `, and save "
         "the file as UTF-8. The only tag that lm-eval knows is `!function`.",
     ),
@@ -35,7 +35,7 @@ CATALOGUE: Mapping[str, Rule] = {
         "The YAML is not a mapping",
         "A task is a mapping from settings to values. lm-eval silently skips a file that is empty or holds a "
         "list or a single text instead.",
-        "news.yaml:1: error C02 is a list, no mapping; write `key: value` lines",
+        "news.yaml:1: error C02 is a list, not a mapping; write `key: value` lines",
         "Write the settings as `key: value` lines without indentation. To run several tasks under one name, "
         "write a group: `group: NAME`, and the tasks as a list under `task:`.",
     ),
@@ -43,8 +43,8 @@ CATALOGUE: Mapping[str, Rule] = {
         "Duplicate key",
         "When a key appears twice, YAML keeps the last value and gives no warning. The prompt or metric that "
         "you read near the top of the file is then not the one that is used.",
-        "news.yaml:12: error C03 key 'doc_to_text' stands here and on line 2; YAML keeps the last and says "
-        "nothing: drop one",
+        "news.yaml:12: error C03 key 'doc_to_text' is also on line 2; YAML silently keeps only the last one: "
+        "remove one",
         "Delete one of the two. The finding names both lines.",
     ),
     "C04": Rule(
@@ -60,7 +60,7 @@ CATALOGUE: Mapping[str, Rule] = {
         "Missing or circular include",
         "lm-eval skips a file whose `include:` does not exist or leads back to the file itself, and mentions "
         "it in its debug log only. The task is then unknown.",
-        "news.yaml:2: error C05 include '_base.yaml' is no file in /home/me/tasks/news; correct the name",
+        "news.yaml:2: error C05 include '_base.yaml' is not a file in /home/me/tasks/news; correct the name",
         "Correct the name; it is relative to the folder of the file that includes it. To break a circle, "
         "move the shared settings into a file that includes nothing.",
     ),
@@ -68,8 +68,8 @@ CATALOGUE: Mapping[str, Rule] = {
         "Task without a name, or with a name already taken",
         "lm-eval finds tasks by name. It skips a file without `task:`, and of two files with the same name "
         "it keeps only one, so you may be evaluating the other file.",
-        "news_short.yaml:1: error C06 task name 'news' is taken by news.yaml:1; lm-eval skips one of them: "
-        "choose another name",
+        "news_short.yaml:1: error C06 task name 'news' is also used at news.yaml:1, and lm-eval skips one of "
+        "the two; choose another name",
         "Give each task a name of its own. If a file only holds settings for others to include, begin its "
         "file name with `_`; the check then leaves it alone.",
     ),
@@ -168,7 +168,7 @@ CATALOGUE: Mapping[str, Rule] = {
         "A template sees only the columns of its document. lm-eval stops at any other name. Behind "
         "`default('')` it does not even stop: the name renders to nothing, and the model is asked about a "
         "text that is not in the prompt.",
-        "news.yaml:11: error C17 doc_to_text names 'txt', which is no column; did you mean 'text'?",
+        "news.yaml:11: error C17 doc_to_text names 'txt', which is not a column; did you mean 'text'?",
         "Use one of the columns that the finding lists, or add the column in `process_docs`.",
     ),
     "C18": Rule(
@@ -177,7 +177,7 @@ CATALOGUE: Mapping[str, Rule] = {
         "failure stops the whole evaluation. The cause is invalid Jinja, a template that is not set, a value "
         "of an unexpected type, or an exception in a function of the task. Few-shot prompts that cannot be "
         "built are reported here, too.",
-        "news.yaml:11: error C18 doc_to_text is no valid template (unexpected '}'); correct it",
+        "news.yaml:11: error C18 doc_to_text is not a valid template (unexpected '}'); correct it",
         "Correct the template, the function, or the document whose number the finding gives. If few-shot "
         "prompts fail, lower `num_fewshot` or draw examples from a larger split.",
     ),
@@ -186,7 +186,8 @@ CATALOGUE: Mapping[str, Rule] = {
         "A text that is neither a column nor a template is the same for every document, so the model is "
         "never asked about the document. `{column}` in single braces stays in the prompt as it is written, a "
         "missing value becomes the word `None`, and an empty gold answer tests nothing.",
-        "news.yaml:11: error C19 doc_to_text has {text} in single braces, which stays as it is; write {{text}}",
+        "news.yaml:11: error C19 doc_to_text has {text} in single braces, which is not replaced by the column; "
+        "write {{text}}",
         "Write the name of a column, or `{{column}}` in double braces. Fill empty cells, or drop their "
         "documents in `process_docs`.",
     ),
@@ -195,8 +196,8 @@ CATALOGUE: Mapping[str, Rule] = {
         "lm-eval joins description, prompt, `target_delimiter` and answer as they are. A space that is "
         "doubled or missing gives tokens that the model has rarely seen in that place; scores drop, and "
         "another choice may win.",
-        "news.yaml:11: warning C20 doc_to_text ends in white space and the delimiter begins with it: the "
-        "white space is doubled; end the template with its last word (20 of 20 documents)",
+        "news.yaml:11: warning C20 doc_to_text ends in white space and the delimiter begins with white space, "
+        "so it is doubled; end the template with its last word (20 of 20 documents)",
         "End `doc_to_text` with its last word, begin answers with their first, and let `target_delimiter` (a "
         'space by default) stand between them. End `description` with `"\\n\\n"`.',
     ),
@@ -224,7 +225,7 @@ CATALOGUE: Mapping[str, Rule] = {
         "produced in full, so even a perfect model loses that document. A stop string in `target_delimiter` "
         "ends the output before the answer begins.",
         "news.yaml:13: error C23 stop string 'e' occurs in the gold answers of 14 of 20 documents (first: "
-        "0), which are cut there; choose another",
+        "0) and cuts them; choose another",
         "Remove the string from `generation_kwargs: until`, or replace it by one that no answer contains. If "
         "it is in `target_delimiter`, change either of them.",
     ),
@@ -242,8 +243,8 @@ CATALOGUE: Mapping[str, Rule] = {
         "A label's score is the sum of its tokens' log-probabilities. A first token that labels share does "
         "not help to tell them apart, and a label with more tokens tends to score lower whatever the "
         "document says. This needs `--model`.",
-        "news.yaml:12: warning C25 labels 'very good', 'very bad' begin with the same token: the first token "
-        "cannot tell them apart; choose other words",
+        "news.yaml:12: warning C25 labels 'very good', 'very bad' begin with the same token, which cannot "
+        "tell them apart; choose other words",
         "Choose label words of one token each, with different first tokens. If the labels are fixed, report "
         "`acc_norm`, which divides each score by the length of its label.",
     ),
@@ -254,8 +255,8 @@ CATALOGUE: Mapping[str, Rule] = {
         "and the score is too high. It is an error when the task sets `num_fewshot`, and a warning when "
         "`--num_fewshot` would cause it.",
         "news.yaml:9: error C26 few-shot leak: 8 of 20 documents are examples in their own prompt, since "
-        "fewshot_split 'validation' holds them; name another fewshot_split (lm-eval leaves the document out "
-        "only when it is the test split)",
+        "fewshot_split 'validation' contains them; use another fewshot_split (lm-eval excludes the document "
+        "only if this is the test split)",
         "Draw examples from another split, usually `fewshot_split: train`.",
     ),
     "C27": Rule(
@@ -263,8 +264,8 @@ CATALOGUE: Mapping[str, Rule] = {
         "An adapter trained on these documents has seen the answers that it is tested on, so its gain is "
         "overstated. The text columns of the prompt are compared word for word, ignoring case and white "
         "space.",
-        "news.yaml:7: warning C27 20 of 872 evaluated documents (2.3%) stand word for word in the training "
-        "split (first: 0), by text; drop them there",
+        "news.yaml:7: warning C27 20 of 872 evaluated documents (2.3%) are also in the training split, with "
+        "the same text (first: 0); remove them from the training split",
         "Remove the documents from the training split. If both splits are the same one, name another; "
         "`harness-ext train` refuses such a task.",
     ),
@@ -274,7 +275,7 @@ CATALOGUE: Mapping[str, Rule] = {
         "not score 1 (or 100), no model can. The most common cause is the space before a generated answer, "
         "which the scoring does not strip. For a metric where lower is better, gold answers must score lower "
         "than wrong ones.",
-        "news.yaml:15: error C28 gold answers score 0 exact, not 1; first lost: document 0, gold 'apple'; "
+        "news.yaml:15: error C28 gold answers score 0 exact, not 1; first failure: document 0, gold 'apple'; "
         "correct process_results",
         "Start with the document that the finding names. Strip outputs in the hook, or add a filter such as "
         "`remove_whitespace`; check `doc_to_target` and `higher_is_better`.",
@@ -313,8 +314,8 @@ CATALOGUE: Mapping[str, Rule] = {
         "lm-eval takes the mean of a metric that scoring returns but `metric_list` does not name, which is "
         "wrong for anything but an average. A metric that is listed but never returned is silently missing "
         "from the results.",
-        "news.yaml:16: error C32 metric_list names 'exact', which scoring gives for none of the documents "
-        "looked at; did you mean 'exakt'?",
+        "news.yaml:16: error C32 metric_list contains 'exact', which scoring returns for none of the checked "
+        "documents; did you mean 'exakt'?",
         "Use the same names in `process_results` and `metric_list`. A metric that only some documents have "
         "is fine if they are rare; the finding is then a note.",
     ),
@@ -336,8 +337,8 @@ CATALOGUE: Mapping[str, Rule] = {
         "All documents have the same gold answer",
         "A model that always gives this answer gets full marks, so the score says nothing about the task. "
         "The check looks at up to 200 documents, spread over the split.",
-        "news.yaml:11: warning C35 all 9 documents looked at have the gold answer 'apple': always saying "
-        "that is right; evaluate on more kinds",
+        "news.yaml:11: warning C35 all 9 checked documents have the gold answer 'apple', so always giving it "
+        "scores full marks; evaluate documents with different answers",
         "Evaluate documents with different answers. If the data have them, check `doc_to_target` and "
         "whatever `process_docs` leaves out.",
     ),
@@ -345,15 +346,15 @@ CATALOGUE: Mapping[str, Rule] = {
         "The task cannot be trained on",
         "The task can be evaluated. `harness-ext train` needs a training split whose documents have an "
         "answer; a task that scores whole texts (`loglikelihood_rolling`) has no answers.",
-        "news.yaml:1: note C36 has no training_split: it can be evaluated, not trained on",
+        "news.yaml:1: note C36 has no training_split: it can be evaluated, but not trained on",
         "Nothing, if you only evaluate. To train, add `training_split:`.",
     ),
     "C37": Rule(
         "Several gold answers with a metric that lm-eval makes binary",
         "When `doc_to_target` gives a list, lm-eval scores 1 as soon as one answer gets more than 0. A "
         "graded metric such as chrF is then 1 for almost any output.",
-        "news.yaml:15: warning C37 doc_to_target gives several answers: lm-eval makes chrf 1 for anything "
-        "above 0; score with a process_results hook",
+        "news.yaml:15: warning C37 doc_to_target gives several answers, so lm-eval turns any chrf above 0 "
+        "into 1; score with a process_results hook",
         "Score in a `process_results` hook that takes the best value over the gold answers, or use "
         "`exact_match`, which is 0 or 1 anyway.",
     ),

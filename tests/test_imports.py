@@ -28,7 +28,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "formatting": ("metrics/statistic", "stats"),  # pure: words for numbers
     "render/grid": (),
     "comparison": ("comparison", "results", "stats", "formatting", "metrics", "protocol/ties", "findings", "errors"),
-    "results": ("results", "protocol/ties", "protocol/token_settings", "errors"),
+    "results": ("results", "protocol/ties", "protocol/token_settings", "metrics", "errors"),
     "stats": ("stats",),
     "findings": ("catalogue", "errors"),
     "catalogue": (),

@@ -1,1 +1,1 @@
-"""What `harness-ext check` verifies, one idea a module: source, settings, documents, templates, tokens, dry score."""
+"""`harness-ext check`, one subject per module: the YAML, settings, documents, templates, tokens, leaks, dry score."""

@@ -1,4 +1,4 @@
-"""Whether a task's documents can be had, and have the splits it names."""
+"""Checks that a task's documents can be loaded and have the splits that it names."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from harness_ext.protocol.documents import Source, hub_dataset, resolve_source
 
 logger = logging.getLogger(__name__)
 
-SAMPLED = 200  # documents that are rendered and scored, spread over the split
+SAMPLED = 200  # at most so many documents are rendered and scored, spread over the split
 BUILDERS = ("csv", "json", "parquet", "text", "arrow", "xml", "pandas")
-LATER_SPLITS = ("training_split", "fewshot_split")  # evaluation without examples does not read them
+LATER_SPLITS = ("training_split", "fewshot_split")  # zero-shot evaluation does not read them
 SPLIT_KEYS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
 class Sampled(NamedTuple):
-    """Some documents of the evaluated split."""
+    """A sample of the evaluated split."""
 
     docs: Sequence[Mapping[str, Any]]
     split: str
@@ -35,34 +35,34 @@ class Sampled(NamedTuple):
 
     @property
     def numbers(self) -> Sequence[int]:
-        """Where each document stands in its split."""
+        """Position of each document in its split."""
         return spread(self.total)
 
 
-def spread(total: int, wanted: int = SAMPLED) -> Sequence[int]:
-    """Numbers of at most `wanted` documents, evenly spread.
+def spread(total: int, size: int = SAMPLED) -> Sequence[int]:
+    """Positions of at most `size` documents, evenly spread over `total`.
 
     >>> list(spread(10, 4))
     [0, 2, 5, 7]
     """
-    return range(total) if total <= wanted else [number * total // wanted for number in range(wanted)]
+    return range(total) if total <= size else [number * total // size for number in range(size)]
 
 
 def sample_of(task: ConfigurableTask) -> Sampled:
-    """At most `SAMPLED` documents of the split that is evaluated, by lm-eval's own choice of split."""
+    """At most `SAMPLED` documents of the split that lm-eval evaluates."""
     docs = task.eval_docs
     split = "test" if task.has_test_docs() else "validation"
     name = getattr(task.config, f"{split}_split") or split
     numbers = spread(len(docs))
-    chosen = docs.select(numbers) if hasattr(docs, "select") else [docs[number] for number in numbers]
-    return Sampled(list(chosen), name, len(docs))
+    sample = docs.select(numbers) if hasattr(docs, "select") else [docs[number] for number in numbers]
+    return Sampled(list(sample), name, len(docs))
 
 
 # -- loading -----------------------------------------------------------------------------------------------------
 
 
-def asks_hub(source: TaskSource) -> bool:
-    """Whether loading this task's documents may ask the Hub."""
+def needs_hub(source: TaskSource) -> bool:
+    """Whether loading this task's documents may need the Hub."""
     if source.values.get("custom_dataset") == DOCUMENTS_HOOK:
         kwargs = source.values.get("dataset_kwargs") or {}
         try:
@@ -80,13 +80,13 @@ def _resolved(kwargs: Mapping[str, Any], file: Path) -> Source:
 
 
 def note_unloaded(source: TaskSource, error: Exception, *, hub_answers: bool) -> None:
-    """Turn what was raised while documents were loaded into a finding: the author's mistake, or out of reach."""
-    is_empty = isinstance(error, StopIteration)  # datasets found no row
+    """Turn an exception from loading documents into a finding: a mistake in the task, or documents out of reach."""
+    is_empty = isinstance(error, StopIteration)  # raised by datasets when there are no rows
     reason = "its files are empty" if is_empty else described(error)
     place = "dataset_kwargs" if source.values.get("dataset_kwargs") else "dataset_path"
     if _out_of_reach(source, error, hub_answers=hub_answers):
-        way = reason if isinstance(error, HarnessExtError) else "connect to the Hub, or name local files"
-        source.add("C38", "note", f"not verified: documents out of reach ({way})", place)
+        remedy = reason if isinstance(error, HarnessExtError) else "connect to the Hub, or name local files"
+        source.add("C38", "note", f"not verified: documents out of reach ({remedy})", place)
     elif isinstance(error, FileNotFoundError) or "does not exist" in reason or "is not a folder" in reason:
         source.add("C14", "error", f"documents are missing: {reason}; check the path", place)
     else:
@@ -103,14 +103,14 @@ def _out_of_reach(source: TaskSource, error: Exception, *, hub_answers: bool) ->
         try:
             return _resolved(kwargs, source.file).kind == "hub" and not hub_answers
         except DatasetError:
-            return True  # HARNESS_EXT_DATA leads to a folder, or a sample, without these documents
-    return not hub_answers and asks_hub(source)
+            return True  # the folder of HARNESS_EXT_DATA, or the sample, lacks these documents
+    return not hub_answers and needs_hub(source)
 
 
 def bare_task(source: TaskSource, *, hub_answers: bool) -> ConfigurableTask | None:
-    """A task object without what lm-eval's constructor checks: renders documents even when the task is broken.
+    """A task object made without lm-eval's constructor, so that a broken task can still render its documents.
 
-    None when the documents cannot be had, with a finding that says why.
+    None if the documents cannot be loaded; a finding then says why.
     """
     config = {key: value for key, value in load_yaml(source.file).items() if key in TASK_KEYS - {"class", "group"}}
     config = {key: value for key, value in config.items() if key not in ("include", "task_list", "tag")}
@@ -123,13 +123,11 @@ def bare_task(source: TaskSource, *, hub_answers: bool) -> ConfigurableTask | No
     task.fewshot_cfg = task.config.fewshot_config
     task.prompt = None
     if not (task.config.dataset_path or task.config.custom_dataset):
-        source.add(
-            "C08", "error", "names no documents; add dataset_path, or custom_dataset with dataset_kwargs", "task"
-        )
+        source.add("C08", "error", "has no documents; add dataset_path, or custom_dataset with dataset_kwargs", "task")
         return None
     try:
         task.download(dict(task.config.dataset_kwargs or {}))
-    except Exception as error:  # anything a loader may raise
+    except Exception as error:  # whatever a loader raises
         note_unloaded(source, error, hub_answers=hub_answers)
         return None
     return task
@@ -139,40 +137,41 @@ def bare_task(source: TaskSource, *, hub_answers: bool) -> ConfigurableTask | No
 
 
 def scores_whole_texts(task: ConfigurableTask) -> bool:
-    """Whether a task scores its documents' texts (perplexity): there is no prompt, and no answer to train on."""
+    """Whether a task scores whole texts (perplexity), so that it has no prompt and no answer to train on."""
     return bool(task.OUTPUT_TYPE == "loglikelihood_rolling")
 
 
 def check_splits(source: TaskSource, task: ConfigurableTask) -> bool:
-    """Note splits that are missing or empty; whether there is something to evaluate."""
-    config, known = task.config, getattr(task, "dataset", None)
-    if not isinstance(known, Mapping):
-        source.add("C16", "error", f"the documents are a {type(known).__name__}, not a mapping of splits; let "
-                   "custom_dataset return a DatasetDict", "custom_dataset")  # fmt: skip
+    """Note splits that are missing or empty; returns whether there is something to evaluate."""
+    config, splits = task.config, getattr(task, "dataset", None)
+    if not isinstance(splits, Mapping):
+        source.add("C16", "error", f"the documents are a {type(splits).__name__}, not a mapping of splits; return a "
+                   "DatasetDict from custom_dataset", "custom_dataset")  # fmt: skip
         return False
-    right = True
+    names = [str(name) for name in splits]
+    valid = True
     for key in SPLIT_KEYS:
         split = getattr(config, key)
         if split is None:
             continue
-        if split not in known:
+        if split not in splits:
             level: Level = "warning" if key in LATER_SPLITS else "error"
-            source.add("C16", level, f"{key} {split!r} is not in the data, which has {', '.join(map(str, known))}"
-                       f"{suggest(str(split), map(str, known)) or '; name one of them'}", key)  # fmt: skip
-            right = right and level != "error"
-        elif not len(known[split]):
-            source.add("C15", "error", f"{key} {split!r} has no documents; put at least one there", key)
-            right = False
+            source.add("C16", level, f"{key} {split!r} is not in the data, which has {', '.join(names)}"
+                       f"{suggest(str(split), names) or '; name one of them'}", key)  # fmt: skip
+            valid = valid and level != "error"
+        elif not len(splits[split]):
+            source.add("C15", "error", f"{key} {split!r} has no documents; add at least one", key)
+            valid = False
     if not (task.has_validation_docs() or task.has_test_docs()):
-        source.add("C16", "error", "names neither validation_split nor test_split: nothing to evaluate; add one "
-                   f"(the data has {', '.join(map(str, known))})", "validation_split")  # fmt: skip
-        right = False
+        source.add("C16", "error", "has neither validation_split nor test_split, so there is nothing to evaluate; add "
+                   f"one (the data has {', '.join(names)})", "validation_split")  # fmt: skip
+        valid = False
     if not task.has_training_docs():
-        source.add("C36", "note", "has no training_split: it can be evaluated, not trained on", "task")
+        source.add("C36", "note", "has no training_split: it can be evaluated, but not trained on", "task")
     elif scores_whole_texts(task):
-        source.add("C36", "note", "scores whole texts, which have no answer: it can be evaluated, not trained on",
+        source.add("C36", "note", "scores whole texts, which have no answer: it can be evaluated, but not trained on",
                    "output_type")  # fmt: skip
-    return right
+    return valid
 
 
 def columns_of(task: ConfigurableTask) -> list[str]:

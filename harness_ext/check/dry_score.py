@@ -1,10 +1,10 @@
-"""The dry score: made-up model answers through a task's own requests, filters, `process_results` and aggregation.
+"""The dry score: scripted answers instead of a model, scored by the task's own code.
 
 ```
-documents ── construct_requests ──> requests ── answered by a script ──> filters ──> process_results ──> aggregation
+documents ── construct_requests ──> requests ── scripted answers ──> filters ──> process_results ──> aggregation
 ```
 
-Gold answers must score full marks, wrong ones about nothing, and always abstaining what the task declares.
+Gold answers must get full marks, wrong answers close to zero, and always abstaining the score that the task declares.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from harness_ext.check.templates import gold_answers
 from harness_ext.check.tokens import cut_at_stop, stops_of
 from harness_ext.check.yaml_source import TaskSource
 from harness_ext.errors import described, suggest
+from harness_ext.metrics.known import PRIMARY_METRICS
 
-PRIMARY_METRICS = ("acc", "exact_match", "exact", "em", "f1")  # as `compare` chooses; the first one found
 LIKELY, UNLIKELY, NEUTRAL = (0.0, True), (-50.0, False), (-10.0, False)
 NONSENSE = "zebra crossing"
-WRONG_SHARE = 0.1  # of full marks: what a wrong answer may score by chance overlap of words
-OTHER_SHARE = 0.6  # of full marks: what another document's answer may score
+WRONG_SHARE = 0.1  # highest share of full marks for wrong answers, which may share words with the gold answer
+OTHER_SHARE = 0.6  # highest share of full marks for another document's answer
 CLOSE = 1e-6
 
 Doc = Mapping[str, Any]
@@ -42,18 +42,18 @@ Answer = Callable[[Doc], str]
 
 @dataclass(frozen=True)
 class DryScore:
-    """Aggregated metrics of one scripted model."""
+    """Aggregated metrics of one script."""
 
-    metrics: Mapping[str, float]  # under the plain name for the first filter, else `metric,filter`
+    metrics: Mapping[str, float]  # keyed by `metric` for the first filter, by `metric,filter` for others
     per_document: Mapping[str, Sequence[Any]]  # of the first filter
 
 
 class ScoringError(Exception):
-    """A task's scoring failed; carries where."""
+    """A task's scoring failed; the message says where."""
 
 
 def check_scores(source: TaskSource, task: ConfigurableTask, sampled: Sampled) -> str | None:
-    """Score made-up answers and note what is off; returns the scores in words when all is right."""
+    """Score scripted answers and note every problem; returns a summary of the scores if there is no error."""
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         return None
     before = len(source.findings)
@@ -68,48 +68,49 @@ def check_scores(source: TaskSource, task: ConfigurableTask, sampled: Sampled) -
     primary = _primary(task, gold.metrics)
     _check_listed(source, task, gold)
     if primary is None:
-        source.add("C32", "error", "scoring gives no metric that metric_list names; let process_results return them",
-                   "metric_list")  # fmt: skip
+        source.add("C32", "error", "scoring returns none of the metrics in metric_list; return them from "
+                   "process_results", "metric_list")  # fmt: skip
         return None
     full = _check_gold(source, task, gold, wrong, primary, sampled, golds)
     _check_wrong(source, task, gold, wrong, primary, full)
     _check_other_answers(source, task, sampled, golds, primary, full)
     _check_abstaining(source, task, sampled, primary)
     if len(set(golds)) == 1 and len(golds) > 1:
-        source.add("C35", "warning", f"all {len(golds)} documents looked at have the gold answer {golds[0]!r:.40}: "
-                   "always saying that is right; evaluate on more kinds", "doc_to_target")  # fmt: skip
+        source.add("C35", "warning", f"all {len(golds)} checked documents have the gold answer {golds[0]!r:.40}, so "
+                   "always giving it scores full marks; evaluate documents with different answers",
+                   "doc_to_target")  # fmt: skip
     if any(finding.level == "error" for finding in source.findings[before:]):
         return None
     return (f"{primary} of gold answers {_number(gold.metrics[primary])}, of wrong ones "
             f"{_number(wrong.metrics[primary])}, on {len(sampled.docs)}")  # fmt: skip
 
 
-# -- scripted models ---------------------------------------------------------------------------------------------
+# -- scripted answers --------------------------------------------------------------------------------------------
 
 
 def dry_score(task: ConfigurableTask, docs: Sequence[Doc], answer: Answer) -> DryScore:
-    """Score a model that answers each document by `answer`, through lm-eval's own Task object.
+    """Score a script that answers each document with `answer(doc)`, through lm-eval's own Task object.
 
     Raises:
         ScoringError: requests, filters, `process_results` or an aggregation fail.
     """
     requests: list[list[Instance]] = []
     for number, doc in enumerate(docs):
-        with _named(f"requests of document {number} fail"):
+        with _scoring(f"requests of document {number} fail"):
             requests.append(_requests(task, doc, number))
-    everywhere = _asked_of_all(requests)
+    shared = _shared_contexts(requests)
     for doc, group in zip(docs, requests, strict=True):
         for request in group:
-            said = NEUTRAL if request.args[0] in everywhere else _respond(task, request, doc, answer(doc))
-            request.resps = [said] * (task.config.repeats or 1)
+            response = NEUTRAL if request.args[0] in shared else _respond(task, request, doc, answer(doc))
+            request.resps = [response] * (task.config.repeats or 1)
     task._instances = [request for group in requests for request in group]
-    with _named("a filter fails"):
+    with _scoring("a filter fails"):
         task.apply_filters()
     raw: dict[tuple[str, str], list[Any]] = defaultdict(list)
     filters = list(task._instances[0].filtered_resps)
     for name in filters:
         for number, (doc, group) in enumerate(zip(docs, requests, strict=True)):
-            with _named(f"process_results fails on document {number} (answer {answer(doc)!r:.40})"):
+            with _scoring(f"process_results fails on document {number} (answer {answer(doc)!r:.40})"):
                 scores = task.process_results(doc, [request.filtered_resps[name] for request in group])
             for metric, value in scores.items():
                 raw[metric, name].append(value)
@@ -118,14 +119,14 @@ def dry_score(task: ConfigurableTask, docs: Sequence[Doc], answer: Answer) -> Dr
 
 def _requests(task: ConfigurableTask, doc: Doc, number: int) -> list[Instance]:
     context = task.fewshot_context(doc, 0, gen_prefix=task.doc_to_prefix(doc))
-    made = task.construct_requests(doc=doc, ctx=context, metadata=(task.task_name, number, task.config.repeats))
-    return made if isinstance(made, list) else [made]
+    requests = task.construct_requests(doc=doc, ctx=context, metadata=(task.task_name, number, task.config.repeats))
+    return requests if isinstance(requests, list) else [requests]
 
 
-def _asked_of_all(requests: Sequence[Sequence[Instance]]) -> set[str]:
-    """Contexts that are no document's own: those of calibration, or of no context at all."""
+def _shared_contexts(requests: Sequence[Sequence[Instance]]) -> set[str]:
+    """Contexts that do not depend on the document: empty ones, and those of contextual calibration."""
     own = {group[0].args[0] for group in requests}
-    if own == {""}:  # no prompt, by design
+    if own == {""}:  # a task without prompts
         return set()
     if len(own) < 2:
         return {""}
@@ -134,7 +135,7 @@ def _asked_of_all(requests: Sequence[Sequence[Instance]]) -> set[str]:
 
 
 def _respond(task: ConfigurableTask, request: Instance, doc: Doc, answer: str) -> Any:
-    """What a model that holds `answer` for the truth says to a request of its document."""
+    """The response to a request of a model that considers `answer` the right one."""
     if request.request_type == "generate_until":
         return cut_at_stop(f"{task.config.target_delimiter}{answer}", stops_of(request.args[1]))
     if task.OUTPUT_TYPE != "multiple_choice":
@@ -142,16 +143,16 @@ def _respond(task: ConfigurableTask, request: Instance, doc: Doc, answer: str) -
     own = task.doc_to_choice(doc)
     if answer not in own:
         return UNLIKELY
-    if isinstance(task.doc_to_text(doc), int):  # the choices stand in the contexts
+    if isinstance(task.doc_to_text(doc), int):  # the choices are in the contexts
         return LIKELY if request.idx == own.index(answer) else UNLIKELY
-    worded = task.doc_to_choice(request.doc)[own.index(answer)]  # a request may ask with other label words
-    return LIKELY if request.args[1].strip() == worded.strip() else UNLIKELY
+    choice = task.doc_to_choice(request.doc)[own.index(answer)]  # a request may use other label words
+    return LIKELY if request.args[1].strip() == choice.strip() else UNLIKELY
 
 
 def _aggregated(task: ConfigurableTask, raw: Mapping[tuple[str, str], list[Any]], first: str) -> DryScore:
     metrics: dict[str, float] = {}
     for (metric, name), values in raw.items():
-        with _named(f"the aggregation of {metric!r} fails"):
+        with _scoring(f"the aggregation of {metric!r} fails"):
             aggregate = task.aggregation().get(metric, lm_eval.api.metrics.mean)
             value = aggregate(values)
             metrics[metric if name == first else f"{metric},{name}"] = float(value)
@@ -159,16 +160,16 @@ def _aggregated(task: ConfigurableTask, raw: Mapping[tuple[str, str], list[Any]]
 
 
 @contextlib.contextmanager
-def _named(what: str) -> Iterator[None]:
+def _scoring(failure: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever a task's own code raises
-        raise ScoringError(f"{what}: {described(error)}") from error
+        raise ScoringError(f"{failure}: {described(error)}") from error
 
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Keep libraries from printing and logging; what they have to say becomes a finding."""
+    """Keep libraries from printing and logging; the check reports problems as findings."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -188,10 +189,10 @@ def _gold(task: ConfigurableTask, doc: Doc) -> str:
 
 
 def _wrong(task: ConfigurableTask, doc: Doc, gold: str) -> str:
-    """Another choice, or words that stand in no answer."""
+    """Another choice, or words that are in no answer."""
     if task.OUTPUT_TYPE == "multiple_choice":
-        right = set(gold_answers(task, doc)) if not isinstance(task.doc_to_text(doc), int) else {gold}
-        return next((str(choice) for choice in task.doc_to_choice(doc) if choice not in right), NONSENSE)
+        golds = set(gold_answers(task, doc)) if not isinstance(task.doc_to_text(doc), int) else {gold}
+        return next((str(choice) for choice in task.doc_to_choice(doc) if choice not in golds), NONSENSE)
     return NONSENSE
 
 
@@ -211,20 +212,21 @@ def _scoring_place(task: ConfigurableTask) -> str:
     return "process_results" if task.config.process_results else "metric_list"
 
 
-# -- what must hold ----------------------------------------------------------------------------------------------
+# -- requirements ------------------------------------------------------------------------------------------------
 
 
 def _check_listed(source: TaskSource, task: ConfigurableTask, gold: DryScore) -> None:
     listed, scored = set(task.aggregation()), {name.partition(",")[0] for name in gold.metrics}
     for name in sorted(scored - listed):
-        source.add("C32", "warning", f"scoring gives {name!r}, which metric_list does not name: lm-eval takes its "
+        source.add("C32", "warning", f"scoring returns {name!r}, which is not in metric_list: lm-eval reports its "
                    "mean; list it with its aggregation", "metric_list")  # fmt: skip
     if not task.config.process_results:
         return
     for name in sorted(listed - scored):
         hint = suggest(name, scored - listed)
-        source.add("C32", "error" if hint else "note", f"metric_list names {name!r}, which scoring gives for none of "
-                   f"the documents looked at{hint or '; drop it unless others have it'}", "metric_list")  # fmt: skip
+        source.add("C32", "error" if hint else "note", f"metric_list contains {name!r}, which scoring returns for none "
+                   f"of the checked documents{hint or '; remove it unless other documents have it'}",
+                   "metric_list")  # fmt: skip
 
 
 def _check_gold(
@@ -236,7 +238,7 @@ def _check_gold(
     sampled: Sampled,
     golds: Sequence[str],
 ) -> float:
-    """Note a primary metric that gold answers do not bring to full marks; returns what full marks are."""
+    """Note if gold answers do not get full marks in the primary metric; returns the value of full marks."""
     value = gold.metrics[primary]
     declared = (task.config.metadata or {}).get("metric_scale")
     if task.higher_is_better().get(primary) is False:
@@ -263,18 +265,18 @@ def _near(value: float, wanted: float) -> bool:
 
 
 def _by_class(gold: DryScore, primary: str) -> str:
-    """The metrics of one class of documents, which tell where the points are lost."""
+    """The metrics of answerable and unanswerable documents, to show which of them lose points."""
     parts = {name: gold.metrics[name] for name in (f"HasAns_{primary}", f"NoAns_{primary}") if name in gold.metrics}
     return f" ({', '.join(f'{name} {_number(value)}' for name, value in parts.items())})" if parts else ""
 
 
 def _example(task: ConfigurableTask, gold: DryScore, primary: str, sampled: Sampled, golds: Sequence[str]) -> str:
-    """The first document whose gold answer scores nothing."""
+    """The first document whose gold answer scores 0."""
     aggregate = task.aggregation().get(primary, lm_eval.api.metrics.mean)
     for number, text, value in zip(sampled.numbers, golds, gold.per_document.get(primary, []), strict=False):
         with contextlib.suppress(Exception):  # an aggregation that needs more than one document
             if not (value if isinstance(value, (int, float)) else aggregate([value])):
-                return f"; first lost: document {number}, gold {text!r:.60}"
+                return f"; first failure: document {number}, gold {text!r:.60}"
     return ""
 
 
@@ -292,24 +294,24 @@ def _check_wrong(
 def _check_other_answers(
     source: TaskSource, task: ConfigurableTask, sampled: Sampled, golds: Sequence[str], primary: str, full: float
 ) -> None:
-    """For generation: another document's gold answer must not pass either."""
+    """For generation: another document's gold answer must not pass, either."""
     if task.OUTPUT_TYPE != "generate_until" or task.higher_is_better().get(primary) is False:
         return
-    others = [next((text for text in (*golds[number + 1 :], *golds[:number]) if text != gold), None)
-              for number, gold in enumerate(golds)]  # fmt: skip
-    differing = [(doc, other) for doc, other in zip(sampled.docs, others, strict=True) if other is not None]
-    if not differing:
+    next_golds = [next((text for text in (*golds[number + 1 :], *golds[:number]) if text != gold), None)
+                  for number, gold in enumerate(golds)]  # fmt: skip
+    pairs = [(doc, answer) for doc, answer in zip(sampled.docs, next_golds, strict=True) if answer is not None]
+    if not pairs:
         return
-    by_id = {id(doc): other for doc, other in differing}
-    with contextlib.suppress(ScoringError):  # gold answers pass; a document that forbids others says so elsewhere
-        value = dry_score(task, [doc for doc, _ in differing], lambda doc: by_id[id(doc)]).metrics[primary]
+    by_id = {id(doc): answer for doc, answer in pairs}
+    with contextlib.suppress(ScoringError):  # scoring worked for gold answers; it may refuse others
+        value = dry_score(task, [doc for doc, _ in pairs], lambda doc: by_id[id(doc)]).metrics[primary]
         if value > OTHER_SHARE * full:
             source.add("C29", "error", f"another document's answer scores {_number(value)} {primary} of "
                        f"{_number(full)}; correct the scoring", _scoring_place(task))  # fmt: skip
 
 
 def _check_abstaining(source: TaskSource, task: ConfigurableTask, sampled: Sampled, primary: str) -> None:
-    """Always abstaining must score what the task declares in `abstain_baseline`, and must not break scoring."""
+    """Always abstaining must score the task's `abstain_baseline`, and must not break scoring."""
     if task.OUTPUT_TYPE != "generate_until":
         return
     word = (task.config.metadata or {}).get("abstain_answer")

@@ -1,4 +1,4 @@
-"""Answers that a model gets to see: documents as examples in their own prompt, evaluated documents in training data."""
+"""Leaks: documents among their own few-shot examples, and evaluated documents in the training split."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from harness_ext.errors import described
 from harness_ext.findings import Level
 from harness_ext.protocol.fewshot import DEFAULT_SEED
 
-TRIED_SHOTS = 3  # for a task that leaves the number of shots to the command line
+TRIED_SHOTS = 3  # for a task that does not set num_fewshot
 BATCH = 10_000
 
 
 def check_fewshot(source: TaskSource, task: ConfigurableTask, sampled: Sampled) -> None:
-    """Build few-shot prompts as lm-eval does and look for the evaluated document among its own examples."""
+    """Build few-shot prompts as lm-eval does, and note documents that are among their own examples."""
     own = task.config.num_fewshot
     pool = getattr(getattr(task, "sampler", None), "df", None)
     if own == 0 or not pool or task.config.metadata.get("num_fewshot") == 0:
@@ -32,20 +32,20 @@ def check_fewshot(source: TaskSource, task: ConfigurableTask, sampled: Sampled) 
         return
     try:
         leaked, prompts = _leaks(task, sampled, shots)
-    except Exception as error:  # lm-eval's sampler asserts
+    except Exception as error:  # lm-eval's sampler uses assert
         level: Level = "error" if own else "note"
         source.add("C18", level, f"prompts with {shots} examples cannot be built: {described(error)}; lower "
                    "num_fewshot or enlarge the few-shot split", "num_fewshot")  # fmt: skip
         return
     splits = f"fewshot_split {task.config.fewshot_split!r}" if task.config.fewshot_split else "the few-shot split"
-    cure = "name another fewshot_split (lm-eval leaves the document out only when it is the test split)"
+    remedy = "use another fewshot_split (lm-eval excludes the document only if this is the test split)"
     place = "fewshot_split" if task.config.fewshot_split else "num_fewshot"
     if leaked and own:
         source.add("C26", "error", f"few-shot leak: {leaked} of {prompts} documents are examples in their own prompt, "
-                   f"since {splits} holds them; {cure}", place)  # fmt: skip
+                   f"since {splits} contains them; {remedy}", place)  # fmt: skip
     elif any(doc in pool for doc in sampled.docs[:5]) and leaked:
-        source.add("C26", "warning", f"few-shot leak: {splits} is the evaluated one; with --num_fewshot {shots}, "
-                   f"{leaked} of {prompts} documents are examples in their own prompt; {cure}", place)  # fmt: skip
+        source.add("C26", "warning", f"few-shot leak: {splits} is also evaluated; with --num_fewshot {shots}, "
+                   f"{leaked} of {prompts} documents are examples in their own prompt; {remedy}", place)  # fmt: skip
 
 
 def _leaks(task: ConfigurableTask, sampled: Sampled, shots: int) -> tuple[int, int]:
@@ -61,7 +61,7 @@ def _leaks(task: ConfigurableTask, sampled: Sampled, shots: int) -> tuple[int, i
 
 @contextlib.contextmanager
 def _recorded_examples(task: ConfigurableTask) -> Iterator[list[Any]]:
-    """Note what the task's own sampler draws."""
+    """Record the examples that the task's own sampler draws."""
     sampler, drawn = task.sampler, []
 
     def sample(*args: Any, **options: Any) -> Any:
@@ -77,30 +77,34 @@ def _recorded_examples(task: ConfigurableTask) -> Iterator[list[Any]]:
 
 
 def check_overlap(source: TaskSource, task: ConfigurableTask, columns: Sequence[str]) -> str | None:
-    """Look for every evaluated document in the training split, word for word; returns what was compared."""
+    """Look for every evaluated document, word for word, in the training split.
+
+    Returns:
+        The number of training documents in words, or None if the splits could not be compared.
+    """
     if not task.has_training_docs() or task.config.training_split not in getattr(task, "dataset", {}):
         return None
     evaluated = task.config.test_split or task.config.validation_split
     if task.config.training_split == evaluated:
         source.add("C27", "error", f"training_split and the evaluated split are both {evaluated!r}: a model would be "
-                   "trained on what it is tested on; name another one", "training_split")  # fmt: skip
+                   "tested on its training data; use another training_split", "training_split")  # fmt: skip
         return None
     training, evaluation = task.training_docs(), task.eval_docs
-    asked = _prompt_columns(task, columns, evaluation)
-    if not asked or not set(asked) <= set(training[0]):
+    compared = _prompt_columns(task, columns, evaluation)
+    if not compared or not set(compared) <= set(training[0]):
         return None
-    wanted = {key: number for number, key in enumerate(_keys(evaluation, asked))}
-    found = {wanted[key] for key in _keys(training, asked) if key in wanted}
-    if found:
-        share = len(found) / max(1, len(evaluation))
-        source.add("C27", "warning", f"{len(found)} of {len(evaluation)} evaluated documents ({share:.1%}) stand word "
-                   f"for word in the training split (first: {min(found)}), by {', '.join(asked)}; drop them there",
-                   "training_split")  # fmt: skip
+    number_of = {key: number for number, key in enumerate(_keys(evaluation, compared))}
+    repeated = {number_of[key] for key in _keys(training, compared) if key in number_of}
+    if repeated:
+        share = len(repeated) / max(1, len(evaluation))
+        source.add("C27", "warning", f"{len(repeated)} of {len(evaluation)} evaluated documents ({share:.1%}) are also "
+                   f"in the training split, with the same {', '.join(compared)} (first: {min(repeated)}); remove them "
+                   "from the training split", "training_split")  # fmt: skip
     return f"{len(training):,} to train on"
 
 
 def _prompt_columns(task: ConfigurableTask, columns: Sequence[str], docs: Any) -> list[str]:
-    """The text columns of the prompt; without a template, all text columns that look like no identifier."""
+    """The text columns in the prompt; without a template, all text columns except identifiers."""
     template = task.config.doc_to_text
     if isinstance(template, str) and template in columns:
         names = {template}
@@ -112,7 +116,7 @@ def _prompt_columns(task: ConfigurableTask, columns: Sequence[str], docs: Any) -
 
 
 def _keys(docs: Any, columns: Sequence[str]) -> Iterator[bytes]:
-    """A short hash of the named columns of each document, case and white space aside."""
+    """A short hash of these columns of each document, ignoring case and white space."""
     for rows in _batches(docs, columns):
         for values in zip(*(rows[name] for name in columns), strict=True):
             text = "\x1f".join(" ".join(str(value).lower().split()) for value in values)

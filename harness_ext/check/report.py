@@ -14,7 +14,7 @@ class Report:
 
     name: str
     findings: tuple[Finding, ...]
-    verified: str | None  # what was seen to be right; None when the check could not get that far
+    verified: str | None  # what was verified, in words; None if the task has an error or could not be checked
 
     @property
     def broken(self) -> bool:
@@ -23,7 +23,7 @@ class Report:
 
 
 def count(reports: Sequence[Report]) -> str:
-    """Return one line of totals.
+    """A summary line.
 
     >>> count([Report("sst2", (), "all of it")])
     '1 task: no errors, no warnings, no notes'

@@ -1,4 +1,4 @@
-"""`harness-ext check`: what is wrong with a task, told before any model is loaded.
+"""`harness-ext check`: finds what is wrong with a task before any model is loaded.
 
 ```
 names, files, folders ──> YAMLs ──source, settings──> lm-eval's Task ──documents, templates, leaks, dry score──> Report
@@ -35,12 +35,12 @@ def check_tasks(
     """Check tasks, groups, tags, YAML files and folders of them.
 
     Args:
-        names: names that lm-eval knows or finds under `include_path`, YAML files, or folders.
+        names: task names that lm-eval knows or finds under `include_path`, YAML files, or folders.
         include_path: more folders of tasks.
-        encode: text to token ids of the model to be used; without it, nothing is said of tokens.
+        encode: turns text into token ids of the model to be used; without it, no token lengths are checked.
 
     Raises:
-        TaskError: there is nothing under one of the names.
+        TaskError: one of the names is unknown.
     """
     with silent(), _templates_compiled_once():
         files = _files_of(names, include_path)
@@ -56,7 +56,7 @@ def check_tasks(
 
 @contextlib.contextmanager
 def _templates_compiled_once() -> Iterator[None]:
-    """lm-eval compiles a template anew for every document; three quarters of a check's time without this."""
+    """Cache compiled templates: lm-eval compiles them for every document, three quarters of the time of a check."""
     with contextlib.ExitStack() as undo:
         undo.callback(vars(env).pop, "from_string")
         vars(env)["from_string"] = functools.lru_cache(maxsize=256)(env.from_string)
@@ -65,9 +65,9 @@ def _templates_compiled_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _hub(sources: Sequence[TaskSource]) -> Iterator[bool]:
-    """Ask once whether the Hub answers, and only if a task needs it."""
-    named = {str(source.values.get("task")) for source in sources}
-    if not any(documents.asks_hub(source) or _members_elsewhere(source, named) for source in sources):
+    """Test once whether the Hub answers, and only if a task needs it."""
+    checked = {str(source.values.get("task")) for source in sources}
+    if not any(documents.needs_hub(source) or _members_elsewhere(source, checked) for source in sources):
         yield False
         return
     with hub_or_cache() as reached:
@@ -82,17 +82,17 @@ def _files_of(names: Sequence[str], include_path: Sequence[str | Path]) -> list[
     for name in names:
         path = Path(name)
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix in YAML_ENDINGS and _is_task(file))
-            if not found:
-                raise TaskError(f"folder {path} holds no task (*.yaml that does not begin with _); check the path")
+            tasks = sorted(file for file in path.rglob("*") if file.suffix in YAML_ENDINGS and _is_task(file))
+            if not tasks:
+                raise TaskError(f"folder {path} contains no task (*.yaml not beginning with _); check the path")
+            files += tasks
         elif path.suffix in YAML_ENDINGS:
             if not path.is_file():
                 raise TaskError(f"there is no task file {path}; check the path")
-            found = [path]
+            files.append(path)
         else:
-            found = _files_of_name(name, include_path)
-        files += [file.absolute() for file in found]
-    return list(dict.fromkeys(files))
+            files += _files_of_name(name, include_path)
+    return list(dict.fromkeys(file.absolute() for file in files))
 
 
 def _is_task(file: Path) -> bool:
@@ -106,21 +106,21 @@ def _files_of_name(name: str, include_path: Sequence[str | Path]) -> list[Path]:
     matches = manager.match_tasks([name])
     if not matches:
         raise TaskError(
-            f"unknown task {name!r}, and there is no such folder (`lm_eval ls tasks --include_path "
-            f"$(harness-ext tasks-path)` lists all){suggest(name, manager.all_tasks)}"
+            f"unknown task or folder {name!r} (`lm_eval ls tasks --include_path $(harness-ext tasks-path)` lists all "
+            f"tasks){suggest(name, manager.all_tasks)}"
         )
-    found: list[Path] = []
+    files: list[Path] = []
     for match in matches:
         entry = manager.task_index[match]
         if entry.yaml_path is not None:
-            found.append(Path(entry.yaml_path))
+            files.append(Path(entry.yaml_path))
         else:  # a tag
-            found += [Path(manager.task_index[member].yaml_path) for member in sorted(entry.tags)]
-    return found
+            files += [Path(manager.task_index[member].yaml_path) for member in sorted(entry.tags)]
+    return files
 
 
 def _check_names(sources: Sequence[TaskSource]) -> None:
-    """lm-eval takes the first file of a name and skips the others with a warning."""
+    """Note repeated names: lm-eval takes the first file and skips the others with a warning."""
     first: dict[str, TaskSource] = {}
     for source in sources:
         name = source.values.get("task")
@@ -130,8 +130,8 @@ def _check_names(sources: Sequence[TaskSource]) -> None:
         if not isinstance(name, str) or "group" in source.values:
             continue
         if name in first:
-            source.add("C06", "error", f"task name {name!r} is taken by {first[name].place('task')}; lm-eval skips one "
-                       "of them: choose another name", "task")  # fmt: skip
+            source.add("C06", "error", f"task name {name!r} is also used at {first[name].place('task')}, and lm-eval "
+                       "skips one of the two; choose another name", "task")  # fmt: skip
         first.setdefault(name, source)
 
 
@@ -166,7 +166,7 @@ def _broken(source: TaskSource) -> bool:
 
 
 def _report(name: str, source: TaskSource, verified: str | None) -> Report:
-    """The findings in the order of lines, those of included files last."""
+    """The findings sorted by line, those of included files last."""
     own = str(source.file)
     findings = sorted(
         dict.fromkeys(source.findings),
@@ -178,7 +178,7 @@ def _report(name: str, source: TaskSource, verified: str | None) -> Report:
 def _check_task_file(
     source: TaskSource, include_path: Sequence[str | Path], encode: Encode | None, *, hub_answers: bool
 ) -> str | None:
-    """Load a task and look into its documents; when it cannot be built, say why from its parts."""
+    """Load a task and check its documents; if it cannot be built, look for the cause in its parts."""
     if not _broken(source):
         try:
             _, loaded = render.load_tasks([str(source.file)], include_path=[source.file.parent, *include_path])
@@ -191,7 +191,7 @@ def _check_task_file(
     else:
         failure = TaskError("")
         if any(finding.id == "C04" and "dataset_kwargs" in finding.text for finding in source.findings):
-            return None  # other documents would be loaded than are meant
+            return None  # a mistyped key may load the wrong documents
     task = documents.bare_task(source, hub_answers=hub_answers)
     if task is not None and documents.check_splits(source, task):
         _check_documents(source, task)
@@ -210,7 +210,7 @@ def _note_failed_class(source: TaskSource, error: Exception, *, hub_answers: boo
 
 
 def _check_documents(source: TaskSource, task: ConfigurableTask) -> documents.Sampled | None:
-    """Columns, templates and choices; the sample when documents can be rendered and are sound."""
+    """Check columns, templates and choices; returns the sampled documents if they can be rendered and scored."""
     try:
         sampled = documents.sample_of(task)
         columns = documents.columns_of(task)
@@ -226,7 +226,7 @@ def _check_documents(source: TaskSource, task: ConfigurableTask) -> documents.Sa
 def check_loaded(source: TaskSource, task: Any, encode: Encode | None) -> str | None:
     """Check a task that lm-eval has built; returns what was verified, in words."""
     if not isinstance(task, ConfigurableTask):
-        return f"loads ({type(task).__name__}: written in Python, its documents and scores were not looked into)"
+        return f"loads ({type(task).__name__} is written in Python; its documents and scores were not checked)"
     own_splits = type(task) is ConfigurableTask or task.config.validation_split or task.config.test_split
     if own_splits and not documents.check_splits(source, task):
         return None
@@ -250,14 +250,14 @@ def check_loaded(source: TaskSource, task: Any, encode: Encode | None) -> str | 
 # -- groups ------------------------------------------------------------------------------------------------------
 
 
-def _members_elsewhere(group: TaskSource, named: Collection[str]) -> list[str]:
-    """Members of a group that are not among the tasks checked by themselves, or that it gives settings of its own."""
+def _members_elsewhere(group: TaskSource, checked: Collection[str]) -> list[str]:
+    """Members of a group that are not in `checked`, or whose settings the group overrides."""
     items = group.values.get("task")
     if "group" not in group.values or not isinstance(items, list):
         return []
     if group.values.keys() - settings.GROUP_KEYS - {"tag"}:
-        return [str(item) for item in items]  # the group's settings are put over its members'
-    return [str(item) for item in items if not isinstance(item, str) or item not in named]
+        return [str(item) for item in items]  # the group overrides settings of all its members
+    return [str(item) for item in items if not isinstance(item, str) or item not in checked]
 
 
 def _check_group(
@@ -268,13 +268,13 @@ def _check_group(
     *,
     hub_answers: bool,
 ) -> list[Report]:
-    """Check a group's members that are not checked by themselves: those of other folders, or with other settings."""
+    """Check members of a group that are not checked on their own: from other folders, or with other settings."""
     name = str(source.values["group"])
-    named = {str(each.values.get("task")) for each in sources if "group" not in each.values}
-    elsewhere = _members_elsewhere(source, named)
+    checked = {str(task.values.get("task")) for task in sources if "group" not in task.values}
+    elsewhere = _members_elsewhere(source, checked)
     if _broken(source) or not elsewhere:
-        return [_report(name, source, "its members are checked by themselves")]
-    folders = [*include_path, *_topmost(each.file.parent for each in sources)]
+        return [_report(name, source, "its members are checked on their own")]
+    folders = [*include_path, *_topmost(task.file.parent for task in sources)]
     try:
         _, loaded = render.load_tasks([name], include_path=folders)  # by name: lm-eval loads no group by its path
     except Exception as error:  # whatever lm-eval, datasets or a task's own code raises
@@ -282,14 +282,14 @@ def _check_group(
         return [_report(name, source, None)]
     reports = []
     for task in (task for group in loaded if isinstance(group, Group) for task in group.get_all_tasks()):
-        if task.task_name not in named or any(task.task_name in item for item in elsewhere):
+        if task.task_name not in checked or any(task.task_name in item for item in elsewhere):
             member = _member_source(task, source)
             reports.append(_report(f"{name}: {task.task_name}", member, check_loaded(member, task, encode)))
     return [_report(name, source, f"{len(reports)} members are checked here"), *reports]
 
 
 def _topmost(folders: Iterable[Path]) -> list[Path]:
-    """Folders without those that lie in another one."""
+    """Folders that are not inside another of them."""
     unique = set(folders)
     return sorted(folder for folder in unique if not unique & set(folder.parents))
 
@@ -303,6 +303,6 @@ def _note_failed_group(source: TaskSource, error: Exception, *, hub_answers: boo
 
 
 def _member_source(task: Task, group: TaskSource) -> TaskSource:
-    """Where a member's settings stand: its own YAML, or the group's."""
+    """The YAML with a member's settings: its own, or the group's."""
     own = (task.config.metadata or {}).get("config_source")
     return read_source(Path(own)) if own and Path(own).is_file() else TaskSource(group.file, places=group.places)

@@ -1,4 +1,4 @@
-"""What can be told from a YAML alone: keys, functions, metrics, filters; lm-eval's own registries are asked."""
+"""Checks of the YAML alone: keys, functions, metrics and filters, against lm-eval's own registries."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ STRUCTURE_KEYS = {"include", "group", "task_list", "class"}
 TASK_KEYS = {field.name for field in dataclasses.fields(TaskConfig)} | STRUCTURE_KEYS
 GROUP_KEYS = {field.name for field in dataclasses.fields(GroupConfig)}
 FEWSHOT_KEYS = {field.name for field in dataclasses.fields(FewshotConfig)}
-FILTER_KEYS = {"name", "filter"}
-# Those that change a score when mistyped; others go to `generate` of transformers untouched.
+# Keys that change a score when mistyped; others are passed to `generate` of transformers unchanged.
 GENERATION_KEYS = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k", "num_beams"}
 DOCUMENTS_HOOK = "harness_ext.hooks.load_documents"
 MAPPINGS = ("dataset_kwargs", "generation_kwargs", "fewshot_config")
@@ -41,7 +40,7 @@ LISTS = ("metric_list", "filter_list")
 
 
 def check_settings(source: TaskSource) -> None:
-    """Every finding that needs neither documents nor a task object."""
+    """Note everything that can be found without documents and without a task object."""
     if "group" in source.values and "class" not in source.values and not isinstance(source.values.get("task"), str):
         _check_keys(source, source.values, GROUP_KEYS | TASK_KEYS, ())
         check_functions(source)
@@ -64,7 +63,7 @@ def _check_keys(source: TaskSource, values: Mapping[Any, Any], known: Collection
     inside = f" in {'.'.join(path)}" if path else ""
     for key in values:
         if str(key) not in known:
-            hint = suggest(str(key), known) or "; lm-eval has no such setting: drop it"
+            hint = suggest(str(key), known) or "; lm-eval has no such setting: remove it"
             source.add("C04", "error", f"unknown key {str(key)!r}{inside}{hint}", *path, str(key))
 
 
@@ -77,7 +76,7 @@ def _check_inner_keys(source: TaskSource) -> None:
         kwargs = values.get("dataset_kwargs") or {}
         _check_keys(source, kwargs, known, ("dataset_kwargs",))
         if "dataset" not in kwargs:
-            source.add("C08", "error", "dataset_kwargs has no 'dataset', the name of the documents; add it",
+            source.add("C08", "error", "dataset_kwargs has no 'dataset'; add the name of the data set",
                        "dataset_kwargs")  # fmt: skip
     for key in values.get("generation_kwargs") or {}:
         if key not in GENERATION_KEYS and (hint := suggest(str(key), GENERATION_KEYS)):
@@ -87,42 +86,42 @@ def _check_inner_keys(source: TaskSource) -> None:
 def _check_name(source: TaskSource) -> None:
     name = source.values.get("task")
     if not isinstance(name, str) or not name.strip():
-        source.add("C06", "error", "has no `task:`, the name of the task; lm-eval skips the file: add one "
-                   "(or begin the file's name with _ when others include it)", "task")  # fmt: skip
+        source.add("C06", "error", "has no task name, so lm-eval skips the file; add `task: NAME` "
+                   "(or begin the file name with _ if other files include it)", "task")  # fmt: skip
 
 
 def _check_kinds(source: TaskSource) -> bool:
-    """Whether mappings are mappings and lists are lists; the rest of the checks relies on it."""
-    right = True
-    for keys, kind, say in ((MAPPINGS, Mapping, "a mapping"), (LISTS, list, "a list")):
+    """Whether mappings are mappings and lists are lists; the other checks rely on it."""
+    valid = True
+    for keys, kind, noun in ((MAPPINGS, Mapping, "a mapping"), (LISTS, list, "a list")):
         for key in keys:
             value = source.values.get(key)
             if value is not None and not isinstance(value, (kind, FunctionName)):
-                source.add("C08", "error", f"{key} is {value!r:.40}, not {say}; write it as {say}", key)
-                right = False
+                source.add("C08", "error", f"{key} is {value!r:.40}, not {noun}; write it as {noun}", key)
+                valid = False
     for key in LISTS:
         for number, item in enumerate(source.values.get(key) or []):
             if not isinstance(item, Mapping):
-                source.add("C08", "error", f"{key} holds {item!r:.40}; each entry begins with "
+                source.add("C08", "error", f"{key} contains {item!r:.40}; begin each entry with "
                            f"`- {'metric' if key == 'metric_list' else 'name'}: …`", key, number)  # fmt: skip
-                right = False
-    return right
+                valid = False
+    return valid
 
 
 def _check_output_type(source: TaskSource) -> None:
     output_type = source.values.get("output_type", "generate_until")
     if output_type not in ALL_OUTPUT_TYPES:
-        hint = suggest(str(output_type), ALL_OUTPUT_TYPES) or f"; it is one of {', '.join(ALL_OUTPUT_TYPES)}"
+        hint = suggest(str(output_type), ALL_OUTPUT_TYPES) or f"; use one of {', '.join(ALL_OUTPUT_TYPES)}"
         source.add("C08", "error", f"output_type {output_type!r} is unknown{hint}", "output_type")
     elif output_type == "multiple_choice" and "doc_to_choice" not in source.values and "class" not in source.values:
-        source.add("C08", "error", "multiple_choice without doc_to_choice; name the choices", "output_type")
-    elif output_type != "generate_until" and _written_here(source, "generation_kwargs"):
-        source.add("C08", "warning", f"generation_kwargs has no effect with output_type {output_type}; drop it",
+        source.add("C08", "error", "multiple_choice without doc_to_choice; add the choices", "output_type")
+    elif output_type != "generate_until" and _is_in_file(source, "generation_kwargs"):
+        source.add("C08", "warning", f"generation_kwargs has no effect with output_type {output_type}; remove it",
                    "generation_kwargs")  # fmt: skip
 
 
-def _written_here(source: TaskSource, key: str) -> bool:
-    """Whether a key stands in the YAML itself, not in what it includes."""
+def _is_in_file(source: TaskSource, key: str) -> bool:
+    """Whether a key is in the YAML itself, not in a file that it includes."""
     return source.values.get(key) is not None and source.place(key).file == source.file
 
 
@@ -130,7 +129,7 @@ def _written_here(source: TaskSource, key: str) -> bool:
 
 
 def check_functions(source: TaskSource) -> None:
-    """Import every `!function` as lm-eval does: beside the YAML that names it, then as an installed module."""
+    """Import every `!function` as lm-eval does: from the folder of the YAML that names it, else an installed module."""
     for path, name in source.functions():
         folder = source.place(*path).file.parent
         if problem := _import_problem(str(name), folder):
@@ -140,31 +139,32 @@ def check_functions(source: TaskSource) -> None:
 def _import_problem(name: str, folder: Path) -> str | None:
     module, _, attribute = name.rpartition(".")
     if not module:
-        return f"names no module; write `!function FILE.{name}` for FILE.py beside this YAML"
+        return f"names no module; write `!function FILE.{name}` for a FILE.py next to this YAML"
     try:
         _import_func_in_yml(name, folder)
     except AttributeError as error:
         if module_names := _names_of(module, folder):
             return f"module {module!r} has no {attribute!r}{suggest(attribute, module_names) or '; define it there'}"
-        return f"importing {module!r} fails (AttributeError: {error}); correct that module"
+        return f"importing {module!r} fails (AttributeError: {error}); fix that module"
     except ModuleNotFoundError as error:
-        return f"module {module!r} needs {error.name!r}, which is not installed; install it or correct the import"
+        return f"module {module!r} needs {error.name!r}, which is not installed; install it, or correct the import"
     except ImportError as error:
         cause = error.__cause__
         if isinstance(cause, ModuleNotFoundError) and not f"{module}.".startswith(f"{cause.name}."):
             return f"module {module!r} needs {cause.name!r}, which is not installed; install it"
-        return f"there is no module {module!r}, neither {module.replace('.', '/')}.py beside this YAML nor installed"
-    except Exception as error:  # whatever a module does when it is imported
-        return f"importing {module!r} fails ({type(error).__name__}: {error}); correct that module"
+        return (f"there is no module {module!r}, neither {module.replace('.', '/')}.py next to this YAML nor an "
+                "installed one; correct the name")  # fmt: skip
+    except Exception as error:  # whatever a module raises when it is imported
+        return f"importing {module!r} fails ({type(error).__name__}: {error}); fix that module"
     return None
 
 
 def _names_of(module: str, folder: Path) -> list[str]:
-    beside = (folder / f"{module.replace('.', '/')}.py").resolve()
-    loaded = sys.modules.get(str(beside.with_suffix(""))) if beside.is_file() else None
+    local = (folder / f"{module.replace('.', '/')}.py").resolve()
+    loaded = sys.modules.get(str(local.with_suffix(""))) if local.is_file() else None
     try:
         return dir(loaded or importlib.import_module(module))
-    except Exception:  # it was imported a moment ago: then it is the module's own AttributeError
+    except Exception:  # importing raised the AttributeError
         return []
 
 
@@ -177,23 +177,23 @@ def _check_metrics(source: TaskSource) -> None:
     names = []
     for number, entry in enumerate(values.get("metric_list") or []):
         if "metric" not in entry:
-            source.add("C09", "error", f"entry {number + 1} of metric_list has no `metric:`; name one",
+            source.add("C09", "error", f"entry {number + 1} of metric_list has no `metric:`; add it",
                        "metric_list", number)  # fmt: skip
             continue
         metric = entry["metric"]
         names.append(str(metric).rpartition(".")[2] if isinstance(metric, FunctionName) else str(metric))
         _check_metric(source, number, entry, hooked=hooked)
     if "process_results" in values and not names and "class" not in values:
-        source.add("C10", "error", "process_results without metric_list: what it returns is not aggregated as it "
-                   "should be; list its metrics", "process_results")  # fmt: skip
-    metadata = values["metadata"] if isinstance(values.get("metadata"), Mapping) else {}  # lm-eval takes anything
+        source.add("C10", "error", "process_results without metric_list: lm-eval would report the mean of everything "
+                   "it returns; list its metrics", "process_results")  # fmt: skip
+    metadata = values["metadata"] if isinstance(values.get("metadata"), Mapping) else {}  # lm-eval accepts anything
     declared = metadata.get("primary_metric")
     if declared is not None and names and declared not in names:
         source.add("C33", "error", f"primary_metric {declared!r} is not in metric_list ({', '.join(names)})"
-                   f"{suggest(str(declared), names) or '; add it or name another'}",
+                   f"{suggest(str(declared), names) or '; add it, or choose another'}",
                    "metadata", "primary_metric")  # fmt: skip
     if metadata.get("metric_scale", 1) not in (1, 100):
-        source.add("C34", "error", f"metric_scale is {metadata['metric_scale']!r}; it is 1 or 100",
+        source.add("C34", "error", f"metric_scale is {metadata['metric_scale']!r}; use 1 or 100",
                    "metadata", "metric_scale")  # fmt: skip
 
 
@@ -203,20 +203,19 @@ def _check_metric(source: TaskSource, number: int, entry: Mapping[str, Any], *, 
     where = ("metric_list", number)
     if not own and not hooked and metric not in metric_registry and entry.get("hf_evaluate") is not True:
         hint = suggest(str(metric), metric_registry.keys()) or (
-            "; lm-eval looks on the Hub for metrics it does not know: mark it hf_evaluate: true if it is one, or "
-            "score with process_results"
+            "; add hf_evaluate: true if it is a metric of Hugging Face Evaluate, or return it from process_results"
         )
         source.add("C09", "error", f"unknown metric {metric!r}{hint}", *where, "metric")
     if aggregation is None and (own or metric not in metric_agg_registry):
         source.add("C10", "error", f"metric {str(metric)!r} has no aggregation; add `aggregation: mean`, or a function",
                    *where, "metric")  # fmt: skip
     elif isinstance(aggregation, FunctionName):
-        pass  # it was imported
+        pass  # check_functions imports it
     elif aggregation is not None and aggregation not in aggregation_registry:
         hint = suggest(str(aggregation), aggregation_registry.keys())
         known = ", ".join(sorted(aggregation_registry.keys()))
         source.add("C11", "error", f"unknown aggregation {aggregation!r} of {str(metric)!r}"
-                   f"{hint or f'; lm-eval has {known}, or name a !function'}", *where, "aggregation")  # fmt: skip
+                   f"{hint or f'; use one of {known}, or a !function'}", *where, "aggregation")  # fmt: skip
     if "higher_is_better" not in entry and (own or metric not in higher_is_better_registry):
         source.add("C10", "warning", f"metric {str(metric)!r} does not say whether higher is better; add "
                    "`higher_is_better: true` or false", *where, "metric")  # fmt: skip
@@ -227,18 +226,18 @@ def _check_filters(source: TaskSource) -> None:
         where = ("filter_list", number)
         steps = entry.get("filter")
         if not isinstance(entry.get("name"), str) or not isinstance(steps, list) or not steps:
-            source.add("C12", "error", f"entry {number + 1} of filter_list needs `name:` and a list under `filter:`",
+            source.add("C12", "error", f"entry {number + 1} of filter_list needs `name:`, and a list under `filter:`",
                        *where)  # fmt: skip
             continue
         for step, function in enumerate(steps):
             name = function.get("function") if isinstance(function, Mapping) else None
             if name is None:
-                source.add("C12", "error", f"step {step + 1} of filter {entry['name']!r} has no `function:`; name one",
+                source.add("C12", "error", f"step {step + 1} of filter {entry['name']!r} has no `function:`; add it",
                            *where, "filter", step)  # fmt: skip
             elif not isinstance(name, FunctionName) and name not in filter_registry:
                 hint = suggest(str(name), filter_registry.keys())
                 known = ", ".join(sorted(filter_registry.keys()))
-                source.add("C12", "error", f"unknown filter {name!r}{hint or f'; lm-eval has {known}'}",
+                source.add("C12", "error", f"unknown filter {name!r}{hint or f'; use one of {known}'}",
                            *where, "filter", step)  # fmt: skip
 
 
@@ -248,5 +247,5 @@ def _check_sampler(source: TaskSource) -> None:
     if sampler is not None and not isinstance(sampler, FunctionName) and sampler not in SAMPLER_REGISTRY:
         known = ", ".join(SAMPLER_REGISTRY)
         source.add("C08", "error", f"unknown sampler {sampler!r}"
-                   f"{suggest(str(sampler), SAMPLER_REGISTRY) or f'; lm-eval has {known}, or name a !function'}",
+                   f"{suggest(str(sampler), SAMPLER_REGISTRY) or f'; use one of {known}, or a !function'}",
                    "fewshot_config", "sampler")  # fmt: skip

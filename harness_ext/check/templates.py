@@ -1,4 +1,4 @@
-"""Templates: do they name columns, render, join prompt and answer cleanly, and point at a choice?"""
+"""Checks of templates: columns, rendering, choices, and white space between prompt and answer."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ Doc = Mapping[str, Any]
 
 
 def check_templates(source: TaskSource, task: ConfigurableTask, columns: Sequence[str], sampled: Sampled) -> bool:
-    """Note what is wrong with a task's templates; whether documents can be rendered."""
+    """Note what is wrong with a task's templates; returns whether documents can be rendered."""
     before = len(source.findings)
     for field in TEMPLATES:
         template = getattr(task.config, field)
         if isinstance(template, str) and template not in columns:
             _check_template(source, task, field, template, columns, sampled)
     if any(finding.id == "C04" for finding in source.findings):
-        return False  # what is missing may be what was mistyped
+        return False  # a missing setting may be the mistyped key
     for field in ("doc_to_text", "doc_to_target"):
         if getattr(task.config, field) is None and type(task) is ConfigurableTask:
-            remedy = "write an empty one, since lm-eval asks for it" if _goes_unread(task, field) else (
-                "name a column or write a template"
+            remedy = "add an empty one, since lm-eval requires it" if _is_unused(task, field) else (
+                "name a column, or write a template"
             )  # fmt: skip
             source.add("C18", "error", f"has no {field}; {remedy}", field)
     if any(finding.level == "error" for finding in source.findings[before:]):
@@ -42,15 +42,15 @@ def check_templates(source: TaskSource, task: ConfigurableTask, columns: Sequenc
     return _check_rendering(source, task, sampled)
 
 
-def _goes_unread(task: ConfigurableTask, field: str) -> bool:
-    """Whether a template makes nothing that a model reads: a prompt where whole texts are scored."""
+def _is_unused(task: ConfigurableTask, field: str) -> bool:
+    """Whether no model reads what the template renders: the prompt of a task that scores whole texts."""
     return field == "doc_to_text" and scores_whole_texts(task)
 
 
-def _is_left_empty(task: ConfigurableTask, field: str) -> bool:
-    """Whether there is no prompt by design: it goes unread, or choices are scored on their own, as in BLiMP."""
+def _may_be_empty(task: ConfigurableTask, field: str) -> bool:
+    """Whether an empty prompt is intended: it is unused, or choices are scored without one, as in BLiMP."""
     empty = field == "doc_to_text" and task.config.doc_to_text == "" and task.OUTPUT_TYPE != "generate_until"
-    return _goes_unread(task, field) or empty
+    return _is_unused(task, field) or empty
 
 
 def _check_template(
@@ -59,30 +59,30 @@ def _check_template(
     try:
         tree = env.parse(text)
     except jinja2.TemplateSyntaxError as error:
-        source.add("C18", "error", f"{field} is no valid template ({error.message}); correct it", field)
+        source.add("C18", "error", f"{field} is not a valid template ({error.message}); correct it", field)
         return
     names = jinja2.meta.find_undeclared_variables(tree) - set(env.globals)
     for name in sorted(names - set(columns)):
-        hint = suggest(name, columns) or f"; the data has {', '.join(columns)}"
-        source.add("C17", "error", f"{field} names {name!r}, which is no column{hint}", field)
-    if _is_left_empty(task, field):
+        hint = suggest(name, columns) or f"; use one of {', '.join(columns)}"
+        source.add("C17", "error", f"{field} names {name!r}, which is not a column{hint}", field)
+    if _may_be_empty(task, field):
         return
     for name in sorted(set(SINGLE_BRACES.findall(text)) & set(columns)):
-        source.add("C19", "error", f"{field} has {{{name}}} in single braces, which stays as it is; write "
-                   f"{{{{{name}}}}}", field)  # fmt: skip
+        source.add("C19", "error", f"{field} has {{{name}}} in single braces, which is not replaced by the column; "
+                   f"write {{{{{name}}}}}", field)  # fmt: skip
     if (
         field in ("doc_to_text", "doc_to_target")
         and "{" not in text
         and not (field == "doc_to_target" and _is_number(text))
     ):
         hint = suggest(text, columns) or f"; write {{{{…}}}} around a column ({', '.join(columns)})"
-        source.add("C19", "error", f"{field} {text!r:.40} is neither a column nor a template: it is the same for every "
-                   f"document{hint}", field)  # fmt: skip
+        source.add("C19", "error", f"{field} {text!r:.40} is neither a column nor a template, so it is the same for "
+                   f"every document{hint}", field)  # fmt: skip
     for name in sorted(names & set(columns)):
         missing = [n for n, doc in zip(sampled.numbers, sampled.docs, strict=True) if doc[name] is None]
         if missing and field != "description":
-            source.add("C19", "error", f"column {name!r} of {field} is empty in {_of(missing, sampled)}: it "
-                       "renders as 'None'; fill it or drop them", field)  # fmt: skip
+            source.add("C19", "error", f"column {name!r} of {field} is empty in {_of(missing, sampled)}, and "
+                       "renders as 'None'; fill it, or drop these documents", field)  # fmt: skip
 
 
 def _is_number(text: str) -> bool:
@@ -90,11 +90,11 @@ def _is_number(text: str) -> bool:
 
 
 def _check_rendering(source: TaskSource, task: ConfigurableTask, sampled: Sampled) -> bool:
-    """Render each sampled document with lm-eval's own methods; the first failure of each field is noted."""
+    """Render each sampled document with lm-eval's own methods, and note the first failure of each field."""
     fields: dict[str, Callable[[Doc], Any]] = {"doc_to_text": task.doc_to_text, "doc_to_target": task.doc_to_target}
     if task.config.doc_to_choice is not None:
         fields["doc_to_choice"] = task.doc_to_choice
-    right = True
+    valid = True
     for field, render in fields.items():
         empty = []
         for number, doc in zip(sampled.numbers, sampled.docs, strict=True):
@@ -102,38 +102,38 @@ def _check_rendering(source: TaskSource, task: ConfigurableTask, sampled: Sample
                 rendered = render(doc)
             except Exception as error:  # a template, or a function of the task
                 source.add("C18", "error", f"{field} fails on document {number}: {described(error)}; correct the "
-                           "template or that document", field)  # fmt: skip
-                right = False
+                           "template or the document", field)  # fmt: skip
+                valid = False
                 break
             if rendered is None or (isinstance(rendered, str) and not rendered.strip()) or rendered == []:
                 empty.append(number)
-        if empty and not _is_left_empty(task, field):
-            source.add("C19", "error", f"{field} renders to nothing for {len(empty)} of {len(sampled.docs)} documents "
-                       f"(first: {empty[0]}); fill the column or drop them", field)  # fmt: skip
-            right = False
-    return right
+        if empty and not _may_be_empty(task, field):
+            source.add("C19", "error", f"{field} renders to nothing for {_of(empty, sampled)}; fill the column, or "
+                       "drop these documents", field)  # fmt: skip
+            valid = False
+    return valid
 
 
 # -- choices -----------------------------------------------------------------------------------------------------
 
 
 def check_choices(source: TaskSource, task: ConfigurableTask, sampled: Sampled) -> bool:
-    """Note choices that are no choice and gold answers outside them; whether every document is sound."""
+    """Note invalid choices and gold answers outside the choices; returns whether all documents are valid."""
     if task.config.doc_to_choice is None:
         return True
     problems: dict[str, list[int]] = {}
     outside: dict[str, list[int]] = {}
     for number, doc in zip(sampled.numbers, sampled.docs, strict=True):
         choices = task.doc_to_choice(doc)
-        # with a hook, the log-probability of a single answer may be what is scored
+        # a hook may score the log-probability of a single answer
         if problem := _choice_problem(choices, needs_two=task.config.process_results is None):
             problems.setdefault(problem, []).append(number)
-        elif wrong := _outside(task, doc, choices):
-            outside.setdefault(wrong, []).append(number)
+        elif gold := _gold_outside(task, doc, choices):
+            outside.setdefault(gold, []).append(number)
     for problem, numbers in problems.items():
         source.add("C22", "error", f"doc_to_choice {problem} ({_of(numbers, sampled)}); correct it", "doc_to_choice")
-    for wrong, numbers in outside.items():
-        source.add("C21", "error", f"doc_to_target gives {wrong} ({_of(numbers, sampled)}); correct the labels or "
+    for gold, numbers in outside.items():
+        source.add("C21", "error", f"doc_to_target gives {gold} ({_of(numbers, sampled)}); correct the labels or "
                    "the choices", "doc_to_target")  # fmt: skip
     return not (problems or outside)
 
@@ -144,7 +144,7 @@ def _choice_problem(choices: Any, *, needs_two: bool) -> str | None:
     if not all(isinstance(choice, str) for choice in choices):
         return f"gives {choices!r:.60}, not a list of texts"
     if len(choices) < (2 if needs_two else 1):
-        return f"gives {len(choices)} of the two choices it needs"
+        return f"gives {len(choices)} choice{'s' * (len(choices) != 1)}, but at least two are needed"
     if any(not choice.strip() for choice in choices):
         return f"gives an empty choice in {choices!r:.60}"
     if repeated := [choice for choice, times in Counter(choices).items() if times > 1]:
@@ -152,20 +152,21 @@ def _choice_problem(choices: Any, *, needs_two: bool) -> str | None:
     return None
 
 
-def _outside(task: ConfigurableTask, doc: Doc, choices: Sequence[str]) -> str | None:
-    gold = task.doc_to_text(doc) if isinstance(task.doc_to_text(doc), int) else task.doc_to_target(doc)
-    for each in gold if isinstance(gold, list) else [gold]:
-        if isinstance(each, str) and each not in choices:
-            return f"{each!r}, which is none of the {len(choices)} choices {choices!r:.80}"
-        if isinstance(each, int) and not 0 <= each < len(choices):
-            return f"{each}, outside the {len(choices)} choices"
-        if not isinstance(each, (int, str)):
-            return f"{each!r}, neither a number nor a choice"
+def _gold_outside(task: ConfigurableTask, doc: Doc, choices: Sequence[str]) -> str | None:
+    """The first gold answer that is not one of the choices, in words."""
+    target = task.doc_to_text(doc) if isinstance(task.doc_to_text(doc), int) else task.doc_to_target(doc)
+    for gold in target if isinstance(target, list) else [target]:
+        if isinstance(gold, str) and gold not in choices:
+            return f"{gold!r}, which is not one of the {len(choices)} choices {choices!r:.80}"
+        if isinstance(gold, int) and not 0 <= gold < len(choices):
+            return f"{gold}, outside the {len(choices)} choices"
+        if not isinstance(gold, (int, str)):
+            return f"{gold!r}, neither a number nor a choice"
     return None
 
 
 def check_targets(source: TaskSource, task: ConfigurableTask, sampled: Sampled) -> None:
-    """Note several gold answers where lm-eval turns a graded metric into 0 or 1."""
+    """Note metrics that lm-eval turns into 0 or 1 because a document has several gold answers."""
     if (
         task.OUTPUT_TYPE != "generate_until"
         or callable(task.config.process_results)
@@ -174,8 +175,8 @@ def check_targets(source: TaskSource, task: ConfigurableTask, sampled: Sampled) 
         return
     graded = sorted({name for name in task.aggregation() if name != "exact_match"})
     if graded and any(isinstance(task.doc_to_target(doc), list) for doc in sampled.docs):
-        source.add("C37", "warning", f"doc_to_target gives several answers: lm-eval makes {', '.join(graded)} 1 for "
-                   "anything above 0; score with a process_results hook", "metric_list")  # fmt: skip
+        source.add("C37", "warning", f"doc_to_target gives several answers, so lm-eval turns any {', '.join(graded)} "
+                   "above 0 into 1; score with a process_results hook", "metric_list")  # fmt: skip
 
 
 def _of(numbers: Sequence[int], sampled: Sampled) -> str:
@@ -188,37 +189,39 @@ def _of(numbers: Sequence[int], sampled: Sampled) -> str:
 def check_white_space(source: TaskSource, task: ConfigurableTask, sampled: Sampled) -> None:
     """Note white space that is doubled or missing where description, prompt, delimiter and answer meet."""
     delimiter = task.config.target_delimiter
-    found: dict[str, int] = {}
+    problems: Counter[str] = Counter()
     for doc in sampled.docs:
         text = task.doc_to_text(doc)
         if not isinstance(text, str) or not text or task.config.gen_prefix:
             continue
-        for problem in {_joint(text, delimiter, answer) for answer in answers_of(task, doc)} - {None}:
-            found[str(problem)] = found.get(str(problem), 0) + 1
-    for problem, times in found.items():
+        problems.update(
+            {problem for answer in continuations(task, doc) if (problem := _joint(text, delimiter, answer))}
+        )
+    for problem, times in problems.items():
         place = "doc_to_text" if problem.startswith("doc_to_text") else "target_delimiter"
         source.add("C20", "warning", f"{problem} ({times} of {len(sampled.docs)} documents)", place)
     description = task.config.description
     if isinstance(description, str) and description and not description.endswith((" ", "\n")):
-        source.add("C20", "warning", "description ends without a line break: lm-eval puts the prompt right behind it; "
-                   r'end it with "\n\n"', "description")  # fmt: skip
+        source.add("C20", "warning", "description does not end in a line break, so lm-eval appends the prompt to its "
+                   r'last word; end it with "\n\n"', "description")  # fmt: skip
 
 
 def _joint(text: str, delimiter: str, answer: str) -> str | None:
-    behind = f"{delimiter}{answer}"
-    if text[-1].isspace() and behind[:1].isspace():
+    """What is wrong with the white space between a prompt and its answer; None if nothing is."""
+    continuation = f"{delimiter}{answer}"
+    if text[-1].isspace() and continuation[:1].isspace():
         which = "the delimiter" if delimiter[:1].isspace() else "the answer"
-        return (f"doc_to_text ends in white space and {which} begins with it: the white space is doubled; end the "
+        return (f"doc_to_text ends in white space and {which} begins with white space, so it is doubled; end the "
                 "template with its last word")  # fmt: skip
     if text[-1] == " ":
         return (
-            "doc_to_text ends in a blank: most tokenizers put the blank before the next word; move it to "
+            "doc_to_text ends in a space, but most tokenizers attach a space to the following word; move it to "
             "target_delimiter"
         )
     if delimiter[-1:].isspace() and answer[:1].isspace():
         return (
-            f"answers begin with white space behind target_delimiter {delimiter!r}, so that it is doubled; strip the "
-            "answers, or empty the delimiter"
+            f"answers begin with white space after target_delimiter {delimiter!r}, so it is doubled; strip the "
+            "answers, or make the delimiter empty"
         )
     if (
         not delimiter
@@ -227,11 +230,11 @@ def _joint(text: str, delimiter: str, answer: str) -> str | None:
         and not text[-1].isspace()
         and not answer[:1].isspace()
     ):
-        return "nothing stands between prompt and answer: their words are glued; set target_delimiter to a blank"
+        return "nothing separates prompt and answer, so their words run together; set target_delimiter to a space"
     return None
 
 
-def answers_of(task: ConfigurableTask, doc: Doc) -> list[str]:
+def continuations(task: ConfigurableTask, doc: Doc) -> list[str]:
     """What may follow the prompt: the choices of a forced choice, else the gold answers."""
     if task.OUTPUT_TYPE == "multiple_choice":
         return [str(choice) for choice in task.doc_to_choice(doc)]
@@ -240,12 +243,9 @@ def answers_of(task: ConfigurableTask, doc: Doc) -> list[str]:
 
 def gold_answers(task: ConfigurableTask, doc: Doc) -> list[str]:
     """The gold answers of a document as text."""
-    gold = task.doc_to_target(doc)
+    target = task.doc_to_target(doc)
+    golds = list(target) if isinstance(target, (list, tuple)) else [target]
     if task.config.doc_to_choice is not None:
         choices = task.doc_to_choice(doc)
-        return [choices[each] if isinstance(each, int) else str(each) for each in _listed(gold)]
-    return [str(each) for each in _listed(gold)]
-
-
-def _listed(gold: Any) -> list[Any]:
-    return list(gold) if isinstance(gold, (list, tuple)) else [gold]
+        return [choices[gold] if isinstance(gold, int) else str(gold) for gold in golds]
+    return [str(gold) for gold in golds]

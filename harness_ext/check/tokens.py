@@ -1,4 +1,4 @@
-"""Gold answers against the limits of generation and the words of a tokenizer."""
+"""Checks of stop strings and token lengths: whether gold answers and labels fit the task's limits."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from harness_ext.findings import Level
 from harness_ext.protocol.token_settings import check_appends_nothing
 
 Encode = Callable[[str], Sequence[int]]  # text to token ids, without special tokens
-DEFAULT_MAX_GEN_TOKS = 256  # of lm-eval's HFLM
-RARE = 0.01
+DEFAULT_MAX_GEN_TOKS = 256  # in lm-eval's HFLM
+RARE = 0.01  # share of documents; up to this, answers that are cut are a warning
 
 
 def encoder(place: str) -> Encode:
-    """Return what turns text into the token ids of a model, without special tokens; no weights are loaded.
+    """A function that turns text into a model's token ids, without special tokens; no weights are loaded.
 
     Args:
         place: a folder with a tokenizer, or a Hub id.
@@ -34,7 +34,7 @@ def encoder(place: str) -> Encode:
         tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"{place} has no tokenizer that loads; name a model, or a folder with tokenizer.json"
+            f"the tokenizer of {place} cannot be loaded; name a model, or a folder with tokenizer.json"
         ) from error
     if not _is_encoder_decoder(place):
         check_appends_nothing(tokenizer, place)
@@ -47,7 +47,7 @@ def encoder(place: str) -> Encode:
 
 
 def _is_encoder_decoder(place: str) -> bool:
-    """Whether a model reads a finished input; a tokenizer without a model is taken to belong to one that does not."""
+    """Whether the model is an encoder–decoder; False for a tokenizer without a model."""
     try:
         return bool(AutoConfig.from_pretrained(place).is_encoder_decoder)
     except (OSError, ValueError, KeyError):
@@ -61,7 +61,7 @@ def stops_of(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> str:
-    """What is left of a generated text, as lm-eval cuts it.
+    """A generated text up to its first stop string, cut as lm-eval does.
 
     >>> cut_at_stop(" yes. No", ["."])
     ' yes'
@@ -79,8 +79,8 @@ def check_stops(source: TaskSource, task: ConfigurableTask, sampled: Sampled) ->
     stops = stops_of(task.config.generation_kwargs or {})
     delimiter = task.config.target_delimiter
     if hit := [stop for stop in stops if stop and stop in delimiter]:
-        source.add("C23", "error", f"stop string {hit[0]!r} occurs in target_delimiter {delimiter!r}: a trained model "
-                   "stops before its answer; change one of them", "target_delimiter")  # fmt: skip
+        source.add("C23", "error", f"stop string {hit[0]!r} occurs in target_delimiter {delimiter!r}, so a trained "
+                   "model stops before its answer; change one of them", "target_delimiter")  # fmt: skip
         return
     cut: dict[str, list[int]] = defaultdict(list)
     for number, doc in zip(sampled.numbers, sampled.docs, strict=True):
@@ -90,12 +90,12 @@ def check_stops(source: TaskSource, task: ConfigurableTask, sampled: Sampled) ->
                 cut[stop].append(number)
     for stop, numbers in cut.items():
         source.add("C23", "error", f"stop string {stop!r} occurs in the gold answers of {len(numbers)} of "
-                   f"{len(sampled.docs)} documents (first: {numbers[0]}), which are cut there; choose another",
+                   f"{len(sampled.docs)} documents (first: {numbers[0]}) and cuts them; choose another",
                    "generation_kwargs", "until")  # fmt: skip
 
 
 def check_lengths(source: TaskSource, task: ConfigurableTask, sampled: Sampled, encode: Encode) -> None:
-    """Note gold answers that max_gen_toks cuts."""
+    """Note gold answers that are longer than max_gen_toks."""
     if task.OUTPUT_TYPE != "generate_until":
         return
     limit = (task.config.generation_kwargs or {}).get("max_gen_toks", DEFAULT_MAX_GEN_TOKS)
@@ -111,24 +111,24 @@ def check_lengths(source: TaskSource, task: ConfigurableTask, sampled: Sampled, 
 
 
 def check_label_tokens(source: TaskSource, task: ConfigurableTask, sampled: Sampled, encode: Encode) -> None:
-    """Note labels of a forced choice that begin with the same token, or are of several."""
+    """Note labels of a forced choice that begin with the same token or have several tokens."""
     if task.OUTPUT_TYPE != "multiple_choice" or not sampled.docs:
         return
     choices = task.doc_to_choice(sampled.docs[0])
     if any(task.doc_to_choice(doc) != choices for doc in sampled.docs):
-        return  # answers of their own for each document, no labels
+        return  # each document has its own answers; these are not labels
     ids = {choice: list(encode(f"{task.config.target_delimiter}{choice}")) for choice in choices}
     by_first: dict[Any, list[str]] = defaultdict(list)
     for choice, tokens in ids.items():
         by_first[tokens[0] if tokens else None].append(choice)
     for same in by_first.values():
         if len(same) > 1:
-            source.add("C25", "warning", f"labels {', '.join(map(repr, same))} begin with the same token: the first "
-                       "token cannot tell them apart; choose other words", "doc_to_choice")  # fmt: skip
+            source.add("C25", "warning", f"labels {', '.join(map(repr, same))} begin with the same token, which cannot "
+                       "tell them apart; choose other words", "doc_to_choice")  # fmt: skip
     several = {choice: len(tokens) for choice, tokens in ids.items() if len(tokens) > 1}
     if several:
         counts = ", ".join(f"{choice!r} {number}" for choice, number in several.items())
         uneven = len({len(tokens) for tokens in ids.values()}) > 1
-        source.add("C25", "note", f"labels of several tokens: {counts}"
-                   + ("; longer ones have the lower log-probability: prefer words of one token, or report acc_norm"
-                      if uneven else ""), "doc_to_choice")  # fmt: skip
+        source.add("C25", "note", f"labels with several tokens: {counts}"
+                   + ("; longer labels tend to have lower log-probabilities: prefer words of one token, or report "
+                      "acc_norm" if uneven else ""), "doc_to_choice")  # fmt: skip

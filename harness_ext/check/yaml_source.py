@@ -1,4 +1,4 @@
-"""A task YAML as its author wrote it: values, and the file and line of each, through `include:`."""
+"""A task YAML as written: its values, including those of `include:` files, and the file and line of each value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from harness_ext.errors import first_line
 from harness_ext.findings import Finding, Level
 
-Path_ = tuple["str | int", ...]  # ("metric_list", 0, "metric")
+KeyPath = tuple["str | int", ...]  # ("metric_list", 0, "metric")
 
 
 class Place(NamedTuple):
@@ -22,13 +22,13 @@ class Place(NamedTuple):
     line: int  # 1 for the first
 
     def __str__(self) -> str:
-        """`file:line`, from the working directory where the file is below it."""
+        """`file:line`, relative to the working directory if the file is inside it."""
         file = self.file.relative_to(Path.cwd()) if self.file.is_relative_to(Path.cwd()) else self.file
         return f"{file}:{self.line}"
 
 
 class FunctionName(str):
-    """What stands after `!function`, unresolved."""
+    """The name after `!function`, not imported."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -44,18 +44,18 @@ _Loader.add_constructor("!function", _function_name)
 
 @dataclass
 class TaskSource:
-    """Values of a YAML with its includes, and what is wrong with the text of it."""
+    """Values of a YAML and its includes, where they are written, and all findings about the task."""
 
     file: Path
-    values: dict[str, Any] = field(default_factory=dict)  # as lm-eval merges them; functions by name
-    places: dict[Path_, Place] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)  # merged as in lm-eval; functions by name
+    places: dict[KeyPath, Place] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
     def place(self, *path: str | int) -> Place:
-        """Line of a value, or of what it stands in."""
+        """Line of a value, or of the innermost value around it that is known."""
         for length in range(len(path), 0, -1):
-            if found := self.places.get(tuple(path[:length])):
-                return found
+            if place := self.places.get(tuple(path[:length])):
+                return place
         return Place(self.file, 1)
 
     def add(self, id: str, level: Level, message: str, *path: str | int) -> None:
@@ -67,25 +67,25 @@ class TaskSource:
         numbers = {"file": str(place.file), "line": place.line}
         self.findings.append(Finding(id, level, str(place), " ".join(message.split()), numbers))
 
-    def functions(self) -> Iterator[tuple[Path_, FunctionName]]:
-        """Every `!function`, with its path."""
+    def functions(self) -> Iterator[tuple[KeyPath, FunctionName]]:
+        """Every `!function`, with its key path."""
         yield from _functions(self.values, ())
 
     @property
     def readable(self) -> bool:
-        """Whether there is a mapping to look into."""
+        """Whether the YAML could be read and is a mapping."""
         return bool(self.values)
 
 
 def read_source(file: Path) -> TaskSource:
-    """Read a YAML and what it includes; whatever is wrong with the text becomes a finding."""
+    """Read a YAML and its includes; everything that is wrong with their text becomes a finding."""
     source = TaskSource(file)
     values, places = _read(file, source, seen=())
     source.values, source.places = values, places
     return source
 
 
-def _read(file: Path, source: TaskSource, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Path_, Place]]:
+def _read(file: Path, source: TaskSource, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[KeyPath, Place]]:
     try:
         text = file.read_text(encoding="utf-8-sig")
         node = yaml.compose(text, Loader=_Loader)
@@ -101,27 +101,27 @@ def _read(file: Path, source: TaskSource, seen: tuple[Path, ...]) -> tuple[dict[
         return {}, {}
     if not isinstance(node, yaml.MappingNode) or not isinstance(values, dict) or not values:
         kind = "empty" if values in (None, {}) else f"a {type(values).__name__}"
-        source.add_at("C02", "error", f"is {kind}, no mapping; write `key: value` lines", Place(file, 1))
+        source.add_at("C02", "error", f"is {kind}, not a mapping; write `key: value` lines", Place(file, 1))
         return {}, {}
-    places: dict[Path_, Place] = {}
+    places: dict[KeyPath, Place] = {}
     _walk(node, (), file, places, source)
     return _with_includes(file, values, places, source, seen)
 
 
 def _with_includes(
-    file: Path, values: dict[str, Any], places: dict[Path_, Place], source: TaskSource, seen: tuple[Path, ...]
-) -> tuple[dict[str, Any], dict[Path_, Place]]:
+    file: Path, values: dict[str, Any], places: dict[KeyPath, Place], source: TaskSource, seen: tuple[Path, ...]
+) -> tuple[dict[str, Any], dict[KeyPath, Place]]:
     if "include" not in values:
         return values, places
     included = values.pop("include")
     merged: dict[str, Any] = {}
-    merged_places: dict[Path_, Place] = {}
+    merged_places: dict[KeyPath, Place] = {}
     for name in included if isinstance(included, list) else [included]:
         other = (file.parent / str(name)).resolve()
         if other == file.resolve() or other in seen:
-            source.add_at("C05", "error", f"include {name!r} leads back to itself; drop it", places[("include",)])
+            source.add_at("C05", "error", f"include {name!r} leads back to this file; remove it", places[("include",)])
         elif not other.is_file():
-            source.add_at("C05", "error", f"include {name!r} is no file in {file.parent}; correct the name",
+            source.add_at("C05", "error", f"include {name!r} is not a file in {file.parent}; correct the name",
                           places[("include",)])  # fmt: skip
         else:
             inner, inner_places = _read(other, source, (*seen, file.resolve()))
@@ -131,20 +131,23 @@ def _with_includes(
 
 
 def _override(
-    merged: dict[str, Any], places: dict[Path_, Place], later: Mapping[str, Any], later_places: Mapping[Path_, Place]
+    merged: dict[str, Any],
+    places: dict[KeyPath, Place],
+    later: Mapping[str, Any],
+    later_places: Mapping[KeyPath, Place],
 ) -> None:
-    """Later top-level keys win whole, as in lm-eval."""
+    """A later top-level key replaces the earlier value completely, as in lm-eval."""
     for path in [path for path in places if path[0] in later]:
         del places[path]
     merged.update(later)
     places.update(later_places)
 
 
-def _walk(node: yaml.Node, path: Path_, file: Path, places: dict[Path_, Place], source: TaskSource) -> None:
-    """Note the line of every value, and keys that stand twice."""
+def _walk(node: yaml.Node, path: KeyPath, file: Path, places: dict[KeyPath, Place], source: TaskSource) -> None:
+    """Record the line of every value, and note duplicate keys."""
     if isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):
-            inner: Path_ = (*path, number)
+            inner: KeyPath = (*path, number)
             places[inner] = Place(file, item.start_mark.line + 1)
             _walk(item, inner, file, places, source)
     elif isinstance(node, yaml.MappingNode):
@@ -152,13 +155,13 @@ def _walk(node: yaml.Node, path: Path_, file: Path, places: dict[Path_, Place], 
             inner = (*path, str(key.value))
             place = Place(file, key.start_mark.line + 1)
             if inner in places:
-                source.add_at("C03", "error", f"key {key.value!r} stands here and on line {places[inner].line}; YAML "
-                              "keeps the last and says nothing: drop one", place)  # fmt: skip
+                source.add_at("C03", "error", f"key {key.value!r} is also on line {places[inner].line}; YAML silently "
+                              "keeps only the last one: remove one", place)  # fmt: skip
             places[inner] = place
             _walk(value, inner, file, places, source)
 
 
-def _functions(value: Any, path: Path_) -> Iterator[tuple[Path_, FunctionName]]:
+def _functions(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, FunctionName]]:
     if isinstance(value, FunctionName):
         yield path, value
     elif isinstance(value, Mapping):
@@ -178,9 +181,9 @@ def _why_unreadable(error: yaml.YAMLError, text: str) -> str:
     problem = getattr(error, "problem", None) or first_line(error)
     line = text.splitlines()[_where(error, Path()).line - 1 :][:1]
     if "'\\t'" in problem or (line and "\t" in line[0][: len(line[0]) - len(line[0].lstrip())]):
-        return "is indented with a tab, which YAML forbids; use blanks"
+        return "is indented with a tab, which YAML does not allow; use spaces"
     if "could not determine a constructor" in problem:
-        return f"has an unknown tag ({problem.split('tag ')[-1]}); lm-eval knows !function only"
+        return f"has an unknown tag ({problem.split('tag ')[-1]}); use !function, the only tag of lm-eval"
     if "mapping values are not allowed" in problem:
-        return "has a ':' inside an unquoted text; put the text into quotes"
+        return "has a ':' inside unquoted text; put the text in quotes"
     return f"cannot be read as YAML ({problem}); correct this line"

@@ -1,4 +1,4 @@
-"""Task folders besides lm-eval's own: those of this package, and those that `new-task` made in the working directory."""
+"""Task folders besides lm-eval's own: this package's, and those that `new-task` made in the working directory."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from harness_ext.protocol.task_folders import own_task_folders, tasks_path
 
 
 class _TaskFactory(TaskFactory):
-    """lm-eval's factory, but a task that several names or groups contain is built, and its documents read, only once."""
+    """lm-eval's factory, but a task in several names or groups is built, and its documents are read, only once."""
 
     def __init__(self, *, meta: dict[str, Any] | None = None) -> None:
         super().__init__(meta=meta)

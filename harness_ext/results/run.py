@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness_ext.errors import ResultsError, suggest
+from harness_ext.metrics.known import PRIMARY_METRICS
 from harness_ext.results.samples import (
     Numbers,
     SampleReader,
@@ -20,8 +21,6 @@ from harness_ext.results.samples import (
 )
 
 LM_EVAL = "lm-eval"
-# A task's primary metric is the first of these that it has.
-PRIMARY_METRICS = ("acc", "exact_match", "exact", "em", "f1")
 
 
 @dataclass(frozen=True)
