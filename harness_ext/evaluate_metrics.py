@@ -1,4 +1,4 @@
-"""Our metrics as `evaluate.Metric`, for notebooks and for a Trainer's `compute_metrics`.
+"""Our metrics as `evaluate.Metric`, for use in notebooks and in a Trainer's `compute_metrics`.
 
 ```python
 from harness_ext.evaluate_metrics import SquadV2
@@ -6,8 +6,8 @@ from harness_ext.evaluate_metrics import SquadV2
 SquadV2().compute(predictions=["unanswerable"], references=[[]])  # {'exact': 100.0, ...}
 ```
 
-The numbers are those of the hooks that tasks name. An `evaluate.Metric` takes predictions and references in any number
-of `add_batch` calls.
+The numbers are those of the hooks in task YAMLs. As with any `evaluate.Metric`, predictions and references can also be
+added in batches with `add_batch`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class SquadV1(evaluate.Metric):
 
 
 class SquadV2(evaluate.Metric):
-    """SQuAD v2, 0-100: exact match and F1, both by class, abstention, the abstain baseline.
+    """SQuAD v2, 0-100: exact match and F1, in total and by class, abstention metrics, and the abstain baseline.
 
     A question without references is unanswerable.
     """
@@ -55,9 +55,9 @@ class SquadV2(evaluate.Metric):
 
 
 class Labels(evaluate.Metric):
-    """Accuracy, macro-F1 and Matthews correlation of class indices, beside the majority baseline, 0-1.
+    """Accuracy, macro-F1 and Matthews correlation of class indices, and the majority baseline, 0-1.
 
-    A prediction of -1 is an output that could not be parsed: never right, and counted in `parsed_rate`.
+    A prediction of -1 is an output that could not be parsed: it is always wrong, and lowers `parsed_rate`.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -86,7 +86,7 @@ def _info(description: str | None, columns: Mapping[str, Any], *, citation: str)
     return evaluate.MetricInfo(
         description=description or "",
         citation=citation,
-        inputs_description="predictions and references, one of each for every document",
+        inputs_description="predictions and references, one of each per document",
         features=datasets.Features(columns),
     )
 
@@ -94,12 +94,12 @@ def _info(description: str | None, columns: Mapping[str, Any], *, citation: str)
 def _aggregate(
     score: Callable[[Any, Any], Mapping[str, Any]], predictions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, float]:
-    """Score each document and aggregate as a task would; a class without documents has no number."""
-    found: dict[str, list[Any]] = defaultdict(list)
+    """Score each document and aggregate as a task would; metrics of a class without documents are missing."""
+    values: dict[str, list[Any]] = defaultdict(list)
     for prediction, golds in zip(predictions, references, strict=True):
         for name, value in score({"answers": {"text": list(golds)}}, [prediction]).items():
-            found[name].append(value)
+            values[name].append(value)
     return {
         name: AGGREGATES[name](rows) if name in AGGREGATES else math.fsum(rows) / len(rows)
-        for name, rows in found.items()
+        for name, rows in values.items()
     }

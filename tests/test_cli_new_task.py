@@ -58,7 +58,7 @@ def test_unanswerable(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"question": f"How many is {n}?", "answer": f"It is {n}" if n % 2 else ""} for n in range(40)]
     Path("faq.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert new_task("--kind", "generate", "--data", "faq.jsonl") == 0
-    assert "note: 20 rows without 'answer' are left out" in capsys.readouterr().out
+    assert "note: 20 rows without 'answer' are dropped" in capsys.readouterr().out
     assert new_task("--kind", "generate", "--data", "faq.jsonl", "--unanswerable", "--overwrite") == 0
     assert "32 for train, 8 for validation" in capsys.readouterr().out
     assert main(["check", "tasks/ratings"]) == 0

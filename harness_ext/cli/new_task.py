@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     documents = ", ".join(f"{count:,} for {split}" for split, count in task.counts.items())
     columns = ", ".join(f"{role} {column!r}" for role, column in task.columns.roles.items())
     print(f"{task.folder}: {documents}; {columns}" + (f"; choices {', '.join(task.choices)}" if task.choices else ""))
-    for line in task.said:
+    for line in task.notes:
         print(f"note: {line}")
     print(f"next: harness-ext check {task.folder}")
     print(f"      harness-ext eval --model_args pretrained=smollm2-135m-instruct --tasks {task.name} "

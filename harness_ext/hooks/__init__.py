@@ -1,11 +1,11 @@
-"""What task YAMLs name with `!function harness_ext.hooks.…`: the public face for task authors.
+"""The functions for task authors: a task YAML names them with `!function harness_ext.hooks.NAME`.
 
 A scoring hook is an lm-eval `process_results`: it gets one document and the model's results for it, and returns one
-value for each metric. The aggregation of a metric that is no plain mean is a second function, named by the YAML, too.
-A hook returns exactly the metrics of its task's `metric_list`: lm-eval takes the plain mean of any other.
+value per metric. If a metric is not a plain mean, the YAML names a second function as its aggregation. A hook must
+return only metrics in the task's `metric_list`, since lm-eval reports the plain mean of any other.
 
-Beside the hooks: `load_documents` (a `custom_dataset`), `answerable` and `shuffled` (a `process_docs`), samplers of
-few-shot examples (a `fewshot_config: sampler`), and tasks that ask more than lm-eval's output types (a `class`).
+There are also `load_documents` (for `custom_dataset`), `answerable` and `shuffled` (for `process_docs`), few-shot
+samplers (for `fewshot_config: sampler`), and task classes with more requests per document (for `class`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Scores of an answer to a question: SQuAD v1 and v2, abstaining by probability, bits per byte of the gold answer.
+"""Scores of answers to questions: SQuAD v1 and v2, abstention by probability, bits per byte of the gold answer.
 
-Documents have `answers` or `answer`: a list of texts, or a mapping with such a list under `text` (SQuAD) or
-with `value` and `aliases` (TriviaQA). An empty list is an unanswerable question.
+Documents have `answers` or `answer`: a list of texts, or a mapping with such a list under `text` (SQuAD), or with
+`value` and `aliases` (TriviaQA). A question with an empty list is unanswerable.
 """
 
 from __future__ import annotations
@@ -126,9 +126,9 @@ def _squad_v2(text: str, references: Sequence[str]) -> dict[str, Any]:
 
 
 def _overlaps(text: str, references: Sequence[str]) -> dict[str, Any]:
-    """BLEU, ROUGE and METEOR of a document with an answer, 0-100; METEOR is left out where WordNet is missing.
+    """BLEU, ROUGE and METEOR of a document with an answer, 0-100; METEOR is missing if WordNet is not installed.
 
-    A document whose references all normalise to "" has nothing to overlap with.
+    Empty if all references normalise to "", so that there is nothing to overlap with.
     """
     if not any(map(squad.normalize_answer, references)):
         return {}
@@ -150,7 +150,7 @@ def _say_once(level: int, message: str) -> None:
 
 
 def _references(doc: Doc) -> list[str]:
-    """Gold answers of a document, in any of the usual shapes."""
+    """Gold answers of a document, from any of the usual formats."""
     answers = doc["answers"] if "answers" in doc else doc["answer"]
     if isinstance(answers, Mapping):
         answers = answers["text"] if "text" in answers else [answers["value"], *answers["aliases"]]
@@ -158,12 +158,12 @@ def _references(doc: Doc) -> list[str]:
 
 
 def abstain_precision(decisions: Sequence[tuple[bool, bool]]) -> float:
-    """Of the abstentions, the share on unanswerable questions, 0-100; NaN without abstentions."""
+    """Share of abstentions that are on unanswerable questions, 0-100; NaN without abstentions."""
     return ABSTAIN_PRECISION(decisions)
 
 
 def abstain_recall(decisions: Sequence[tuple[bool, bool]]) -> float:
-    """Of the unanswerable questions, the share abstained from, 0-100; NaN without unanswerable questions."""
+    """Share of unanswerable questions with an abstention, 0-100; NaN without unanswerable questions."""
     return ABSTAIN_RECALL(decisions)
 
 
@@ -180,22 +180,22 @@ def bleu(rows: Sequence[tuple[str, Sequence[str]]]) -> float:
 
 
 def bleu_1(rows: Sequence[tuple[str, Sequence[str]]]) -> float:
-    """Corpus BLEU-1 of (prediction, references), 0-100: what BLEU can say about answers of one or two words."""
+    """Corpus BLEU-1 of (prediction, references), 0-100; more meaningful than BLEU-4 for very short answers."""
     return overlap.corpus_bleu(rows, order=1)
 
 
 def best_threshold(rows: Sequence[tuple[float, float, float]]) -> float:
-    """The log-probability of the abstention word above which abstaining scores best on these documents."""
+    """The log-probability of the abstention word above which abstaining gives the best score on these documents."""
     return calibration.best_threshold(rows).logprob
 
 
 def exact_tuned(rows: Sequence[tuple[float, float, float]]) -> float:
-    """Exact match, 0-100, under `best_threshold`: of the documents it was tuned on, so no result."""
+    """Exact match, 0-100, with `best_threshold`, on the documents that it was tuned on; not a result to report."""
     return calibration.best_threshold(rows).score
 
 
 def corpus_bits_per_byte(rows: Sequence[tuple[float, int]]) -> float:
-    """Bits of all answers over bytes of all answers: long answers weigh more."""
+    """Bits of all answers divided by bytes of all answers; long answers have more weight."""
     bits, sizes = zip(*rows, strict=True)
     return math.fsum(bits) / sum(sizes)
 

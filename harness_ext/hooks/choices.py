@@ -1,4 +1,4 @@
-"""Scores of a choice among labels: forced, calibrated, under several prompts, or generated and parsed.
+"""Scores of a choice among labels: forced, calibrated, with several prompts, or generated and parsed.
 
 Documents have the columns `label` (an index) and `choices` (the label words).
 """
@@ -130,39 +130,39 @@ def mcc(pairs: Sequence[tuple[int, int | None]]) -> float:
 
 
 def auroc(pairs: Sequence[tuple[int, float]]) -> float:
-    """Area under the ROC curve of the log-probability difference of the two choices, 0-1; NaN without both classes."""
+    """Area under the ROC curve of the log-probability difference of two choices, 0-1; NaN if a class is missing."""
     return AUROC(pairs)
 
 
 def ece(pairs: Sequence[tuple[float, float]]) -> float:
-    """Expected calibration error over 15 bins of equal mass."""
+    """Expected calibration error, 0-1, with 15 bins of equal mass."""
     confidences, correct = zip(*pairs, strict=True)
     return labels.expected_calibration_error(confidences, correct)
 
 
 def majority_baseline(golds: Sequence[int]) -> float:
-    """Accuracy of always answering the commonest gold label."""
+    """Accuracy of always giving the most frequent gold label, 0-1."""
     return labels.majority_baseline(golds)
 
 
 def top_class_share(predictions: Sequence[int | None]) -> float:
-    """Share of the commonest prediction: 1.0 when the model always says the same."""
+    """Share of the most frequent prediction, 0-1; 1 if the model always gives the same answer."""
     parsed = Counter(predicted for predicted in predictions if predicted is not None)
     return max(parsed.values(), default=0) / len(predictions)
 
 
 def minimum(rows: Sequence[Sequence[float]]) -> float:
-    """Mean over documents under the prompt that does worst."""
+    """Mean over documents with the worst prompt."""
     return min(_columns(rows))
 
 
 def median(rows: Sequence[Sequence[float]]) -> float:
-    """Mean over documents under the prompt in the middle; between the two in the middle of an even number."""
+    """Median over prompts of the mean over documents."""
     return statistics.median(_columns(rows))
 
 
 def maximum(rows: Sequence[Sequence[float]]) -> float:
-    """Mean over documents under the prompt that does best, which nobody knew beforehand."""
+    """Mean over documents with the best prompt, which is known only after evaluation."""
     return max(_columns(rows))
 
 

@@ -1,4 +1,4 @@
-"""Decisions adjusted without a look at the evaluation set: contextual calibration, a threshold for abstaining."""
+"""Contextual calibration, and tuning of an abstention threshold; neither uses the evaluation set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness_ext.metrics.labels import softmax
 
 
 class Abstention(NamedTuple):
-    """What one training document says about a threshold; a plain tuple of JSON values in the logged samples."""
+    """What a training document contributes to the tuning; a plain tuple of JSON values in the logged samples."""
 
     logprob: float  # natural log, of the abstention word after the prompt
     answered: float  # the score of the generated answer
@@ -24,11 +24,11 @@ class Threshold(NamedTuple):
     """Abstain when the log-probability of the abstention word is above `logprob`."""
 
     logprob: float
-    score: float  # mean score it gives on the documents it was tuned on
+    score: float  # mean score on the documents that it was tuned on
 
 
 def content_free_prior(content_free: Sequence[Sequence[float]]) -> list[float]:
-    """Probabilities that a model gives the choices when the input says nothing: the mean over inputs, (K,).
+    """Probabilities of the choices after inputs without content, averaged over these inputs, (K,).
 
     Args:
         content_free: log-probabilities of the choices after each content-free input, (inputs, K).
@@ -49,9 +49,9 @@ def content_free_prior(content_free: Sequence[Sequence[float]]) -> list[float]:
 
 
 def calibrate(logprobs: Sequence[float], content_free: Sequence[Sequence[float]]) -> list[float]:
-    """Log-scores of the choices divided by their content-free prior; their softmax is the calibrated distribution.
+    """Log-probabilities of the choices minus those of the content-free prior; their softmax is calibrated.
 
-    Nothing of the evaluation set is fitted. Source: contextual calibration, Zhao et al. (2021), arXiv:2102.09690, with
+    Nothing is fitted to the evaluation set. Source: contextual calibration, Zhao et al. (2021), arXiv:2102.09690, with
     W = diag(prior)⁻¹ and b = 0.
 
     Args:
@@ -72,13 +72,13 @@ def calibrate(logprobs: Sequence[float], content_free: Sequence[Sequence[float]]
 
 
 def best_threshold(rows: Sequence[Abstention | tuple[float, float, float]]) -> Threshold:
-    """The threshold whose mean score over these documents is highest; of equal ones the highest, which abstains least.
+    """The threshold with the highest mean score over these documents; in a tie the highest, which abstains least.
 
-    Candidates lie halfway between neighbouring distinct log-probabilities, so the order of the documents does not
-    matter. At the ends, the highest log-probability itself (never abstain) and one nat below the lowest (always).
+    Candidates are the midpoints between neighbouring distinct log-probabilities, so the order of the documents does not
+    matter, and at the ends the highest log-probability (never abstain) and one nat below the lowest (always abstain).
 
     Args:
-        rows: one of each document, of a split that is not the one reported.
+        rows: one row per document, from a split other than the evaluated one.
 
     Raises:
         MetricError: no documents.
@@ -87,7 +87,7 @@ def best_threshold(rows: Sequence[Abstention | tuple[float, float, float]]) -> T
     Threshold(logprob=-2.0, score=1.0)
     """
     if not rows:
-        raise MetricError("best_threshold: no documents; tune on at least one of the training split")
+        raise MetricError("best_threshold: no documents; tune on at least one document of the training split")
     ordered = sorted((Abstention(*row) for row in rows), key=lambda row: -row.logprob)
     score = math.fsum(row.answered for row in ordered)
     best = Threshold(ordered[0].logprob, score / len(ordered))

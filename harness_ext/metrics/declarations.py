@@ -1,4 +1,4 @@
-"""Which declaration holds for a metric of a task: the YAML's, an installed package's, or the table's."""
+"""Finds the declaration of a task's metric: in the YAML, in an installed package, or in the table of known metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness_ext.errors import MetricError, suggest
 from harness_ext.metrics.known import known_statistics
 from harness_ext.metrics.statistic import POINTS, SHARE, Statistic
 
-ENTRY_POINTS = "harness_ext.statistics"  # of packages that bring metrics
+ENTRY_POINTS = "harness_ext.statistics"  # entry points of packages that provide metrics
 _DECLARABLE = ("unit", "range", "margin", "higher_is_better", "scale")
 
 
@@ -24,24 +24,24 @@ def declared(
     siblings: Sequence[str] = (),
     given: Sequence[Statistic] = (),
 ) -> tuple[Statistic, ...]:
-    """The declarations of a metric, the likeliest first; never from its values.
+    """The declarations of a metric, most likely first. They never depend on its values.
 
-    The task's own YAML (`metadata: metrics: {NAME: {unit: ..., margin: ...}}`, else `metric_scale`) goes before
-    installed packages, these before the table of lm-eval's and our metrics. A metric nobody declares has no unit and
-    no margin: it can be better or worse, not equivalent. A name may have several declarations that keep different
-    numbers (`f1` as a number or as a pair of labels); the first that fits what was logged counts.
+    The task's YAML (`metadata: metrics: {NAME: {unit: ..., margin: ...}}`, else `metric_scale`) takes precedence over
+    installed packages, and these over the table of lm-eval's and our metrics. An undeclared metric has no unit and no
+    margin: it can be better or worse, but not equivalent. A name may have several declarations with different logged
+    values (`f1` as a number or as a pair of labels); the first one that fits the logged values is used.
 
     Args:
         metric: its name.
-        metadata: of the task's config.
-        siblings: the task's other metrics: beside `exact`, SQuAD's `f1` is on 0–100.
-        given: declarations that go before all others but the YAML's.
+        metadata: `metadata` of the task's config.
+        siblings: the task's other metrics; next to `exact`, SQuAD's `f1` is on 0–100.
+        given: declarations that take precedence over all others except the YAML's.
 
     Raises:
-        MetricError: the YAML declares something that no metric has.
+        MetricError: the YAML declares an unknown field.
     """
     known = (
-        tuple(each for each in given if each.metric == metric)
+        tuple(statistic for statistic in given if statistic.metric == metric)
         or _installed().get(metric)
         or known_statistics(metric, siblings)
         or (Statistic(metric),)
@@ -49,15 +49,17 @@ def declared(
     metadata = metadata or {}
     own, scale = metadata.get("metrics"), metadata.get("metric_scale")
     if isinstance(own, Mapping) and isinstance(own.get(metric), Mapping):
-        return tuple(_redeclared(each, own[metric]) for each in known)
-    if scale in (1, 100) and all(each.unit in ("", SHARE, POINTS) and not each.describes for each in known):
+        return tuple(_redeclared(statistic, own[metric]) for statistic in known)
+    if scale in (1, 100) and all(
+        statistic.unit in ("", SHARE, POINTS) and not statistic.describes for statistic in known
+    ):
         unit, top = (SHARE, 1.0) if scale == 1 else (POINTS, 100.0)
-        return tuple(one for each in known for one in _rescaled(each, unit, top))
+        return tuple(rescaled for statistic in known for rescaled in _rescaled(statistic, unit, top))
     return known
 
 
 def _rescaled(statistic: Statistic, unit: str, top: float) -> tuple[Statistic, ...]:
-    """A metric on the scale that its task declares; what is computed from sums may be logged on either."""
+    """A metric on the scale that its task declares; a metric that is computed from sums may be logged on either."""
     if statistic.score is not None:
         other = statistic.in_points() if statistic.unit == SHARE else statistic.in_shares()
         return (statistic,) if other is statistic else (statistic, other)
@@ -71,7 +73,7 @@ def _redeclared(statistic: Statistic, own: Mapping[str, Any]) -> Statistic:
     for name in own:
         if name not in _DECLARABLE:
             raise MetricError(
-                f"metadata: metrics: {statistic.metric}: no field {name!r}{suggest(str(name), _DECLARABLE)}; it has "
+                f"metadata: metrics: {statistic.metric}: unknown field {name!r}{suggest(str(name), _DECLARABLE)}; use "
                 f"{', '.join(_DECLARABLE)}"
             )
     unit = str(own.get("unit", statistic.unit))
@@ -89,28 +91,28 @@ def _redeclared(statistic: Statistic, own: Mapping[str, Any]) -> Statistic:
 
 
 def load_statistics(path: str | os.PathLike[str]) -> list[Statistic]:
-    """The metrics that a Python file declares, such as the one that a task names in its YAML.
+    """The metrics that a Python file declares, such as one that a task names in its YAML.
 
     Raises:
-        MetricError: the file cannot be run, or declares none.
+        MetricError: the file cannot be run, or declares no metric.
     """
     try:
         names = runpy.run_path(os.fspath(path))
     except Exception as error:  # whatever the file's own code raises
         raise MetricError(f"{path} cannot be run: {type(error).__name__}: {error}; correct it") from error
-    found = [value for value in names.values() if isinstance(value, Statistic)]
-    if not found:
+    statistics = [value for value in names.values() if isinstance(value, Statistic)]
+    if not statistics:
         raise MetricError(f"{path} declares no Statistic; see harness_ext.metrics.statistic")
-    return found
+    return statistics
 
 
 @cache
 def _installed() -> dict[str, tuple[Statistic, ...]]:
-    """Metrics of installed packages, by name: entry points that load a `Statistic`."""
-    found: dict[str, tuple[Statistic, ...]] = {}
+    """Metrics of installed packages by name: entry points that load a `Statistic`."""
+    statistics: dict[str, tuple[Statistic, ...]] = {}
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         statistic = point.load()
         if not isinstance(statistic, Statistic):
-            raise MetricError(f"entry point {point.name!r} of {ENTRY_POINTS} is no Statistic; correct {point.value}")
-        found[statistic.metric] = (*found.get(statistic.metric, ()), statistic)
-    return found
+            raise MetricError(f"entry point {point.name!r} of {ENTRY_POINTS} is not a Statistic; correct {point.value}")
+        statistics[statistic.metric] = (*statistics.get(statistic.metric, ()), statistic)
+    return statistics

@@ -1,6 +1,6 @@
-"""The table of metrics that lm-eval's tasks and ours log: units, ranges, directions, and how they are computed.
+"""The table of known metrics of lm-eval's tasks and ours: units, ranges, directions, and how they are computed.
 
-A name stands for what lm-eval 0.4.13 logs under it. What is not here has no unit: see `declarations.declared`.
+A name means what lm-eval 0.4.13 logs under it. Metrics that are not listed have no unit; see `declarations.declared`.
 """
 
 from __future__ import annotations
@@ -32,13 +32,17 @@ def label_pair(logged: Any) -> tuple[float, float]:
 
 
 def abstain_decision(logged: Any) -> tuple[float, float]:
-    """(abstained, has an answer) as a pair of labels: should it have abstained, did it."""
+    """(abstained, has an answer) as a pair of labels: (should have abstained, abstained)."""
     abstained, has_answer = logged
     return float(not has_answer), float(bool(abstained))
 
 
 def one_hot(pairs: Floats, classes: int) -> Floats:
-    """Summands of a confusion table's margins: right, gold and predicted per class, then unparsed; (n, 3k + 1)."""
+    """Per-document terms of a confusion table's margins: correct, gold and predicted by class, then unparsed.
+
+    Returns:
+        (n, 3k + 1) for k classes.
+    """
     gold, predicted = pairs.astype(int).T
     rows = np.zeros((len(pairs), 3 * classes + 1))
     index, right = np.arange(len(pairs)), gold == predicted
@@ -49,7 +53,7 @@ def one_hot(pairs: Floats, classes: int) -> Floats:
 
 
 def _margins(sums: Floats) -> tuple[Floats, Floats, Floats]:
-    """Right, gold and predicted counts, each (r, k); the column of unparsed outputs is left aside."""
+    """Correct, gold and predicted counts, each (r, k); the column of unparsed outputs is left out."""
     right, gold, predicted = np.split(sums[:, :-1], 3, axis=1)
     return right, gold, predicted
 
@@ -64,7 +68,7 @@ def _class_f1(sums: Floats) -> Floats:
 
 
 def _macro_f1(sums: Floats) -> Floats:
-    """Over the classes that occur in the gold labels; unparsed outputs cost their gold class recall."""
+    """Mean F1 of the classes that occur in the gold labels; an unparsed output lowers the recall of its gold class."""
     gold = _margins(sums)[1] > 0
     return np.asarray(np.where(gold, np.nan_to_num(_class_f1(sums)), 0).sum(axis=1) / gold.sum(axis=1))
 
@@ -72,8 +76,8 @@ def _macro_f1(sums: Floats) -> Floats:
 def _mcc(sums: Floats) -> Floats:
     """Gorodkin's R_K (2004, doi:10.1016/j.compbiolchem.2004.09.006) from the margins of the confusion table.
 
-    R_K = (c·n − Σ t_k·p_k) / √((n² − Σ t_k²)(n² − Σ p_k²)), with c right of n, t_k golds and p_k predictions of class
-    k; 0 where golds or predictions are constant. Unparsed outputs are a predicted class of their own.
+    R_K = (c·n − Σ t_k·p_k) / √((n² − Σ t_k²)(n² − Σ p_k²)), with c of n correct, t_k gold labels and p_k predictions of
+    class k; 0 if gold labels or predictions are constant. Unparsed outputs are a predicted class of their own.
     """
     right, gold, predicted = _margins(sums)
     n, predicted = gold.sum(axis=1), np.concatenate([predicted, sums[:, -1:]], axis=1)
@@ -84,7 +88,7 @@ def _mcc(sums: Floats) -> Floats:
 
 
 def _of_class_one(measure: Callable[[Floats, Floats, Floats], Floats]) -> Callable[[Floats], Floats]:
-    """A measure of class 1 from its right, gold and predicted counts."""
+    """A measure of class 1 from its correct, gold and predicted counts."""
     return lambda sums: measure(*(part[:, 1] for part in _margins(sums)))
 
 
@@ -98,7 +102,8 @@ def _labels(metric: str, score: Callable[[Floats], Floats], numbers: Numbers = l
 
 MACRO_F1 = _labels("macro_f1", _macro_f1)
 MCC = _labels("mcc", _mcc, low=-1)
-# Of the decisions to abstain, on 0–100; NaN without abstentions, without unanswerable questions, without either.
+# Decisions to abstain, 0–100. Precision is NaN without abstentions, recall without unanswerable questions, F1 without
+# either.
 ABSTAIN_PRECISION, ABSTAIN_RECALL, ABSTAIN_F1 = (
     _labels(f"abstain_{name}", _of_class_one(measure), abstain_decision).in_points()
     for name, measure in (
@@ -142,7 +147,7 @@ def _bits(metric: str, numbers: Numbers | None = None) -> Statistic:
 
 
 def _brier_pair(logged: Any) -> tuple[float, float]:
-    """lm-eval's (gold, probabilities): the sum over the choices, not half of it as our `brier`."""
+    """lm-eval's (gold, probabilities); the sum over the choices, which is twice our `brier`."""
     gold, probabilities = logged
     target = [float(place == gold) for place in range(len(probabilities))]
     return sum((float(p) - t) ** 2 for p, t in zip(probabilities, target, strict=True)), 1.0
@@ -154,7 +159,7 @@ _BRIER_SCORE = Statistic("brier_score", "sum of squares", 0, 2, higher_is_better
 def _ranked_pair(logged: Any) -> tuple[float, float]:
     gold, score = logged
     if gold not in (0, 1) or math.isnan(score):
-        raise ValueError(f"not a class of two and its score: {logged!r}")
+        raise ValueError(f"not a binary class and its score: {logged!r}")
     return float(gold), float(score)
 
 
@@ -170,10 +175,10 @@ def _bleu(metric: str, order: int, *, references_first: bool) -> Statistic:
 
     def numbers(logged: Any) -> Sequence[float]:
         references, prediction = logged if references_first else logged[::-1]
-        listed = [references] if isinstance(references, str) else list(references)
-        if not isinstance(prediction, str) or not listed or not all(isinstance(each, str) for each in listed):
+        texts = [references] if isinstance(references, str) else list(references)
+        if not isinstance(prediction, str) or not texts or not all(isinstance(text, str) for text in texts):
             raise TypeError("not a prediction with references")
-        (row,) = bleu._extract_corpus_statistics([prediction], [[each] for each in listed])
+        (row,) = bleu._extract_corpus_statistics([prediction], [[text] for text in texts])
         return [float(number) for number in row]
 
     def score(sums: Floats) -> Floats:
@@ -263,7 +268,7 @@ def _known(metric: str, *, beside_exact: bool) -> tuple[Statistic, ...]:
 
 
 def known_statistics(metric: str, siblings: Sequence[str] = ()) -> tuple[Statistic, ...]:
-    """The table's declarations of a metric; none for what it does not have.
+    """The table's declarations of a metric; empty if it is not in the table.
 
     Args:
         metric: its name.

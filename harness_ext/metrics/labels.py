@@ -1,6 +1,6 @@
-"""Scores of a choice and of its probabilities, for any number of classes, and the parser of generated labels.
+"""Scores of predicted labels and probabilities for any number of classes, and a parser for generated labels.
 
-All scores are on a scale of 0 to 1, `log_loss` in nats. What is computed from pairs of labels is in `known`.
+Scores are on a scale of 0 to 1, `log_loss` in nats. Metrics of (gold, predicted) pairs are in `known`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def softmax(logprobs: Sequence[float]) -> list[float]:
 def brier(golds: Sequence[int], probabilities: Sequence[Sequence[float]]) -> float:
     """Brier score halved: mean over documents of ½ Σ_k (p_k − [gold = k])², 0..1, lower is better.
 
-    For two classes this is the binary form, mean (p_positive − y)². For more it is half of Brier's own (1950) sum.
+    For two classes this is the binary form, mean (p_positive − y)². For more it is half of Brier's (1950) original sum.
 
     Args:
         golds: indices of the gold classes, (n,).
@@ -91,8 +91,8 @@ def log_loss(golds: Sequence[int], probabilities: Sequence[Sequence[float]]) -> 
     """
     p = _distributions("log_loss", golds, probabilities)
     epsilon = float(np.finfo(np.float64).eps)
-    chosen = p[np.arange(len(golds)), list(golds)].clip(epsilon, 1 - epsilon)
-    return float(-np.log(chosen).mean())
+    gold_p = p[np.arange(len(golds)), list(golds)].clip(epsilon, 1 - epsilon)
+    return float(-np.log(gold_p).mean())
 
 
 def expected_calibration_error(confidences: Sequence[float], correct: Sequence[bool], *, bins: int = 15) -> float:
@@ -103,7 +103,7 @@ def expected_calibration_error(confidences: Sequence[float], correct: Sequence[b
 
     Args:
         confidences: probability of the predicted class, 0..1.
-        correct: whether that prediction was right.
+        correct: whether the prediction is correct.
         bins: number of bins, at least 1.
 
     Raises:
@@ -124,7 +124,7 @@ def expected_calibration_error(confidences: Sequence[float], correct: Sequence[b
     return float(np.abs(gaps).sum() / len(p))
 
 
-# --- the label a generated text declares ---
+# --- labels in generated text ---
 
 
 class _Mention(NamedTuple):
@@ -133,31 +133,31 @@ class _Mention(NamedTuple):
     choice: int  # index into the choices
 
 
-# Dropped before the first line is taken, so that a code fence or an opening quote is not a line of its own.
+# Dropped first, so that an opening code fence or quote does not count as the first line.
 _OPENING_MARKS = "`*_#>\"'“”‘’«» \t\r\n"
 _CLAUSE_END = re.compile(r"[.,;:!?()—–，。；：！？、]")
 _NEGATION = re.compile(r"\b(?:not|no|non|never|neither|nor|cannot|hardly)\b|n['’]t\b")
 _MARKUP = re.compile(r"[\s*_`\"'“”‘’«»()\[\]]+")
 _LISTINGS = {"or", "and", "and/or", "/", "|", "&", ",", ",or", ",and"}
-# Words of a line whose characters were replaced by `_shape`: hyphen, apostrophe and underscore join two halves, and so
-# does a decimal sign between digits.
+# Words of a line after `_shape`: hyphen, apostrophe and underscore join two parts of a word, and so does a decimal
+# separator between digits.
 _WORD = re.compile(r"[w0]+(?:[-‐‑_'’][w0]+|(?<=0)[.,](?=0)[w0]+)*")
 
 
 def parse_label(text: str, choices: Sequence[str]) -> int | None:
-    """Index of the choice that a generated text declares, or None if it declares none (unparsed).
+    """Index of the choice that a generated text gives as its answer, or None if there is none (unparsed).
 
     Text and choices are compared after strip, casefold and Unicode composition (NFC). The rules, in order:
 
     1. Opening quotes and markdown (`*`, `_`, a code fence, `#`, `>`) are dropped; only the first line then counts.
-    2. A choice is mentioned where it stands as a whole word: not inside a longer one ("positively"), nor joined to a
-       neighbour by hyphen, apostrophe, underscore or a decimal sign ("non-positive", "3.5"). Scripts written without
-       spaces need punctuation around the label. White space inside a choice matches any white space.
-    3. Where mentions overlap, the leftmost wins, then the longest ("sports news" over "sports").
+    2. A choice is mentioned if it is a whole word: not part of a longer one ("positively"), and not joined to a
+       neighbour by hyphen, apostrophe, underscore or a decimal separator ("non-positive", "3.5"). Scripts written
+       without spaces need punctuation around the label. White space inside a choice matches any white space.
+    3. If mentions overlap, the leftmost wins, then the longest ("sports news" over "sports").
     4. No mention: None.
     5. Two different choices in the line: None, unless the line starts with one (only punctuation before it).
-       A line that starts by listing them is None too: "positive or negative", "positive/negative", "yes, no".
-    6. Otherwise the first mention is meant, unless an English negation (not, no, non, never, neither, nor, cannot,
+       A line that starts by listing them is also None: "positive or negative", "positive/negative", "yes, no".
+    6. Otherwise the first mention is the answer, unless an English negation (not, no, non, never, neither, nor, cannot,
        hardly, -n't) precedes it in its clause: None. A clause begins after any of . , ; : ! ? ( ) or a dash.
 
     Args:
@@ -178,8 +178,8 @@ def parse_label(text: str, choices: Sequence[str]) -> int | None:
     mentions = _mentions(line, words)
     if not mentions:
         return None
-    first, *others = mentions
-    if rival := next((mention for mention in others if mention.choice != first.choice), None):
+    first, *later = mentions
+    if rival := next((mention for mention in later if mention.choice != first.choice), None):
         starts = not any(character.isalnum() for character in line[: first.start])
         if not starts or _MARKUP.sub("", line[first.end : rival.start]) in _LISTINGS:
             return None
@@ -188,23 +188,23 @@ def parse_label(text: str, choices: Sequence[str]) -> int | None:
 
 
 def _mentions(line: str, choices: Sequence[str]) -> list[_Mention]:
-    """Whole-word mentions from left to right; of overlapping ones the leftmost, then the longest."""
+    """Whole-word mentions from left to right; if some overlap, the leftmost, then the longest."""
     words = [match.span() for match in _WORD.finditer(_shape(line))]
-    found = [
+    mentions = [
         _Mention(*match.span(), index)
         for index, choice in enumerate(choices)
         for match in re.finditer(r"\s+".join(map(re.escape, choice.split())), line)
         if not any(start < edge < end for start, end in words for edge in match.span())
     ]
     kept: list[_Mention] = []
-    for mention in sorted(found, key=lambda mention: (mention.start, -mention.end)):
+    for mention in sorted(mentions, key=lambda mention: (mention.start, -mention.end)):
         if not kept or mention.start >= kept[-1].end:
             kept.append(mention)
     return kept
 
 
 def _shape(line: str) -> str:
-    """The line with digits as 0 and letters and combining marks as w: `\\w` of `re` knows no marks."""
+    """The line with every digit as 0 and every letter and combining mark as w; `\\w` of `re` excludes the marks."""
     return "".join(
         "0" if c.isdecimal() else "w" if c.isalnum() or unicodedata.category(c).startswith("M") else c for c in line
     )
@@ -217,7 +217,7 @@ def _fold(text: str) -> str:
 def _check_choices(choices: Sequence[str]) -> list[str]:
     words = [_fold(choice) for choice in choices]
     if not words or "" in words or len(set(words)) < len(words) or isinstance(choices, str):
-        raise MetricError(f"parse_label: choices {choices!r} must be a list of distinct words that are not blank")
+        raise MetricError(f"parse_label: choices {choices!r} must be a list of different words, none of them blank")
     return words
 
 
@@ -225,7 +225,7 @@ def _check_choices(choices: Sequence[str]) -> list[str]:
 
 
 def _mid_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks from 1; equal values share the mean of theirs."""
+    """Ranks from 1; equal values share their mean rank."""
     _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
     ranks: NDArray[np.float64] = (np.cumsum(sizes) - (sizes - 1) / 2)[group]
     return ranks

@@ -1,10 +1,10 @@
-"""BLEU, ROUGE and METEOR of short answers: secondary to exact match and F1, never a headline.
+"""BLEU, ROUGE and METEOR of short answers: secondary to exact match and F1, never the headline metric.
 
-On spans they mislead: most gold answers are shorter than the four words that BLEU-4 counts, so corpus BLEU of
-*perfect* one-word answers is 0, and METEOR of a perfect one-word answer is 0.5. They are computed on questions that
-have an answer, and on texts normalised as for exact match, predictions and references alike.
+They are misleading for short spans. Most gold answers are shorter than the four words that BLEU-4 counts, so corpus
+BLEU of *perfect* one-word answers is 0, and METEOR of a perfect one-word answer is 0.5. They are computed only for
+questions with an answer; predictions and references are normalised as for exact match.
 
-The libraries do the work: sacrebleu, rouge_score, nltk. Each is imported when it is first needed.
+The scores come from sacrebleu, rouge_score and nltk, each imported when it is first needed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from harness_ext.errors import MetricError
 from harness_ext.metrics.squad import normalize_answer
 
 BLEU_ORDER = 4
-METEOR_ALPHA, METEOR_BETA, METEOR_GAMMA = 0.9, 3.0, 0.5  # nltk's own, stated because versions differ
+METEOR_ALPHA, METEOR_BETA, METEOR_GAMMA = 0.9, 3.0, 0.5  # nltk's defaults, fixed because its versions differ
 WORDNET_REMEDY = "run `make wordnet` (or `python -m harness_ext.wordnet`)"
 
 
 class BleuRow(NamedTuple):
-    """What one document adds to corpus BLEU; a plain tuple of JSON values in the logged samples."""
+    """What a document contributes to corpus BLEU; a plain tuple of JSON values in the logged samples."""
 
     prediction: str  # normalised
     references: list[str]  # normalised, none of them empty
@@ -51,7 +51,7 @@ def bleu_row(prediction: str, references: Sequence[str]) -> BleuRow:
 
 
 def corpus_bleu(rows: Sequence[tuple[str, Sequence[str]]], *, order: int = BLEU_ORDER) -> float:
-    """Corpus BLEU, 0..100, of rows as `bleu_row` makes them; documents may have different numbers of references.
+    """Corpus BLEU, 0..100, of rows from `bleu_row`; documents may have different numbers of references.
 
     Args:
         rows: (prediction, references) of each document.
@@ -84,7 +84,7 @@ def bleu_signature(order: int = BLEU_ORDER) -> str:
 def _bleu(order: int) -> Any:
     import sacrebleu
 
-    # Our spans are short and lower-cased on purpose; sacrebleu would advise against both.
+    # Our texts are short and lower-cased on purpose; force=True turns off sacrebleu's warnings about that.
     return sacrebleu.BLEU(max_ngram_order=order, force=True)
 
 
@@ -98,12 +98,12 @@ def rouge(prediction: str, references: Sequence[str]) -> RougeScores:
     RougeScores(rouge1=1.0, rouge2=1.0, rougeL=1.0)
     """
     predicted = normalize_answer(prediction)
-    found = [_rouge_scorer().score(gold, predicted) for gold in _golds(references)]
-    return RougeScores(*(float(max(each[name].fmeasure for each in found)) for name in RougeScores._fields))
+    scores = [_rouge_scorer().score(gold, predicted) for gold in _golds(references)]
+    return RougeScores(*(float(max(score[name].fmeasure for score in scores)) for name in RougeScores._fields))
 
 
 def rouge_signature() -> str:
-    """What made ROUGE, and how."""
+    """How ROUGE was computed: library, version and settings."""
     return f"rouge_score {version('rouge-score')}, F-measure, Porter stemmer, maximum over references"
 
 
@@ -117,8 +117,8 @@ def _rouge_scorer() -> Any:
 def meteor(prediction: str, references: Sequence[str]) -> float:
     """METEOR by nltk, 0..1: the maximum over references, α = .9, β = 3, γ = .5.
 
-    Matches exact words, Porter stems and WordNet synonyms, in this order; nltk looks up synonyms of what is left in its
-    stemmed form, and misses some. A perfect answer of m words scores 1 − ½/m³: a half for one word.
+    Matches exact words, Porter stems and WordNet synonyms, in this order. nltk looks up synonyms by the stems of the
+    remaining words, and misses some. A perfect answer of m words scores 1 − ½/m³, so one word scores ½.
 
     Raises:
         MetricError: WordNet is not installed (see `why_no_meteor`), no reference is left after normalising, or
@@ -134,21 +134,21 @@ def meteor(prediction: str, references: Sequence[str]) -> float:
 
 
 def meteor_signature() -> str:
-    """What made METEOR, and how."""
+    """How METEOR was computed: library, version and settings."""
     weights = f"alpha {METEOR_ALPHA:g}, beta {METEOR_BETA:g}, gamma {METEOR_GAMMA:g}"
     return f"nltk {version('nltk')}, {weights}, maximum over references"
 
 
 @functools.cache
 def why_no_meteor() -> str | None:
-    """Why METEOR cannot be computed here, and the command that mends it; None when it can."""
+    """Why METEOR cannot be computed here, and the command that fixes it; None if it can."""
     from nltk.corpus import wordnet
 
     try:
         wordnet.synsets("word")
     except (LookupError, OSError, ValueError) as error:
-        # nltk's LookupError is a page of text; what matters is what is missing.
-        reason = "nltk finds no WordNet" if isinstance(error, LookupError) else f"WordNet cannot be read ({error})"
+        # The text of nltk's LookupError fills a page.
+        reason = "WordNet is not installed" if isinstance(error, LookupError) else f"WordNet cannot be read ({error})"
         return f"{reason}; {WORDNET_REMEDY}"
     return None
 
@@ -161,6 +161,6 @@ def _golds(references: Sequence[str]) -> list[str]:
     if not golds:
         raise MetricError(
             f"BLEU, ROUGE and METEOR need a reference that is not empty, got {list(references)!r:.60}; "
-            "leave unanswerable documents out"
+            "exclude unanswerable documents"
         )
     return golds

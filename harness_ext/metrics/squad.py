@@ -1,7 +1,6 @@
-"""SQuAD exact match, token F1 and abstention, per document and on a scale of 0 to 1.
+"""SQuAD exact match, token F1 and abstention, per document, on a scale of 0 to 1 (hooks multiply by 100).
 
 Source: the official scripts `evaluate-v1.1.py` and `evaluate-v2.0.py` (https://rajpurkar.github.io/SQuAD-explorer/).
-Reports multiply by 100; nothing here does.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class SquadV2Score(NamedTuple):
-    """What one SQuAD v2 document scored, and how its output was read."""
+    """Scores of one SQuAD v2 document, and how its output was interpreted."""
 
     exact: float  # 0.0 or 1.0
     f1: float  # 0..1
-    has_answer: bool  # a reference is left after those that normalise to "" are dropped
+    has_answer: bool  # some reference does not normalise to ""
     abstained: bool  # the scored prediction normalises to ""
     empty: bool  # the raw output is blank
-    mapped: bool  # the raw output is not blank, but is a declared abstention
+    mapped: bool  # the raw output is an abstention in words, which is scored as ""
 
 
 def normalize_answer(text: str) -> str:
-    """Lower-case, delete ASCII punctuation, replace articles by a space, collapse white space, in this order.
+    """Lower-case, delete ASCII punctuation, replace articles by a space and collapse white space, in this order.
 
-    Dashes, curly quotes and accents stay, as in the official scripts.
+    Dashes, curly quotes and accents are kept, as in the official scripts.
 
     >>> normalize_answer(" The  U.S. -- an “Idea” ")
     'us “idea”'
@@ -46,7 +45,7 @@ def normalize_answer(text: str) -> str:
 def exact_match(prediction: str, references: Sequence[str]) -> float:
     """SQuAD v2 exact match: 1.0 if any reference equals the prediction after normalising, else 0.0.
 
-    References that normalise to "" are dropped; if none is left the gold answer is "".
+    References that normalise to "" are dropped; if none is left, the gold answer is "".
 
     Raises:
         MetricError: `references` is one string instead of a list.
@@ -60,8 +59,8 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
 def token_f1(prediction: str, references: Sequence[str]) -> float:
     """SQuAD v2 token F1, 0..1: maximum over references of 2·overlap / (prediction tokens + reference tokens).
 
-    Overlap is that of multisets. References are dropped as in `exact_match`. If either side is empty, F1 is 1 when
-    both are, else 0.
+    The overlap counts repeated tokens (multisets). References are dropped as in `exact_match`. If prediction or
+    reference is empty, F1 is 1 if both are, else 0.
 
     Raises:
         MetricError: `references` is one string instead of a list.
@@ -86,7 +85,7 @@ def squad_v1_exact_match(prediction: str, references: Sequence[str], *, doc_id: 
 
 
 def squad_v1_f1(prediction: str, references: Sequence[str], *, doc_id: str | None = None) -> float:
-    """SQuAD v1 token F1, 0..1: as `token_f1`, but two texts that both normalise to "" score 0 and nothing is dropped.
+    """SQuAD v1 token F1, 0..1: as `token_f1`, but no reference is dropped, and two empty texts score 0.
 
     Raises:
         MetricError: `references` is empty, or one string instead of a list; the message names `doc_id`.
@@ -99,9 +98,9 @@ def squad_v1_f1(prediction: str, references: Sequence[str], *, doc_id: str | Non
 
 
 def is_abstention(text: str, abstentions: Sequence[str] = DEFAULT_ABSTENTIONS) -> bool:
-    """Whether the text is a declared abstention, after strip, casefold and removal of ASCII punctuation.
+    """Whether the text is one of the abstentions, after strip, casefold and removal of ASCII punctuation.
 
-    Inner white space is collapsed. The whole text must be the abstention: a sentence that contains one is an answer.
+    Inner white space is collapsed. The whole text must be the abstention; a sentence that contains one is an answer.
 
     >>> is_abstention(" **Unanswerable.** "), is_abstention("..."), is_abstention("no answer is given")
     (True, True, False)
@@ -112,11 +111,11 @@ def is_abstention(text: str, abstentions: Sequence[str] = DEFAULT_ABSTENTIONS) -
 def score_squad_v2(
     prediction: str, references: Sequence[str], *, abstentions: Sequence[str] = DEFAULT_ABSTENTIONS
 ) -> SquadV2Score:
-    """Score one SQuAD v2 document; a declared abstention is scored as "".
+    """Score one SQuAD v2 document; an abstention in words is scored as "".
 
-    An abstention on a document with an answer therefore scores 0, even if it shares words with a reference. On a
-    document without an answer `exact`, `f1` and `abstained` agree. `has_answer` follows the references kept for
-    scoring, so `[]` and `[""]` both mean unanswerable.
+    So an abstention on a document with an answer scores 0, even if it shares words with a reference. On a document
+    without an answer, `exact`, `f1` and `abstained` agree. `has_answer` depends on the references that do not normalise
+    to "", so `[]` and `[""]` both mean unanswerable.
 
     Raises:
         MetricError: `references` is one string instead of a list.
@@ -156,7 +155,7 @@ def _v2_golds(references: Sequence[str]) -> list[str]:
 
 
 def _refuse_bare_string(references: Sequence[str], doc_id: str | None = None) -> None:
-    # A string is a sequence of strings: its letters would be scored as references without a word.
+    # A string is a sequence of strings, so its letters would silently be scored as references.
     if isinstance(references, str):
         raise MetricError(f"{_name(doc_id)}: references is the string {references!r}; pass a list of strings")
 

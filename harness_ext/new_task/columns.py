@@ -1,4 +1,4 @@
-"""Which column of a file holds the text, the label, the question: told by its name, then by what stands in it."""
+"""Finds the columns with the text, the label, the question and so on: by their names, then by their contents."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "id": ("id", "idx", "_id", "uid", "guid", "doc_id"),
 }  # fmt: skip
 ROLES: Mapping[Kind, tuple[str, ...]] = {"choice": ("text", "label"), "generate": ("question", "answer")}
-MOST_CLASSES_GUESSED = 50
+MOST_CLASSES_GUESSED = 50  # a column with more different values is not guessed to be the label
 RESERVED = {"self", "true", "false", "none", "not", "and", "or", "in", "is", "if", "else", "range", "dict", "choices",
             "loop", "lipsum", "cycler", "joiner", "namespace"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Column of each role, by its name in the file."""
+    """The column of each role, by its name in the data."""
 
     roles: Mapping[str, str]  # text and label; or question, answer and perhaps context
 
@@ -38,44 +38,44 @@ class Columns:
         return self.roles[role]
 
     def get(self, role: str) -> str | None:
-        """The column of a role that need not be there."""
+        """The column of an optional role."""
         return self.roles.get(role)
 
 
-def find_columns(rows: Rows, kind: Kind, chosen: Mapping[str, str | None]) -> Columns:
-    """Find the columns of a task kind.
+def find_columns(rows: Rows, kind: Kind, given: Mapping[str, str | None]) -> Columns:
+    """Find the column of each role.
 
     Args:
-        rows: of a file, or of a split.
-        kind: choice needs text and label, generate question and answer, and takes a context.
-        chosen: role to column, as said on the command line; None where nothing was said.
+        rows: of a file or of a split.
+        kind: choice needs text and label; generate needs question and answer, and may have a context.
+        given: role -> column named by the user; None where the column is to be guessed.
 
     Raises:
-        DatasetError: a named column is not there, or none can be told for a role.
+        DatasetError: a named column does not exist, or the column of a role cannot be guessed.
     """
     if len(rows.columns) < 2:
         raise DatasetError(
-            f"{rows.name} has a single column, {rows.columns[0]!r}; in a CSV, part its columns with one of , ; tab | "
-            "and put quotes around texts that contain it"
+            f"{rows.name} has a single column, {rows.columns[0]!r}; in a CSV, separate columns with , ; | or a tab, "
+            "and put quotes around texts that contain the separator"
         )
-    roles = {role: _named(rows, role, name) for role, name in chosen.items() if name is not None}
+    roles = {role: _existing(rows, role, name) for role, name in given.items() if name is not None}
     sample = next(rows.batches()).slice(0, 1000).to_pydict()
     for role in (*ROLES[kind][::-1], *(("context",) if kind == "generate" else ()), "id"):
-        if role not in roles and (found := _guess(role, rows.columns, sample, taken=set(roles.values()))):
-            roles[role] = found
+        if role not in roles and (column := _guess(role, rows.columns, sample, taken=set(roles.values()))):
+            roles[role] = column
     for role in ROLES[kind]:
         if role not in roles:
             raise DatasetError(
-                f"{rows.name}: which column holds the {role} cannot be told ({', '.join(rows.columns)}); "
+                f"{rows.name}: cannot tell which column is the {role} ({', '.join(rows.columns)}); "
                 f"name it with --{role}-column"
             )
     order = {role: at for at, role in enumerate((*ROLES[kind], "context", "id"))}
     return Columns(dict(sorted(roles.items(), key=lambda item: order.get(item[0], len(order)))))
 
 
-def _named(rows: Rows, role: str, name: str) -> str:
+def _existing(rows: Rows, role: str, name: str) -> str:
     if name not in rows.columns:
-        hint = suggest(name, rows.columns) or f"; it has {', '.join(rows.columns)}"
+        hint = suggest(name, rows.columns) or f"; use one of {', '.join(rows.columns)}"
         raise DatasetError(f"--{role}-column {name!r}: {rows.name} has no such column{hint}")
     return name
 
@@ -87,16 +87,16 @@ def _guess(role: str, columns: Sequence[str], sample: Mapping[str, list[Any]], *
         if known in by_name:
             return by_name[known]
     if role == "label":
-        few = {name: len({str(value) for value in sample[name]}) for name in free}
+        values = {name: len({str(value) for value in sample[name]}) for name in free}
         rows = len(next(iter(sample.values())))
-        fitting = [name for name in free if 2 <= few[name] <= min(MOST_CLASSES_GUESSED, rows / 2)]
-        return min(fitting, key=lambda name: few[name], default=None)
+        candidates = [name for name in free if 2 <= values[name] <= min(MOST_CLASSES_GUESSED, rows / 2)]
+        return min(candidates, key=lambda name: values[name], default=None)
     if role in ("text", "question", "answer"):
-        texts = {name: _mean_length(sample[name]) for name in free}
-        texts = {name: length for name, length in texts.items() if length}
+        lengths = {name: _mean_length(sample[name]) for name in free}
+        lengths = {name: length for name, length in lengths.items() if length}
         if len(free) > 1 and role == "answer":
-            return None  # guessed before the question: two texts cannot be told apart by their looks
-        return max(texts, key=lambda name: texts[name], default=None)
+            return None  # nothing distinguishes the question's text from the answer's
+        return max(lengths, key=lambda name: lengths[name], default=None)
     return None
 
 
@@ -106,30 +106,30 @@ def _mean_length(values: Sequence[Any]) -> float:
 
 
 def safe_names(names: Sequence[str]) -> dict[str, str]:
-    """File column to a name that a template can use.
+    """Map each column to a name that a template can use.
 
     >>> safe_names(["Review Text", "id", "2nd", "self"])
     {'Review Text': 'Review_Text', 'id': 'id', '2nd': 'c_2nd', 'self': 'self_'}
     """
-    made: dict[str, str] = {}
+    safe_of: dict[str, str] = {}
     for name in names:
         safe = re.sub(r"\W", "_", name.strip()) or "column"
         safe = safe if safe.isidentifier() else f"c_{safe}"
         safe = f"{safe}_" if safe.lower() in RESERVED else safe
-        while safe in made.values():
+        while safe in safe_of.values():
             safe += "_"
-        made[name] = safe
-    return made
+        safe_of[name] = safe
+    return safe_of
 
 
 def is_text(rows: Rows, name: str) -> bool:
-    """Whether a column holds texts, so that a template may strip them."""
+    """Whether a column contains text, so that a template can call `.strip()`."""
     kind = rows.schema.field(name).type
     return bool(pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind))
 
 
 def is_squad_shaped(rows: Rows, columns: Columns) -> bool:
-    """Whether rows are those of SQuAD: a passage, a question, and answers with their places in the passage."""
+    """Whether the rows have SQuAD's form: a passage, a question, and answers with their positions in the passage."""
     kind = rows.schema.field(columns["answer"]).type
-    named = {kind.field(at).name for at in range(kind.num_fields)} if pyarrow.types.is_struct(kind) else set()
-    return columns.get("context") is not None and {"text", "answer_start"} <= named
+    fields = {kind.field(index).name for index in range(kind.num_fields)} if pyarrow.types.is_struct(kind) else set()
+    return columns.get("context") is not None and {"text", "answer_start"} <= fields

@@ -1,4 +1,4 @@
-"""The documents of a new task: rows of files as parquet, one file a split, in a folder that is whole or not there."""
+"""Writes the documents of a new task as parquet, one file per split; a failure leaves no partial folder behind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from harness_ext.protocol.local_files import Rows
 
 @contextlib.contextmanager
 def replacing_task(folder: Path) -> Iterator[Path]:
-    """The folder of a task, written whole or not at all.
+    """A temporary folder that replaces the task's folder when the block succeeds.
 
     Raises:
         TaskError: it cannot be written.
@@ -42,19 +42,19 @@ def write_documents(
     names: Mapping[str, str],
     words: Mapping[str, str],
 ) -> None:
-    """Write `train.parquet` and so on, the gold column as `label` (an index) or `answers` (a list of texts).
+    """Write `train.parquet` and so on; the gold column becomes `label` (an index) or `answers` (a list of texts).
 
     Args:
-        folder: made here.
-        parts: rows, and for each an index into `SPLITS`, or `DROPPED`.
+        folder: created here.
+        parts: rows, and for each row an index into `SPLITS`, or `DROPPED`.
         kind: of the task.
-        columns: of each role.
+        columns: column of each role.
         names: column -> name that templates can use.
-        words: label as it stands -> choice, in the order of the choices.
+        words: label in the data -> choice, in the order of the choices.
     """
     folder.mkdir()
     for rows, split_of in parts:
-        shared = [name for name in rows.columns if all(name in others.columns for others, _ in parts)]
+        shared = [name for name in rows.columns if all(name in part.columns for part, _ in parts)]
         _write_part(folder, rows, split_of, {name: names[name] for name in shared}, kind, columns, words)
 
 
@@ -68,10 +68,10 @@ def _write_part(
     words: Mapping[str, str],
 ) -> None:
     gold = columns["label" if kind == "choice" else "answer"]
-    made = "label" if kind == "choice" else "answers"
-    made_type = pyarrow.int64() if kind == "choice" else pyarrow.list_(pyarrow.string())
-    kept = [name for name in names if name != gold and names[name] != made]
-    schema = pyarrow.schema([*((names[name], rows.schema.field(name).type) for name in kept), (made, made_type)])
+    target = "label" if kind == "choice" else "answers"
+    target_type = pyarrow.int64() if kind == "choice" else pyarrow.list_(pyarrow.string())
+    kept = [name for name in names if name != gold and names[name] != target]
+    schema = pyarrow.schema([*((names[name], rows.schema.field(name).type) for name in kept), (target, target_type)])
     index = {label: number for number, label in enumerate(words)}
     with contextlib.ExitStack() as files:
         writers = {
@@ -82,9 +82,9 @@ def _write_part(
         }
         start = 0
         for batch in rows.batches():
-            values = [_made(kind, value, index) for value in batch.column(gold).to_pylist()]
+            targets = [_target(kind, value, index) for value in batch.column(gold).to_pylist()]
             whole = pyarrow.RecordBatch.from_arrays(
-                [*(batch.column(name) for name in kept), pyarrow.array(values, made_type)], schema=schema
+                [*(batch.column(name) for name in kept), pyarrow.array(targets, target_type)], schema=schema
             )
             part = split_of[start : start + batch.num_rows]
             start += batch.num_rows
@@ -93,7 +93,7 @@ def _write_part(
                     writer.write_batch(whole.filter(pyarrow.array(part == number)))
 
 
-def _made(kind: Kind, value: Any, index: Mapping[str, int]) -> int | list[str] | None:
+def _target(kind: Kind, value: Any, index: Mapping[str, int]) -> int | list[str] | None:
     if kind == "choice":
         return index.get(plain(value) or "")
     return answers_of(value)

@@ -89,5 +89,5 @@ def test_thresholds_by_hand(rows: list[tuple[float, float, float]], expected: fl
 
 
 def test_no_documents() -> None:
-    with pytest.raises(MetricError, match="at least one of the training split"):
+    with pytest.raises(MetricError, match="at least one document of the training split"):
         best_threshold([])

@@ -106,9 +106,9 @@ def test_calibration_error_of_equal_confidences_is_one_gap() -> None:
         (lambda: expected_calibration_error([0.5], [True], bins=0), "at least one bin"),
         (lambda: softmax([-math.inf, -math.inf]), "cannot normalise"),
         (lambda: softmax([1.0, math.nan]), "cannot normalise"),
-        (lambda: parse_label("yes", []), "distinct words"),
-        (lambda: parse_label("yes", ["Yes", "yes "]), "distinct words"),
-        (lambda: parse_label("yes", "yes"), "distinct words"),
+        (lambda: parse_label("yes", []), "different words"),
+        (lambda: parse_label("yes", ["Yes", "yes "]), "different words"),
+        (lambda: parse_label("yes", "yes"), "different words"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(call: object, message: str) -> None:

@@ -138,7 +138,7 @@ def test_meteor_without_wordnet(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         monkeypatch.undo()
         overlap.why_no_meteor.cache_clear()
-    assert "nltk finds no WordNet; run `make wordnet`" in str(caught.value)
+    assert "WordNet is not installed; run `make wordnet`" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
