@@ -262,7 +262,7 @@ def test_overlaps_say_once_how_they_were_made(caplog: pytest.LogCaptureFixture) 
     for _ in range(2):
         scores = hooks.score_squad_v1({"answers": {"text": ["black cat"]}}, ["cat"])
         hooks.bleu([scores["bleu"]])
-    said = [record.getMessage() for record in caplog.records]
-    assert [message.split(":")[0] for message in said if message.startswith("ROUGE")] == ["ROUGE"]
-    assert [message for message in said if message.startswith("BLEU: nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp")]
-    assert [message for message in said if message.startswith("METEOR")]  # how it was made, or why it is missing
+    messages = [record.getMessage() for record in caplog.records]
+    assert [message.split(":")[0] for message in messages if message.startswith("ROUGE")] == ["ROUGE"]
+    assert [message for message in messages if message.startswith("BLEU: nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp")]
+    assert [message for message in messages if message.startswith("METEOR")]  # how it was made, or why it is missing

@@ -31,12 +31,12 @@ from harness_ext.engine.scoring import NanLogits, ScoredContinuation, score_cont
 from harness_ext.errors import ModelError, described, first_line
 from harness_ext.models.adapters import adapter_folder
 from harness_ext.models.attach import attach
+from harness_ext.trees.layout import PACK_TOKENS
 from harness_ext.trees.packs import TokenPair
 from harness_ext.trees.support import LOW_PRECISION_TOLERANCE, SUPPORT_TOLERANCE, why_no_trees
 
 logger = logging.getLogger(__name__)
 
-PACK_TOKENS = 1024
 CACHE_TOKENS = 8192
 REPLAY_TOKENS = 2048  # of the longest answer, with its prompt, that a plain pass repeats
 
@@ -69,7 +69,7 @@ class TreeLM(HFLM):
     says so. The first requests of each kind are checked against a plain forward pass.
 
     Args:
-        pack_tokens: tokens of one forward pass.
+        pack_tokens: pack size, tokens per forward pass.
         cache_tokens: slots of the KV cache in generation.
         merge: add an adapter into the base's weights while it is evaluated: faster, and equal up to rounding.
     """

@@ -1,4 +1,4 @@
-"""From a task's training documents to batches of packs.
+"""Turns a task's training documents into batches of packs.
 
 ```
 documents ──render, encode──> Example ──group_by_prefix, shuffle──> batches of examples ──tree_packs──> packs
@@ -26,7 +26,7 @@ from harness_ext.trees.packs import Pack, TokenPair, padded_packs, tree_packs
 
 logger = logging.getLogger(__name__)
 
-GROUP_MIN_SHARED = 32  # tokens beyond what all examples share: a passage, not a chance beginning
+GROUP_MIN_SHARED = 32  # tokens beyond the prefix of all examples; so many indicate a shared passage
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ExampleSet:
     training: list[TokenPair]
     validation: list[TokenPair]
     data_sha256: str
-    shortened: int  # contexts that lost their beginning
+    shortened: int  # contexts that were cut on the left
 
 
 def build_examples(
@@ -50,33 +50,36 @@ def build_examples(
     max_length: int,
     seed: int,
 ) -> ExampleSet:
-    """Render and encode a training split, and hold some of it out.
+    """Render and encode a training split, and hold out some of its documents.
 
     Args:
-        task: gives the rendering.
+        task: renders the documents.
         docs: its training documents.
         settings: few-shot, chat template, system instruction.
-        lm: gives tokenizer and chat template.
-        limit: documents to train on, None for all.
-        validation_size: documents to hold out; never more than a tenth of all.
-        max_length: tokens of the longest example; contexts are cut on the left, as in evaluation.
-        seed: of the draw.
+        lm: provides tokenizer and chat template.
+        limit: number of documents to train on, None for all.
+        validation_size: number of documents to hold out, at most a tenth of all.
+        max_length: maximum tokens per example; longer contexts are cut on the left, as in evaluation.
+        seed: seed for drawing documents.
 
     Raises:
-        TrainingError: an answer is empty, or would be cut away.
+        TrainingError: an answer is empty or would be cut off.
     """
     order = list(range(len(docs)))
     random.Random(seed).shuffle(order)
     held_out = min(validation_size, len(order) // 10)
-    chosen = order[: held_out + (limit if limit is not None else len(order))]
+    numbers = order[: held_out + (limit if limit is not None else len(order))]
     end = lm.tokenizer.eos_token_id
     if end is None:
-        raise TrainingError(f"the tokenizer of {task.task_name!r}'s base has no end token; set eos_token in its files")
+        raise TrainingError(
+            f"the base's tokenizer has no end token, so {task.task_name!r} cannot be trained on; set eos_token in its "
+            "tokenizer_config.json"
+        )
     pairs, shortened = [], 0
-    subset = docs.select(chosen) if hasattr(docs, "select") else [docs[n] for n in chosen]
-    for number, rendered in zip(chosen, render(task, subset, settings, lm), strict=True):
+    drawn = docs.select(numbers) if hasattr(docs, "select") else [docs[number] for number in numbers]
+    for number, rendered in zip(numbers, render(task, drawn, settings, lm), strict=True):
         context, continuation = encode(task, rendered, lm)
-        while continuation[-1:] == [end]:  # a tokenizer or a template that adds one of its own
+        while continuation[-1:] == [end]:  # added by the tokenizer or the chat template
             continuation.pop()
         if not rendered.continuation.strip() or not continuation:
             raise TrainingError(
@@ -85,13 +88,13 @@ def build_examples(
         room = max_length - len(continuation) - 1
         if room < 1:
             raise TrainingError(
-                f"document {number} of {task.task_name!r}: its answer takes {len(continuation)} tokens and an end "
-                f"token, max_length is {max_length}, so truncation would cut it away; raise --max-length"
+                f"document {number} of {task.task_name!r}: its answer has {len(continuation)} tokens and an end token, "
+                f"but max_length is {max_length}; raise --max-length"
             )
         shortened += len(context) > room
         pairs.append(TokenPair(context[-room:] or [lm.prefix_token_id], [*continuation, end]))
     if shortened:
-        logger.warning("%d of %d contexts are longer than max_length and lose their beginning", shortened, len(pairs))
+        logger.warning("%d of %d contexts are longer than max_length and are cut on the left", shortened, len(pairs))
     if len(pairs) == held_out:
         raise TrainingError(f"task {task.task_name!r} has no training documents; check its training split")
     digest = hashlib.sha256(repr([(p.context, p.continuation) for p in pairs]).encode()).hexdigest()
@@ -99,7 +102,7 @@ def build_examples(
 
 
 def group_by_prefix(examples: Sequence[TokenPair], *, min_shared: int = GROUP_MIN_SHARED) -> list[list[int]]:
-    """Numbers of the examples in groups that share a long beginning beyond what all of them share.
+    """Positions of the examples, grouped by long shared prefixes; what all examples share does not count.
 
     >>> passage = list(range(100, 140))
     >>> group_by_prefix([TokenPair([1, *passage, 7], [2]), TokenPair([1, 9], [2]), TokenPair([1, *passage, 8], [2])])
@@ -120,7 +123,7 @@ def group_by_prefix(examples: Sequence[TokenPair], *, min_shared: int = GROUP_MI
 
 
 class GroupedBatches:
-    """A batch sampler: groups in an order drawn anew each epoch, cut into batches of equal size."""
+    """A batch sampler that shuffles groups in each epoch and cuts them into batches of equal size."""
 
     drop_last = False
 
@@ -131,16 +134,16 @@ class GroupedBatches:
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch; the same epoch gives the same order again."""
+        """Select the epoch; the same epoch always has the same order."""
         self._epoch = epoch
 
     def __len__(self) -> int:
         return -(-sum(map(len, self._groups)) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        draw = random.Random(f"{self._seed}/{self._epoch}")
-        groups = [draw.sample(group, len(group)) for group in self._groups]
-        draw.shuffle(groups)
+        rng = random.Random(f"{self._seed}/{self._epoch}")
+        groups = [rng.sample(group, len(group)) for group in self._groups]
+        rng.shuffle(groups)
         numbers = [number for group in groups for number in group]
         for start in range(0, len(numbers), self.batch_size):
             yield numbers[start : start + self.batch_size]
@@ -148,14 +151,14 @@ class GroupedBatches:
 
 @dataclass(frozen=True)
 class Collator:
-    """Lays a batch of examples out as packs: prefix trees, or padded rows for models that cannot take trees."""
+    """Lays out a batch of examples as packs: prefix trees, or padded rows for models without tree support."""
 
     prefix_trees: bool
-    max_tokens: int
+    max_tokens: int  # pack size
     pad_token_id: int
 
     def __call__(self, examples: Sequence[TokenPair]) -> dict[str, Any]:
-        """Packs under `packs`; all label tokens under `labels`, which is what Trainer counts."""
+        """Packs under `packs`, and all label tokens under `labels`, which Trainer counts."""
         if self.prefix_trees:
             packs: list[Pack] = list(tree_packs(examples, max_tokens=self.max_tokens))
         else:

@@ -1,4 +1,4 @@
-"""What a user sees of a training run, and how Ctrl-C ends it."""
+"""Callbacks for progress, warnings and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ logger = logging.getLogger(__name__)
 
 
 class StopOnInterrupt(TrainerCallback):
-    """Ctrl-C ends training after the step it hits, with a checkpoint; a second one ends it at once."""
+    """On Ctrl-C, training finishes the current step, saves a checkpoint and stops; a second one stops at once."""
 
     def __init__(self) -> None:
         self.interrupted = False
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Catch Ctrl-C in this block. Python gives signals to the main thread only: in another one nothing changes."""
+        """Catch Ctrl-C in this block. No effect outside the main thread, the only one that can handle signals."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         before = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
 
-        def note(*_: Any) -> None:
+        def interrupt(*_: Any) -> None:
             self.interrupted = True
             signal.signal(signal.SIGINT, before)
-            logger.warning("stopping after this step; Ctrl-C again stops at once")
+            logger.warning("stopping after this step; press Ctrl-C again to stop at once")
 
-        signal.signal(signal.SIGINT, note)
+        signal.signal(signal.SIGINT, interrupt)
         try:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
 
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save and stop; no checkpoint and no end without a report of the loss up to there."""
+        """Save and stop if interrupted; report the loss with every checkpoint and at the end."""
         if self.interrupted:
             control.should_save = control.should_training_stop = True
         if control.should_save or state.global_step >= state.max_steps:
@@ -53,14 +53,14 @@ class StopOnInterrupt(TrainerCallback):
 
 
 class FewSteps(TrainerCallback):
-    """Says when a training has few optimiser steps, and what to change; not again when it is resumed."""
+    """Warns about a training with few optimiser steps; the warning is not repeated when it is resumed."""
 
     def __init__(self, recipe: Recipe, examples: int) -> None:
         self._recipe = recipe
         self._examples = examples
 
     def on_train_begin(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """One warning line, on the first process."""
+        """Log one line, on the first process only."""
         total, processes = state.max_steps, args.world_size
         advice = few_steps_advice(total, self._recipe, examples=self._examples, processes=processes)
         if advice and state.global_step == 0 and state.is_world_process_zero:
@@ -68,14 +68,14 @@ class FewSteps(TrainerCallback):
 
 
 class TrainingBar(TrainerCallback):
-    """A progress bar with the loss, in place of Trainer's bar and its printed dictionaries."""
+    """A progress bar with the loss, instead of Trainer's bar and printed dictionaries."""
 
     def __init__(self, title: str) -> None:
         self._title = title
         self._bar: Any = None
 
     def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """Show the bar, on the first process."""
+        """Show the bar, on the first process only."""
         self._bar = tqdm(
             desc=self._title,
             total=state.max_steps,
@@ -83,15 +83,15 @@ class TrainingBar(TrainerCallback):
             unit="step",
             dynamic_ncols=True,
             disable=not state.is_world_process_zero,
-            mininterval=0.2 if sys.stderr.isatty() else 30.0,  # a log file is no terminal
+            mininterval=0.2 if sys.stderr.isatty() else 30.0,  # fewer lines in a log file
         )
 
     def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """One step on."""
+        """Advance the bar."""
         self._bar.update(state.global_step - self._bar.n)
 
     def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
-        """Show the loss; library users find it in their log as well."""
+        """Show the loss in the bar and log it."""
         if self._bar is None or "loss" not in (logs or {}):
             return
         self._bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
@@ -99,5 +99,5 @@ class TrainingBar(TrainerCallback):
             logger.info("%s: step %d of %d, loss %.4f", self._title, state.global_step, state.max_steps, logs["loss"])
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        """Leave the last state on the screen."""
+        """Close the bar."""
         self._bar.close()

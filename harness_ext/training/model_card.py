@@ -1,4 +1,4 @@
-"""The README.md of an adapter: what the Hub renders."""
+"""The README.md of an adapter, in the form that the Hub renders."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{hub_bas
 
 ## Evaluate
 
-Base and adapter under the protocol the adapter was trained with:
+Evaluate base and adapter with the protocol of the training:
 
 ```
-harness-ext eval --model_args pretrained={base} --adapters adapters/{name} --tasks {task}{included} \
+harness-ext eval --model_args pretrained={base} --adapters adapters/{name} --tasks {task}{included} \\
     --output_path results/{name} --log_samples
 harness-ext compare results/{name}
 ```
@@ -59,7 +59,7 @@ harness-ext compare results/{name}
 
 
 def model_card(card: AdapterCard, name: str) -> str:
-    """Render an adapter's card as Markdown with the Hub's metadata."""
+    """An adapter's card as Markdown, with the Hub's metadata as front matter."""
     return TEMPLATE.format(
         name=name,
         base=card.base,
@@ -71,7 +71,7 @@ def model_card(card: AdapterCard, name: str) -> str:
         tokens=f"{card.tokens:,}",
         parameters=f"{card.trainable_parameters:,}",
         minutes=card.seconds / 60,
-        sample="\n\n**Trained on the small sample that comes with harness_ext: for trying things out.**"
+        sample="\n\n**Trained on the small sample bundled with harness_ext, for demonstration only.**"
         if card.sample_data
         else "",
         base_sha256=card.base_sha256 or "not known",

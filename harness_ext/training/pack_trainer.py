@@ -1,4 +1,4 @@
-"""A `transformers.Trainer` on batches of packs."""
+"""A `transformers.Trainer` for batches of packs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from harness_ext.training.schedule import make_schedule
 
 
 class PackTrainer(Trainer):
-    """A Trainer whose batches are packs, run one after the other, their gradients summed.
+    """A Trainer whose batches are packs; they are run one after another, and their gradients are summed.
 
-    The loss is the cross-entropy of the label tokens, divided by their number over all devices and accumulation steps.
+    The loss is the cross-entropy of the label tokens, averaged over all devices and accumulation steps.
     """
 
     lr_scheduler: Any
@@ -39,7 +39,11 @@ class PackTrainer(Trainer):
         self._loss_shifts_labels = False
 
     def restore_finished(self, checkpoint: Path) -> bool:
-        """Load a checkpoint of the last step, where `train` would add one more; says whether it was one."""
+        """Load the checkpoint if it is of the last step, after which `train` would still run one more.
+
+        Returns:
+            Whether it was of the last step.
+        """
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         if state.global_step < state.max_steps:
             return False
@@ -48,13 +52,13 @@ class PackTrainer(Trainer):
         return True
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches of the grouped sampler, sharded over processes by accelerate."""
+        """Batches of the grouped sampler, distributed over processes by accelerate."""
         loader = DataLoader(self.train_dataset, batch_sampler=self._batches, collate_fn=self.data_collator)
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
-        """The schedule whose first step has a rate; see `make_schedule`."""
+        """A schedule whose first step has a learning rate above 0; see `make_schedule`."""
         if self.lr_scheduler is None:
             self.lr_scheduler = make_schedule(
                 self.args.lr_scheduler_type,
@@ -66,13 +70,13 @@ class PackTrainer(Trainer):
         return self.lr_scheduler
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
-        """The batches of a step and their label tokens over all devices, which are counted."""
+        """The batches of a step and the number of their label tokens over all devices, which is added up."""
         samples, count = super().get_batch_samples(*args, **kwargs)
         self._label_tokens += int(count or 0)
         return samples, count
 
     def training_step(self, model: Any, inputs: Mapping[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Backward pass over all packs of a batch; gradients meet other devices' at the last pack only."""
+        """Forward and backward pass over all packs of a batch; gradients are synchronised after the last pack only."""
         model.train()
         packs = inputs["packs"]
         scale = self.accelerator.num_processes / num_items_in_batch
@@ -91,13 +95,13 @@ class PackTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Cross-entropy per label token of the held-out examples, each counted once over all devices."""
+        """Cross-entropy per label token of the held-out examples, which are divided among the devices."""
         held_out, state = self.eval_dataset or [], self.accelerator
-        mine = held_out[state.process_index :: state.num_processes]
+        shard = held_out[state.process_index :: state.num_processes]
         sums = torch.zeros(2, device=self.args.device)  # negative log-likelihood, label tokens
         self.model.eval()
-        for start in range(0, len(mine), self.args.eval_batch_size):
-            for pack in self.data_collator(mine[start : start + self.args.eval_batch_size])["packs"]:
+        for start in range(0, len(shard), self.args.eval_batch_size):
+            for pack in self.data_collator(shard[start : start + self.args.eval_batch_size])["packs"]:
                 logprobs = pack.to(self.args.device).target_logprobs(self.model)
                 sums += torch.stack([-logprobs.sum(), torch.tensor(float(len(logprobs)), device=sums.device)])
         total, count = state.reduce(sums, "sum").tolist()
@@ -106,8 +110,8 @@ class PackTrainer(Trainer):
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Report; with the seconds and label tokens so far, which a resumed run has to know."""
-        if self._earlier is None:  # the first report of this process: all others come from before it was resumed
+        """Log, adding seconds and label tokens so far, which a resumed run needs."""
+        if self._earlier is None:  # first report of this process, so earlier ones precede the resumption
             reports = [entry for entry in self.state.log_history if "seconds" in entry]
             self._earlier = reports[-1] if reports else {"seconds": 0.0, "label_tokens": 0}
         logs["seconds"] = round(self._earlier["seconds"] + time.monotonic() - self._started, 1)
@@ -115,7 +119,7 @@ class PackTrainer(Trainer):
         super().log(logs, start_time)
 
     def mean_loss(self) -> float:
-        """Mean loss over all steps, those before a resumed run included."""
+        """Mean loss over all steps, including those before the run was resumed."""
         total, before = 0.0, 0
         for entry in self.state.log_history:
             if "loss" in entry:
@@ -124,5 +128,5 @@ class PackTrainer(Trainer):
         return total / before if before else math.nan
 
     def floating_point_ops(self, *_: Any) -> int:
-        """Not counted: Trainer's estimate assumes padded batches."""
+        """Always 0: Trainer's estimate assumes padded batches."""
         return 0

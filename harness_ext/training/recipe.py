@@ -1,4 +1,4 @@
-"""A training recipe: one frozen dataclass, read from YAML, overridden by flags, checked before anything is loaded."""
+"""A training recipe: a frozen dataclass, read from YAML, overridden by flags, and checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -15,11 +15,12 @@ import yaml
 
 from harness_ext.errors import RecipeError, first_line, suggest
 from harness_ext.protocol.render import PromptSettings
+from harness_ext.trees.layout import PACK_TOKENS
 
 SMALL_MODEL, LARGE_MODEL = 135e6, 1e9  # parameters
 SMALL_MODEL_RATE, LARGE_MODEL_RATE = 1e-3, 2e-4
-STARTS = re.compile(r"default|gaussian|orthogonal|olora|pissa(_niter_\d+)?")  # of the update matrices
-PLACES = ("model", "output", "report_to")  # fields that say where, not what
+INITIALISATIONS = re.compile(r"default|gaussian|orthogonal|olora|pissa(_niter_\d+)?")
+PLACES = ("model", "output", "report_to")  # fields that are specific to one machine, not part of the method
 
 
 def _about(text: str, default: Any = MISSING) -> Any:
@@ -28,7 +29,7 @@ def _about(text: str, default: Any = MISSING) -> Any:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what a training run makes. Every field is a key of the YAML and a flag of `train`."""
+    """All settings of a training run. Every field is a key of the YAML and a flag of `train`."""
 
     task: str = _about("task to train on: any lm-eval task with a training split")
     model: str = _about("base model: Hub id, local folder, or packaged model")
@@ -42,51 +43,53 @@ class Recipe:
     target_modules: str | list[str] = _about("layers to adapt: all-linear, a pattern, or names", "all-linear")  # noqa: RUF009
     modules_to_save: list[str] | None = _about("modules trained and saved in full", None)  # noqa: RUF009
     use_rslora: bool = _about("scale by alpha / sqrt(r) (rsLoRA)", False)
-    use_dora: bool = _about("train magnitude and direction apart (DoRA)", False)
+    use_dora: bool = _about("train magnitude and direction separately (DoRA)", False)
     init_lora_weights: str = _about(
-        "start of the update matrices: default, gaussian, orthogonal, olora, pissa, pissa_niter_16", "default"
+        "initialisation of the update matrices: default, gaussian, orthogonal, olora, pissa, pissa_niter_16", "default"
     )
-    quantization: Literal["none", "nf4"] = _about("base in 4 bits (QLoRA; needs bitsandbytes and a GPU)", "none")
+    quantization: Literal["none", "nf4"] = _about(
+        "load the base in 4 bits (QLoRA; needs bitsandbytes and a GPU)", "none"
+    )
     # optimisation
     epochs: float = _about("passes over the training examples", 1.0)
-    max_steps: int = _about("stop after so many optimiser steps; 0: no limit", 0)
-    batch_size: int = _about("examples of one optimiser step on one device", 32)
-    gradient_accumulation_steps: int = _about("batches of one optimiser step", 1)
-    learning_rate: float | None = _about("peak rate; unset: 1e-3 up to 135M parameters, 2e-4 from 1B up", None)
-    lr_scheduler: str = _about("schedule, by its transformers name", "cosine")
-    warmup_ratio: float = _about("share of the steps in which the rate rises", 0.05)
+    max_steps: int = _about("stop after this many optimiser steps; 0: no limit", 0)
+    batch_size: int = _about("examples per batch on each device", 32)
+    gradient_accumulation_steps: int = _about("batches per optimiser step", 1)
+    learning_rate: float | None = _about("peak learning rate; unset: 1e-3 up to 135M parameters, 2e-4 from 1B", None)
+    lr_scheduler: str = _about("learning rate schedule, by its transformers name", "cosine")
+    warmup_ratio: float = _about("share of steps with a rising learning rate", 0.05)
     weight_decay: float = _about("AdamW's weight decay", 0.0)
-    max_grad_norm: float = _about("gradients are clipped to this norm; 0: not", 1.0)
-    seed: int = _about("seeds initialisation, order of examples, dropout and few-shot examples", 0)
+    max_grad_norm: float = _about("clip gradients to this norm; 0: no clipping", 1.0)
+    seed: int = _about("seed for initialisation, order of examples, dropout and few-shot examples", 0)
     # examples
-    limit: int | None = _about("train on so many documents, drawn by seed", None)
-    validation_size: int = _about("documents of the training split held out to watch the loss, drawn by seed", 200)
+    limit: int | None = _about("train on at most this many documents, drawn by seed", None)
+    validation_size: int = _about("documents of the training split held out to monitor the loss, drawn by seed", 200)
     max_length: int | None = _about(
-        "longest example in tokens; longer contexts lose their beginning; unset: the model's", None
+        "maximum tokens per example; longer contexts are cut on the left; unset: the model's limit", None
     )
-    group_by_prefix: bool = _about("examples that share a passage come in the same batch", True)
-    num_fewshot: int | None = _about("examples in the prompt; unset: the task's", None)
-    apply_chat_template: bool = _about("render prompts through the chat template", False)
+    group_by_prefix: bool = _about("put examples that share a passage into the same batch", True)
+    num_fewshot: int | None = _about("few-shot examples per prompt; unset: as in the task", None)
+    apply_chat_template: bool = _about("apply the tokenizer's chat template to prompts", False)
     fewshot_as_multiturn: bool | None = _about(
-        "few-shot examples as turns of a chat; unset: with a chat template", None
+        "few-shot examples as separate chat turns; unset: if a chat template is applied", None
     )
     system_instruction: str | None = _about("system instruction before the prompt", None)
     # the machine
-    prefix_trees: bool = _about("compute shared prefixes once; off: plain padded batches", True)
-    max_tokens: int = _about("tokens of one forward and backward pass", 1024)
+    prefix_trees: bool = _about("compute shared prefixes once; off: padded batches", True)
+    max_tokens: int = _about("pack size: tokens per forward and backward pass", PACK_TOKENS)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _about(
-        "of the base; auto: bfloat16 where there are units for it", "auto"
+        "dtype of the base; auto: bfloat16 if the hardware supports it", "auto"
     )
     save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _about(
-        "of the saved adapter; auto: as trained", "auto"
+        "dtype of the saved adapter; auto: as trained", "auto"
     )
-    gradient_checkpointing: bool = _about("recompute activations instead of keeping them", False)
-    save_steps: int = _about("steps between two checkpoints, for --resume", 50)
-    logging_steps: int = _about("steps between two reports of the loss", 10)
-    report_to: str = _about("none, tensorboard, wandb, trackio, ...", "none")
+    gradient_checkpointing: bool = _about("recompute activations instead of storing them", False)
+    save_steps: int = _about("steps between checkpoints, for --resume", 50)
+    logging_steps: int = _about("steps between loss reports", 10)
+    report_to: str = _about("where to report the loss: none, tensorboard, wandb, trackio, ...", "none")
 
     def __post_init__(self) -> None:
-        """Refuse wrong types and impossible values, naming the flag."""
+        """Raise RecipeError for wrong types and impossible values; the message names the flag."""
         for name, hint in get_type_hints(type(self)).items():
             object.__setattr__(self, name, _checked(name, getattr(self, name), hint, "recipe"))
         for name in ("task", "model", "output"):
@@ -104,13 +107,14 @@ class Recipe:
             self._require(name, getattr(self, name) is None or getattr(self, name) > 0, "must be positive")
         self._require("num_fewshot", self.num_fewshot is None or self.num_fewshot >= 0, "must not be negative")
         self._require("seed", self.seed < 2**32, "must be below 2**32")
-        start = self.init_lora_weights
-        known = "must be default, gaussian, orthogonal, olora, pissa or pissa_niter_N"
-        self._require("init_lora_weights", STARTS.fullmatch(start) is not None, known)
+        known = INITIALISATIONS.fullmatch(self.init_lora_weights) is not None
+        rule = "must be default, gaussian, orthogonal, olora, pissa or pissa_niter_N"
+        self._require("init_lora_weights", known, rule)
         if self.changes_base:
-            self._require("use_dora", not self.use_dora, f"does not go with {start}")
-            self._require("modules_to_save", self.modules_to_save is None, f"does not go with {start}")
-            self._require("quantization", self.quantization == "none", f"does not go with {start}")
+            rule = f"must not be combined with --init-lora-weights {self.init_lora_weights}"
+            self._require("use_dora", not self.use_dora, rule)
+            self._require("modules_to_save", self.modules_to_save is None, rule)
+            self._require("quantization", self.quantization == "none", rule)
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
@@ -118,12 +122,12 @@ class Recipe:
 
     @property
     def changes_base(self) -> bool:
-        """Whether the start of the update matrices takes a part out of the base's weights."""
+        """Whether initialising the update matrices subtracts a part from the base's weights."""
         return self.init_lora_weights.startswith(("pissa", "olora"))
 
     @property
     def prompt(self) -> PromptSettings:
-        """The part that the protocol fingerprint covers."""
+        """The prompt settings, which the protocol fingerprint covers."""
         return PromptSettings(
             num_fewshot=self.num_fewshot,
             apply_chat_template=self.apply_chat_template,
@@ -132,7 +136,7 @@ class Recipe:
         )
 
     def learning_rate_for(self, parameters: int) -> float:
-        """The peak rate: as set, else by model size, geometric between 135M and 1B parameters."""
+        """The peak learning rate: as set, else by model size, geometric between 135M and 1B parameters."""
         if self.learning_rate is not None:
             return self.learning_rate
         share = (math.log(parameters) - math.log(SMALL_MODEL)) / (math.log(LARGE_MODEL) - math.log(SMALL_MODEL))
@@ -141,16 +145,16 @@ class Recipe:
 
     @property
     def task_name(self) -> str:
-        """The task's name, also when it is given as the path of its YAML file."""
+        """The task's name, even if the task is given as the path of its YAML file."""
         return Path(self.task).stem if self.task.endswith((".yaml", ".yml")) else self.task
 
     @property
     def include_paths(self) -> tuple[str, ...]:
-        """The folders with more tasks."""
+        """Folders with more tasks."""
         return (self.include_path,) if isinstance(self.include_path, str) else tuple(self.include_path or ())
 
     def for_card(self) -> dict[str, Any]:
-        """The recipe without the places of this machine; of folders with more tasks, their names are kept."""
+        """The recipe without paths of this machine; only the names of task folders are kept."""
         values = {name: value for name, value in asdict(self).items() if name not in PLACES}
         folders = [Path(folder).expanduser().resolve().name for folder in self.include_paths]
         return {**values, "task": self.task_name, "include_path": folders or None}
@@ -166,19 +170,19 @@ def flag(name: str) -> str:
 
 
 def recipe_from(values: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
-    """Make a recipe of plain values, as they come from YAML.
+    """Make a recipe from plain values, such as those of a YAML file.
 
     Args:
-        values: field name to value.
-        source: where they come from, for messages.
+        values: field name -> value.
+        source: where the values come from, for messages.
 
     Raises:
-        RecipeError: an unknown field (with the closest known one), a missing one, or a value of the wrong type.
+        RecipeError: a field is unknown or missing, or a value has the wrong type.
     """
     known = {f.name: f for f in fields(Recipe)}
     if unknown := [name for name in values if name not in known]:
         raise RecipeError(
-            f"{source}: unknown {unknown[0]!r}{suggest(unknown[0], known)}; `harness-ext train --help` lists all"
+            f"{source}: unknown {unknown[0]!r}{suggest(unknown[0], known)}; `harness-ext train --help` lists all fields"
         )
     required = [name for name, f in known.items() if f.default is MISSING]
     if missing := [name for name in required if values.get(name) is None]:
@@ -188,24 +192,24 @@ def recipe_from(values: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """Values of a recipe file, not checked yet, so that flags can complete them.
+    """Values of a recipe file; they are not checked yet, since flags may add to them.
 
     Raises:
-        RecipeError: no such file, no YAML, or no mapping.
+        RecipeError: there is no such file, or it is not a YAML mapping.
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"recipe {path} cannot be read ({error.strerror}); check the path") from error
     except yaml.YAMLError as error:
-        raise RecipeError(f"recipe {path} is no YAML: {first_line(error)}; correct that line") from error
+        raise RecipeError(f"recipe {path} is not valid YAML: {first_line(error)}; correct that line") from error
     if not isinstance(values, dict):
         raise RecipeError(f"recipe {path} must be a mapping of fields to values; see adapters/sst2.yaml")
     return values
 
 
 def from_text(name: str, text: str) -> Any:
-    """Value of a recipe field given as text, as on the command line; its type is checked by `recipe_from`.
+    """The value of a recipe field from its text on the command line; `recipe_from` checks its type.
 
     >>> from_text("lora_rank", "8"), from_text("limit", "null"), from_text("target_modules", "[q_proj, v_proj]")
     (8, None, ['q_proj', 'v_proj'])
@@ -228,7 +232,7 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 
 def _checked(name: str, value: Any, hint: Any, source: str) -> Any:
-    """Bring a value to its field's type, or say what is wrong with it."""
+    """Convert a value to its field's type, or raise RecipeError."""
     options = _options(hint)
     for option in options:
         if get_origin(option) is Literal:
@@ -253,8 +257,3 @@ def _name(option: Any) -> str:
     if get_origin(option) is list:
         return "a list of names"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "unset"}[option]
-
-
-def with_values(recipe: Recipe, **changes: Any) -> Recipe:
-    """A copy with some fields changed, checked again."""
-    return replace(recipe, **changes)

@@ -1,4 +1,4 @@
-"""The learning rate at each optimiser step, and what to say when there are few of them."""
+"""The learning rate at each optimiser step, and advice for trainings with few steps."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from transformers import get_scheduler
 
 from harness_ext.training.recipe import Recipe
 
-FEW_STEPS = 20  # below: most adapters have hardly left their start
+FEW_STEPS = 20  # with fewer steps most adapters hardly change
 
 
 def warmup_steps(total: int, ratio: float) -> int:
-    """Optimiser steps in which the rate rises: a share of all, rounded up, but never all of them.
+    """Number of warm-up steps: a share of all steps, rounded up, but never all of them.
 
     >>> [warmup_steps(total, 0.05) for total in (1, 2, 20, 21, 100)]
     [0, 1, 1, 2, 5]
@@ -27,65 +27,65 @@ def warmup_steps(total: int, ratio: float) -> int:
 def make_schedule(
     name: str, optimizer: Optimizer, *, total: int, ratio: float, options: Mapping[str, Any] | None = None
 ) -> LRScheduler:
-    """A schedule of transformers whose first step has a rate: it depends on the step and their total alone.
+    """A schedule of transformers, except that the warm-up does not start at a learning rate of 0.
 
-    With w steps of warm-up the rate rises as 1/(w+1), 2/(w+1), …; transformers begins at 0, which loses the first
-    step, and with a single step all of the training. From the end of the warm-up on the rates are transformers' own.
+    With w warm-up steps the factors are 1/(w+1), 2/(w+1), …; transformers starts at 0, which wastes the first step, and
+    the whole training if it has a single step. After the warm-up the rates are those of transformers.
 
     Args:
-        name: of transformers' `SchedulerType`.
-        optimizer: whose rates it sets.
+        name: name in transformers' `SchedulerType`.
+        optimizer: the optimiser whose rates are set.
         total: optimiser steps of the whole training.
-        ratio: share of them in which the rate rises, at least 0 and below 1.
-        options: further arguments of this schedule.
+        ratio: share of warm-up steps, at least 0 and below 1.
+        options: further arguments of the schedule.
     """
-    rising = warmup_steps(total, ratio)
+    warmup = warmup_steps(total, ratio)
     schedule: LRScheduler = get_scheduler(
         name,
         optimizer,
-        num_warmup_steps=rising,
+        num_warmup_steps=warmup,
         num_training_steps=total,
         scheduler_specific_kwargs=dict(options or {}),
     )
     if not isinstance(schedule, LambdaLR) or schedule.lr_lambdas[0](0) > 0:
         return schedule
-    return LambdaLR(optimizer, [_rising(factor, rising) for factor in schedule.lr_lambdas])
+    return LambdaLR(optimizer, [_with_warmup(factor, warmup) for factor in schedule.lr_lambdas])
 
 
-def _rising(factor: Callable[[int], float], rising: int) -> Callable[[int], float]:
+def _with_warmup(factor: Callable[[int], float], warmup: int) -> Callable[[int], float]:
     def rate(step: int) -> float:
-        return (step + 1) / (rising + 1) if step < rising else factor(step)
+        return (step + 1) / (warmup + 1) if step < warmup else factor(step)
 
     return rate
 
 
 def few_steps_advice(steps: int, recipe: Recipe, *, examples: int, processes: int = 1) -> str | None:
-    """What to change when a training has few optimiser steps; None when it has enough.
+    """Advice for a training with few optimiser steps; None if it has enough.
 
     Args:
-        steps: of the whole training.
-        recipe: that it follows.
-        examples: to train on.
-        processes: that share each step.
+        steps: optimiser steps of the whole training.
+        recipe: recipe of the training.
+        examples: number of training examples.
+        processes: number of processes that share each step.
 
     >>> recipe = Recipe(task="sst2_choice", model="m", output="adapters/x", batch_size=16)
     >>> few_steps_advice(3, recipe, examples=48)
-    '3 optimiser steps are few to learn from; use --epochs 7 or --batch-size 2 for at least 20'
+    'only 3 optimiser steps, probably too few; use --epochs 7 or --batch-size 2 for at least 20'
     """
     if steps >= FEW_STEPS:
         return None
-    plural = "1 optimiser step is" if steps == 1 else f"{steps} optimiser steps are"
+    problem = f"only {steps} optimiser step{'' if steps == 1 else 's'}, probably too few"
     if recipe.max_steps:
-        return f"{plural} few to learn from; use --max-steps {FEW_STEPS} or more"
-    ways = [f"--epochs {math.ceil(FEW_STEPS / _steps_per_epoch(recipe, recipe.batch_size, examples, processes))}"]
+        return f"{problem}; use --max-steps {FEW_STEPS} or more"
+    remedies = [f"--epochs {math.ceil(FEW_STEPS / _steps_per_epoch(recipe, recipe.batch_size, examples, processes))}"]
     sizes = (
         size
         for size in range(recipe.batch_size - 1, 0, -1)
         if math.ceil(recipe.epochs * _steps_per_epoch(recipe, size, examples, processes)) >= FEW_STEPS
     )
     if size := next(sizes, None):
-        ways.append(f"--batch-size {size}")
-    return f"{plural} few to learn from; use {' or '.join(ways)} for at least {FEW_STEPS}"
+        remedies.append(f"--batch-size {size}")
+    return f"{problem}; use {' or '.join(remedies)} for at least {FEW_STEPS}"
 
 
 def _steps_per_epoch(recipe: Recipe, batch_size: int, examples: int, processes: int) -> int:

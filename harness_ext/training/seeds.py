@@ -1,35 +1,36 @@
-"""The same recipe under several seeds: one adapter says nothing about a method, three begin to.
+"""Trains a recipe with several seeds, since a single adapter does not show how much a method varies.
 
-NAME becomes NAME-seed0, NAME-seed1 …; `harness-ext compare` puts runs of such adapters into one row.
+NAME becomes NAME-seed0, NAME-seed1 …; `harness-ext compare` puts the runs of such adapters into one row.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from harness_ext.errors import RecipeError, TrainingError
 from harness_ext.models.card import CARD_FILE, read_card
-from harness_ext.training.recipe import Recipe, with_values
+from harness_ext.training.recipe import Recipe
 from harness_ext.training.trainer import TrainedAdapter, train_adapter
-from harness_ext.training.workspace import FREE_TO_CHANGE, last_checkpoint
+from harness_ext.training.workspace import FREE_TO_CHANGE, last_checkpoint, workspace_of
 
 
 def seed_recipes(recipe: Recipe, count: int) -> list[Recipe]:
-    """The recipe under `count` seeds from its own on, each with its own output folder.
+    """The recipe with `count` consecutive seeds, starting from its own; each has its own output folder.
 
     Raises:
-        RecipeError: no seed at all.
+        RecipeError: `count` is not positive.
 
     >>> recipe = Recipe(task="sst2_choice", model="tiny", output="adapters/mine/")
-    >>> [(each.seed, each.output) for each in seed_recipes(recipe, 2)]
+    >>> [(recipe.seed, recipe.output) for recipe in seed_recipes(recipe, 2)]
     [(0, 'adapters/mine-seed0'), (1, 'adapters/mine-seed1')]
     """
     if count < 1:
-        raise RecipeError(f"--seeds must be positive, got {count}; three or more say something about the method")
+        raise RecipeError(f"--seeds must be positive, got {count}; use at least three to judge a method")
     seeds = range(recipe.seed, recipe.seed + count)
-    return [with_values(recipe, seed=seed, output=f"{recipe.output.rstrip('/')}-seed{seed}") for seed in seeds]
+    return [replace(recipe, seed=seed, output=f"{recipe.output.rstrip('/')}-seed{seed}") for seed in seeds]
 
 
 def train_seeds(
@@ -40,60 +41,55 @@ def train_seeds(
     overwrite: bool = False,
     train: Callable[..., TrainedAdapter] = train_adapter,
 ) -> Iterator[TrainedAdapter]:
-    """Train one adapter for each seed; yields each as soon as it is written.
+    """Train one adapter per seed, and yield it as soon as it is written.
 
     Args:
-        recipe: its seed is the first.
-        count: how many seeds.
-        resume: seeds that are done are left as they are, the interrupted one goes on, the others start.
-        overwrite: replace adapters that are there.
-        train: what trains one.
+        recipe: its seed is the first one.
+        count: number of seeds.
+        resume: keep finished adapters, continue the interrupted one, and train the others.
+        overwrite: replace existing adapters.
+        train: function that trains one adapter.
 
     Raises:
-        HarnessExtError: one line on what is wrong; before the first seed when a folder is taken.
+        HarnessExtError: training fails, or a folder is in use (raised before the first seed is trained).
     """
     recipes = seed_recipes(recipe, count)
     if not (resume or overwrite):
-        for each in recipes:
-            _check_free(each)
-    for each in recipes:
-        if resume and (done := _done(each)):
-            yield done
+        for seed_recipe in recipes:
+            _check_free(seed_recipe)
+    for seed_recipe in recipes:
+        if resume and (trained := _trained(seed_recipe)):
+            yield trained
             continue
-        goes_on = resume and last_checkpoint(_workspace(each)) is not None
-        yield train(each, resume=goes_on, overwrite=overwrite)
-
-
-def _workspace(recipe: Recipe) -> Path:
-    output = Path(recipe.output).expanduser().absolute()
-    return output.with_name(f".{output.name}.training")
+        has_checkpoint = last_checkpoint(workspace_of(seed_recipe.output)) is not None
+        yield train(seed_recipe, resume=resume and has_checkpoint, overwrite=overwrite)
 
 
 def _check_free(recipe: Recipe) -> None:
-    """Hours of training are not to end at the third seed's folder."""
+    """Raise now, rather than after hours of training, if the folder of a later seed is in use."""
     output = Path(recipe.output).expanduser()
-    taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
-    if taken or last_checkpoint(_workspace(recipe)) is not None:
+    used = output.exists() and (not output.is_dir() or any(output.iterdir()))
+    if used or last_checkpoint(workspace_of(recipe.output)) is not None:
         raise TrainingError(
-            f"{recipe.output} is taken by an earlier run; go on with --resume, replace it with --overwrite, "
+            f"{recipe.output} is in use by an earlier run; continue it with --resume, replace it with --overwrite, "
             "or choose another --output"
         )
 
 
-def _done(recipe: Recipe) -> TrainedAdapter | None:
-    """The adapter of a seed that is trained already, by this very recipe."""
+def _trained(recipe: Recipe) -> TrainedAdapter | None:
+    """The adapter of this recipe if it has been trained already."""
     folder = Path(recipe.output).expanduser()
     if not (folder / CARD_FILE).is_file() or (card := read_card(folder)) is None:
         return None
-    wanted = json.loads(json.dumps(recipe.for_card()))
-    differing = [  # what is unset is chosen while training
+    values = json.loads(json.dumps(recipe.for_card()))
+    differing = [  # an unset value was chosen in training
         name
-        for name, value in wanted.items()
+        for name, value in values.items()
         if name not in FREE_TO_CHANGE and value is not None and card.recipe.get(name) != value
     ]
     if differing:
         raise TrainingError(
-            f"{recipe.output} holds an adapter of another recipe (other {', '.join(differing)}); "
+            f"{recipe.output} contains an adapter that was trained with a different {', '.join(differing)}; "
             "replace it with --overwrite, or choose another --output"
         )
     return TrainedAdapter(folder, card)

@@ -1,6 +1,6 @@
 """LoRA training on a task: setup, fit, write.
 
-A `transformers.Trainer` with batches of packs: checkpoints, resuming, several devices and reporting are its own.
+Uses a `transformers.Trainer` on batches of packs, which handles checkpoints, resuming, several devices and reporting.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from harness_ext.trees.support import why_no_trees
 
 logger = logging.getLogger(__name__)
 
-# renamed in transformers 5.2x; the old name warns there
+# renamed in transformers 5.2x, where the old name gives a warning
 CHECKPOINTING = next(
     name
     for name in ("activation_checkpointing", "gradient_checkpointing")
@@ -69,7 +69,7 @@ REPORTED_PACKAGES = ("harness-ext", "lm-eval", "torch", "transformers", "peft")
 
 @dataclass(frozen=True)
 class TrainedAdapter:
-    """What a training run made."""
+    """An adapter that was trained and written."""
 
     folder: Path
     card: AdapterCard
@@ -79,20 +79,19 @@ def train_adapter(recipe: Recipe, *, resume: bool = False, overwrite: bool = Fal
     """Train a LoRA adapter on a task and write it to `recipe.output`.
 
     Args:
-        recipe: everything that decides the result.
-        resume: go on from the last checkpoint of an interrupted run.
-        overwrite: replace an adapter that is there.
+        recipe: all settings of the run.
+        resume: continue from the last checkpoint of an interrupted run.
+        overwrite: replace an existing adapter.
 
     Returns:
-        The folder, written in one piece at the end, and its card.
+        The adapter's folder, which is written only at the end, and its card.
 
     Raises:
-        HarnessExtError: one line on what is wrong; no adapter folder is left behind.
+        HarnessExtError: the run cannot start or fails; no adapter folder is left behind.
     """
-    processes = PartialState(cpu=choose_device().type == "cpu")  # under `accelerate launch`; also picks this one's GPU
-    output = Path(recipe.output).expanduser().absolute()
+    processes = PartialState(cpu=choose_device().type == "cpu")  # for `accelerate launch`; also selects this one's GPU
     with processes.main_process_first():
-        workspace = claim_workspace(output, recipe.output, resume=resume, overwrite=overwrite)
+        workspace = claim_workspace(recipe.output, resume=resume, overwrite=overwrite)
     base = resolve_model(recipe.model)
     task = load_task(recipe.task, include_path=recipe.include_paths)
     docs = training_docs(task)
@@ -116,13 +115,13 @@ def train_adapter(recipe: Recipe, *, resume: bool = False, overwrite: bool = Fal
         shutil.rmtree(workspace, ignore_errors=True)
         steps = trainer.state.global_step
         raise TrainingError(
-            f"training of {recipe.output} changed nothing: the adapter is as it began after {steps} optimiser "
-            f"step{'' if steps == 1 else 's'}, so it is not written; raise --learning-rate ({learning_rate:g})"
+            f"training of {recipe.output} changed nothing: after {steps} optimiser step{'' if steps == 1 else 's'} the "
+            f"adapter equals its initialisation and is not written; raise --learning-rate ({learning_rate:g})"
         )
     sample = documents.is_sample(task.config.custom_dataset, task.config.dataset_kwargs, task.config.metadata)
     card = _card(recipe, base, fingerprint(task, recipe.prompt, lm), examples, trainer, sample)
     if processes.is_main_process:
-        _write(trainer, output, recipe, card, workspace)
+        _write(trainer, recipe, card, workspace)
     processes.wait_for_everyone()
     return TrainedAdapter(Path(recipe.output).expanduser(), card)
 
@@ -151,7 +150,7 @@ def _load_base(base: str, recipe: Recipe) -> tuple[Any, Any]:
 
 
 def _add_lora(model: Any, recipe: Recipe) -> PeftModel:
-    start: Any = {"default": True}.get(recipe.init_lora_weights, recipe.init_lora_weights)
+    initialisation: Any = {"default": True}.get(recipe.init_lora_weights, recipe.init_lora_weights)
     try:
         config = LoraConfig(
             r=recipe.lora_rank,
@@ -161,18 +160,18 @@ def _add_lora(model: Any, recipe: Recipe) -> PeftModel:
             modules_to_save=recipe.modules_to_save,
             use_rslora=recipe.use_rslora,
             use_dora=recipe.use_dora,
-            init_lora_weights=start,
+            init_lora_weights=initialisation,
             task_type="CAUSAL_LM",
         )
         return get_peft_model(model, config)
     except (ValueError, TypeError, AttributeError) as error:
-        raise RecipeError(f"peft refuses this recipe: {first_line(error):.200}; change it") from error
+        raise RecipeError(f"peft rejects this recipe: {first_line(error):.200}; change the recipe") from error
 
 
 def _starting_point(model: PeftModel) -> dict[str, Tensor]:
     """Copies of the trainable weights, except the A matrices.
 
-    A tells nothing: weight decay shrinks it even while B, which it is multiplied by, stays zero.
+    A change of A means nothing: weight decay shrinks A even while its factor B is zero.
     """
     return {
         name: parameter.detach().to("cpu", copy=True)
@@ -182,7 +181,7 @@ def _starting_point(model: PeftModel) -> dict[str, Tensor]:
 
 
 def _changes_nothing(model: PeftModel, start: Mapping[str, Tensor], dtype: torch.dtype | None) -> bool:
-    """Whether training left every weight where it began, at the precision it is saved with."""
+    """Whether training left every weight unchanged, at the precision in which it is saved."""
     parameters = dict(model.named_parameters())
     return all(
         torch.equal(parameters[name].detach().cpu().to(dtype), before.to(dtype)) for name, before in start.items()
@@ -199,7 +198,7 @@ def _make_trainer(
 ) -> tuple[PackTrainer, StopOnInterrupt]:
     trees = recipe.prefix_trees
     if trees and (reason := why_no_trees(model, [*examples.training, *examples.validation])):
-        logger.warning("training without prefix trees: %s", reason)
+        logger.warning("prefix trees are disabled for this model: %s", reason)
         trees = False
     groups = (
         group_by_prefix(examples.training) if recipe.group_by_prefix else [[n] for n in range(len(examples.training))]
@@ -221,14 +220,14 @@ def _make_trainer(
             batches=GroupedBatches(groups, batch_size=recipe.batch_size, seed=recipe.seed),
         )
     except (ValueError, RuntimeError, ImportError) as error:
-        raise RecipeError(f"transformers refuses this recipe: {first_line(error):.200}; change it") from error
-    for printing in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
-        trainer.remove_callback(printing)
+        raise RecipeError(f"transformers rejects this recipe: {first_line(error):.200}; change the recipe") from error
+    for callback in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
+        trainer.remove_callback(callback)
     return trainer, interrupt
 
 
 def _has_experts(model: Any) -> bool:
-    """Whether some layers may go unused in a pass."""
+    """Whether the model has experts, so that some layers may be unused in a pass."""
     config = model.config.get_text_config()
     return any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
 
@@ -258,43 +257,44 @@ def _arguments(recipe: Recipe, workspace: Path, learning_rate: float, *, experts
         ddp_find_unused_parameters=experts,
         **{CHECKPOINTING: recipe.gradient_checkpointing},
     )
-    # One process uses one GPU: torch's DataParallel would cut packs in pieces. `accelerate launch` uses them all.
+    # One GPU per process, since torch's DataParallel would split packs. Use `accelerate launch` for several GPUs.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
 
 def _fit(trainer: PackTrainer, interrupt: StopOnInterrupt, recipe: Recipe, workspace: Path, *, resume: bool) -> None:
-    """Run the training, to its end or to an error that says how to go on."""
+    """Run the training; if it stops early, raise an error that says how to continue."""
     checkpoint = last_checkpoint(workspace) if resume else None
     try:
         with interrupt.listening():
             if checkpoint is None or not trainer.restore_finished(checkpoint):
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except KeyboardInterrupt as error:
-        raise TrainingError(f"training of {recipe.output} was cut off; {_way_on(workspace)}") from error
+        raise TrainingError(f"training of {recipe.output} was interrupted; {_next_step(workspace)}") from error
     except (OSError, SafetensorError, RuntimeError) as error:
         if not isinstance(error, RuntimeError):
-            what = f"stopped: {first_line(error)}"
+            problem = f"stopped: {first_line(error)}"
         elif any(words in str(error) for words in ("PytorchStreamWriter", "No space left")):
-            what = f"stopped: a checkpoint cannot be written ({first_line(error)})"
+            problem = f"stopped: a checkpoint cannot be written ({first_line(error)})"
         elif isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            what = "does not fit into memory: lower --max-tokens, or add --gradient-checkpointing"
+            problem = "does not fit into memory: lower --max-tokens, or add --gradient-checkpointing"
         else:
             raise
-        raise TrainingError(f"training of {recipe.output} {what:.300}; {_way_on(workspace)}") from error
-    done, planned = trainer.state.global_step, trainer.state.max_steps
-    if interrupt.interrupted and done < planned:
-        raise TrainingError(f"training of {recipe.output} stopped at step {done} of {planned}; go on with --resume")
+        raise TrainingError(f"training of {recipe.output} {problem:.300}; {_next_step(workspace)}") from error
+    step, planned = trainer.state.global_step, trainer.state.max_steps
+    if interrupt.interrupted and step < planned:
+        raise TrainingError(f"training of {recipe.output} stopped at step {step} of {planned}; continue with --resume")
 
 
-def _way_on(workspace: Path) -> str:
+def _next_step(workspace: Path) -> str:
     if last_checkpoint(workspace) is None:
-        return "there is no checkpoint yet, start it again"
-    return "mend what is to be mended and go on from the last checkpoint with --resume"
+        return "there is no checkpoint yet, so start again"
+    return "fix the problem, then continue with --resume"
 
 
-def _write(trainer: PackTrainer, output: Path, recipe: Recipe, card: AdapterCard, workspace: Path) -> None:
-    """Put the finished adapter in its place."""
+def _write(trainer: PackTrainer, recipe: Recipe, card: AdapterCard, workspace: Path) -> None:
+    """Write the finished adapter to its folder."""
+    output = Path(recipe.output).expanduser().absolute()
     readme = model_card(card, output.name)
     initial = workspace / INITIAL_FOLDER if recipe.changes_base else None
     try:
@@ -303,7 +303,7 @@ def _write(trainer: PackTrainer, output: Path, recipe: Recipe, card: AdapterCard
             save_adapter(saved, partial, card=card, readme=readme, dtype=_save_dtype(recipe), initial=initial)
     except (OSError, SafetensorError) as error:
         raise TrainingError(
-            f"{recipe.output} cannot be written ({first_line(error)}); make room and repeat with --resume"
+            f"{recipe.output} cannot be written ({first_line(error)}); free some space, then run again with --resume"
         ) from error
     shutil.rmtree(workspace, ignore_errors=True)
 
@@ -337,7 +337,7 @@ def _card(
 
 
 def _base_name(model: str, resolved: str) -> str:
-    """A base's name without the place it lies in."""
+    """A base's name without the path of its folder."""
     return Path(resolved).resolve().name if Path(resolved).is_dir() else hub_name(model)
 
 

@@ -1,10 +1,10 @@
-"""Where checkpoints lie while an adapter is made: beside its folder, gone when it is done.
+"""The folder for checkpoints during training, next to the adapter's folder; it is removed at the end.
 
 ```
 adapters/.sst2.training/
-├── recipe.json        what the run was begun with
-├── initial/           the adapter before training, where its start changes the base
-└── checkpoint-350/    Trainer's
+├── recipe.json        settings that the run was started with
+├── initial/           the adapter before training, if its initialisation changes the base
+└── checkpoint-350/    checkpoint of transformers' Trainer
 ```
 """
 
@@ -23,37 +23,47 @@ from harness_ext.errors import TrainingError
 from harness_ext.training.batches import ExampleSet
 from harness_ext.training.recipe import Recipe, flag
 
-STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that Trainer writes
-RECIPE_FILE = "recipe.json"  # what the run was begun with
-INITIAL_FOLDER = "initial"  # the adapter before training, where its start changes the base
-FREE_TO_CHANGE = (
+STATE_FILE = "trainer_state.json"  # the file that Trainer writes last in a checkpoint
+RECIPE_FILE = "recipe.json"  # settings that the run was started with
+INITIAL_FOLDER = "initial"  # the adapter before training, if its initialisation changes the base
+FREE_TO_CHANGE = (  # recipe fields that may differ when a run is resumed
     "include_path", "prefix_trees", "max_tokens", "save_dtype", "gradient_checkpointing", "save_steps", "logging_steps",
 )  # fmt: skip
-BYTES_PER_PARAMETER = 28  # trainable: two checkpoints of weights and Adam's moments, and the adapter, in float32
+BYTES_PER_PARAMETER = 28  # trainable, float32: the adapter, and two checkpoints of weights and Adam's moments
 SPARE_BYTES = 20e6
 
 
-def claim_workspace(output: Path, shown: str, *, resume: bool, overwrite: bool) -> Path:
-    """The folder for checkpoints, beside the output; removes what an earlier run left when this one starts anew."""
-    workspace = output.with_name(f".{output.name}.training")
-    if output.exists() and not output.is_dir():
-        raise TrainingError(f"{shown} is a file; choose another --output")
-    if output.exists() and any(output.iterdir()) and not overwrite:
+def workspace_of(output: str) -> Path:
+    """The folder for checkpoints of an adapter that is written to `output`."""
+    folder = Path(output).expanduser().absolute()
+    return folder.with_name(f".{folder.name}.training")
+
+
+def claim_workspace(output: str, *, resume: bool, overwrite: bool) -> Path:
+    """The folder for checkpoints; if the run is not resumed, the remains of earlier runs are removed.
+
+    Raises:
+        TrainingError: the output folder or a checkpoint exists and must not be replaced, or none exists to resume.
+    """
+    folder, workspace = Path(output).expanduser().absolute(), workspace_of(output)
+    if folder.exists() and not folder.is_dir():
+        raise TrainingError(f"{output} is a file; choose another --output")
+    if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise TrainingError(
-            f"{shown} holds an adapter already; add --overwrite to replace it, or choose another --output"
+            f"{output} already contains an adapter; replace it with --overwrite, or choose another --output"
         )
     checkpoint = last_checkpoint(workspace)
     if resume and checkpoint is None:
-        raise TrainingError(f"there is no checkpoint of {shown} to resume; start it without --resume")
+        raise TrainingError(f"there is no checkpoint of {output} to resume; start without --resume")
     if not resume and checkpoint is not None and not overwrite:
-        raise TrainingError(f"{shown} has a checkpoint; go on with --resume, or start again with --overwrite")
+        raise TrainingError(f"{output} has a checkpoint; continue with --resume, or start again with --overwrite")
     if not resume:
         shutil.rmtree(workspace, ignore_errors=True)
     return workspace
 
 
 def last_checkpoint(workspace: Path) -> Path | None:
-    """The newest checkpoint that was written to its end."""
+    """The newest checkpoint that was written completely."""
     folders = [folder for folder in workspace.glob("checkpoint-*") if folder.name.split("-")[-1].isdigit()]
     for folder in sorted(folders, key=lambda folder: -int(folder.name.split("-")[-1])):
         with contextlib.suppress(OSError, ValueError):
@@ -64,7 +74,7 @@ def last_checkpoint(workspace: Path) -> Path | None:
 
 @contextlib.contextmanager
 def kept_only_with_checkpoint(workspace: Path) -> Iterator[None]:
-    """Remove the workspace when the block fails before there is anything to resume."""
+    """Remove the workspace if the block fails before there is a checkpoint to resume."""
     try:
         yield
     except BaseException:
@@ -74,7 +84,11 @@ def kept_only_with_checkpoint(workspace: Path) -> Iterator[None]:
 
 
 def prepare(workspace: Path, model: PeftModel, recipe: Recipe, examples: ExampleSet, *, resume: bool) -> None:
-    """Make sure that there is room and that a resumed run is the same run; keep what the end has to know."""
+    """Create the workspace, or check that a resumed run has the same settings.
+
+    Raises:
+        TrainingError: there is not enough disk space, the folder cannot be written, or settings or data have changed.
+    """
     state = {"recipe": recipe.for_card(), "data": examples.data_sha256}
     file = workspace / RECIPE_FILE
     if resume and file.is_file():
@@ -86,8 +100,8 @@ def prepare(workspace: Path, model: PeftModel, recipe: Recipe, examples: Example
         free, needed = shutil.disk_usage(workspace).free, BYTES_PER_PARAMETER * parameters + SPARE_BYTES
         if free < needed:
             raise TrainingError(
-                f"no disk space for {recipe.output}: its checkpoints take {needed / 1e6:.0f} MB, "
-                f"{free / 1e6:.0f} MB are free; make room or choose another --output"
+                f"not enough disk space for {recipe.output}: its checkpoints need {needed / 1e6:.0f} MB, "
+                f"{free / 1e6:.0f} MB are free; free some space, or choose another --output"
             )
         file.write_text(json.dumps(state, indent=2), encoding="utf-8")
         if recipe.changes_base:
@@ -96,16 +110,16 @@ def prepare(workspace: Path, model: PeftModel, recipe: Recipe, examples: Example
         raise TrainingError(f"{recipe.output} cannot be written ({error}); choose another --output") from error
 
 
-def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], shown: str) -> None:
+def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], output: str) -> None:
     differing = [
         f"{flag(name)} was {before['recipe'].get(name)!r}, is {value!r}"
         for name, value in now["recipe"].items()
         if name not in FREE_TO_CHANGE and before["recipe"].get(name) != value
     ]
     if not differing and before["data"] != now["data"]:
-        differing = ["the training documents are others"]
+        differing = ["the training documents have changed"]
     if differing:
         raise TrainingError(
-            f"{shown} was begun otherwise ({'; '.join(differing)}); "
-            "resume it as it was, or start again with --overwrite"
+            f"{output} was started with different settings ({'; '.join(differing)}); "
+            "resume it with the original settings, or start again with --overwrite"
         )

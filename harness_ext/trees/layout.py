@@ -27,6 +27,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+PACK_TOKENS = 1024  # default pack size: tokens per forward pass
+
 Tokens = Sequence[int]
 
 

@@ -110,7 +110,7 @@ def test_long_contexts_lose_their_beginning_never_the_answer(tiny_lm: HFLM, capl
 def test_an_answer_that_would_be_cut_away(tiny_lm: HFLM) -> None:
     longest = max(len(continuation) for _, continuation in examples(tiny_lm, limit=None).training)
     assert examples(tiny_lm, limit=None, max_length=longest + 1)  # one token of context is left
-    with pytest.raises(TrainingError, match=r"document \d+ of 'sst2_choice': its answer takes .* raise --max-length"):
+    with pytest.raises(TrainingError, match=r"document \d+ of 'sst2_choice': its answer has .* raise --max-length"):
         examples(tiny_lm, limit=None, max_length=longest)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 
 import pytest
 import yaml
 
+from harness_ext.cli import parser_of
 from harness_ext.models.card import AdapterCard
 from harness_ext.models.sources import FETCHABLE
 from harness_ext.training.model_card import model_card
@@ -41,6 +43,15 @@ def test_front_matter(base: str) -> None:
     assert values["pipeline_tag"] == "text-generation"
     assert "lora" in values["tags"]
     assert body.startswith("\n# sst2")
+
+
+def test_its_commands_can_be_pasted_into_a_shell() -> None:
+    block = model_card(CARD, "sst2").split("```\n")[2]
+    assert "\\\n" in block  # one long command on two lines, which a shell joins
+    evaluate, compare = (shlex.split(line) for line in block.replace("\\\n", "").splitlines())
+    options = parser_of("eval").parse_args(evaluate[2:])
+    assert (options.tasks, options.adapters, options.output_path) == (["sst2_choice"], ["adapters/sst2"], "results/sst2")
+    assert compare == ["harness-ext", "compare", "results/sst2"]
 
 
 def test_a_task_of_ones_own_is_evaluated_with_its_folder() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness_ext.errors import RecipeError
-from harness_ext.training.recipe import Recipe, flag, from_text, read_recipe, recipe_from, with_values
+from harness_ext.training.recipe import Recipe, flag, from_text, read_recipe, recipe_from
 
 NEEDED = {"task": "sst2_choice", "model": "m", "output": "adapters/x"}
 ADAPTERS = Path(__file__).parents[2] / "adapters"
@@ -110,11 +110,11 @@ IMPOSSIBLE = {
 
 @pytest.mark.parametrize(("name", "value"), IMPOSSIBLE.items())
 def test_impossible_values_name_the_flag(name: str, value: Any) -> None:
-    with pytest.raises(RecipeError, match=f"^{flag(name)} (must|does)") as caught:
+    with pytest.raises(RecipeError, match=f"^{flag(name)} must") as caught:
         recipe(**{name: value})
     assert repr(value) in str(caught.value)
     with pytest.raises(RecipeError, match=flag(name)):
-        with_values(recipe(), **{name: value})
+        dataclasses.replace(recipe(), **{name: value})
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_impossible_values_name_the_flag(name: str, value: Any) -> None:
     ids=lambda d: next(iter(d)),
 )
 def test_what_a_start_that_changes_the_base_excludes(other: dict[str, Any]) -> None:
-    with pytest.raises(RecipeError, match="does not go with pissa"):
+    with pytest.raises(RecipeError, match="--init-lora-weights pissa"):
         recipe(init_lora_weights="pissa", **other)
 
 
@@ -170,13 +170,14 @@ def test_our_own_recipes_are_sound(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [(None, "cannot be read"), ("a: [", "is no YAML"), ("- a", "must be a mapping"), ("", "mapping")]
+    ("text", "problem"),
+    [(None, "cannot be read"), ("a: [", "not valid YAML"), ("- a", "must be a mapping"), ("", "mapping")],
 )
-def test_broken_recipe_files(tmp_path: Path, text: str | None, said: str) -> None:
+def test_broken_recipe_files(tmp_path: Path, text: str | None, problem: str) -> None:
     path = tmp_path / "recipe.yaml"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(RecipeError, match=said) as caught:
+    with pytest.raises(RecipeError, match=problem) as caught:
         read_recipe(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
