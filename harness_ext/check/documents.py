@@ -75,7 +75,7 @@ def needs_hub(source: TaskSource) -> bool:
 
 def _resolved(kwargs: Mapping[str, Any], file: Path) -> Source:
     return resolve_source(
-        str(kwargs.get("dataset")), data_files=kwargs.get("data_files"), data_dir=kwargs.get("data_dir"), beside=file
+        str(kwargs.get("dataset")), data_files=kwargs.get("data_files"), data_dir=kwargs.get("data_dir"), yaml_file=file
     )
 
 

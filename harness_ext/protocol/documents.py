@@ -115,7 +115,7 @@ def resolve_source(
     *,
     data_files: Mapping[str, str] | None = None,
     data_dir: str | None = None,
-    beside: str | Path | None = None,
+    yaml_file: str | Path | None = None,
 ) -> Source:
     """Where `dataset` will be read from; nothing is read yet.
 
@@ -123,7 +123,7 @@ def resolve_source(
         dataset: name in the catalogue, name of a folder under `HARNESS_EXT_DATA`, or a Hub id.
         data_files: split name -> file.
         data_dir: a folder with one file per split.
-        beside: the task's YAML file; relative paths are looked up in its folder first.
+        yaml_file: the task's YAML file; relative paths are looked up in its folder first.
 
     Raises:
         DatasetError: the folder does not exist, or the name is unknown.
@@ -131,7 +131,7 @@ def resolve_source(
     if data_files:
         return Source("files", ", ".join(data_files.values()))
     if data_dir:
-        return Source("folder", str(existing_folder(_beside(data_dir, beside), "dataset_kwargs: data_dir")))
+        return Source("folder", str(existing_folder(_located(data_dir, yaml_file), "dataset_kwargs: data_dir")))
     hub = hub_dataset(dataset)
     if root := os.environ.get(DATA_VARIABLE):
         if dataset in CATALOGUE or hub is None:
@@ -171,7 +171,7 @@ def is_sample(
         kwargs["dataset"],
         data_files=kwargs.get("data_files"),
         data_dir=kwargs.get("data_dir"),
-        beside=kwargs.get("config_source"),
+        yaml_file=kwargs.get("config_source"),
     ).is_sample
 
 
@@ -211,13 +211,13 @@ def load_documents(
         DatasetError: the data are missing, unreadable or empty, or a label is missing or outside the choices.
     """
     shape = DocumentShape(columns, answers, label, label_values, required, choices)
-    source = resolve_source(dataset, data_files=data_files, data_dir=data_dir, beside=config_source)
+    source = resolve_source(dataset, data_files=data_files, data_dir=data_dir, yaml_file=config_source)
     hub = hub_dataset(dataset)
     if source.kind == "hub" and hub is not None:
         loaded: Mapping[str, datasets.Dataset] = load_from_hub(hub, dataset)
         names = dict.fromkeys(loaded, source.location)
     else:
-        files = {split: _beside(file, config_source) for split, file in (data_files or {}).items()}
+        files = {split: _located(file, config_source) for split, file in (data_files or {}).items()}
         files = files or files_in(Path(source.location))
         loaded = load_files(files, label=(columns or {}).get(label, label))
         names = {split: str(file) for split, file in files.items()}
@@ -231,7 +231,7 @@ def load_documents(
     return documents
 
 
-def _beside(path: str, yaml_file: str | Path | None) -> Path:
+def _located(path: str, yaml_file: str | Path | None) -> Path:
     """Resolve a task's path: in the folder of the YAML if it exists there, else in the working directory."""
     given = Path(path).expanduser()
     if yaml_file is None or given.is_absolute():

@@ -50,7 +50,11 @@ def test_its_commands_can_be_pasted_into_a_shell() -> None:
     assert "\\\n" in block  # one long command on two lines, which a shell joins
     evaluate, compare = (shlex.split(line) for line in block.replace("\\\n", "").splitlines())
     options = parser_of("eval").parse_args(evaluate[2:])
-    assert (options.tasks, options.adapters, options.output_path) == (["sst2_choice"], ["adapters/sst2"], "results/sst2")
+    assert (options.tasks, options.adapters, options.output_path) == (
+        ["sst2_choice"],
+        ["adapters/sst2"],
+        "results/sst2",
+    )
     assert compare == ["harness-ext", "compare", "results/sst2"]
 
 
