@@ -230,11 +230,11 @@ GENERATE: dict[str, Any] = {
 # What the task is; flags of eval (None: not evaluated) and of train; parts of the line.
 UNANSWERABLE: dict[str, tuple[dict[str, Any], list[str] | None, list[str] | None, tuple[str, ...]]] = {
     "more shots than documents": ({"num_fewshot": 9}, [], [], ("'mine'", "few-shot examples", "num_fewshot is 9")),
-    "more shots by a flag": ({}, ["--num_fewshot", "9"], ["--num-fewshot", "9"], ("num_fewshot is 9", "lower it")),
+    "more shots by a flag": ({}, ["--num_fewshot", "9"], ["--num-fewshot", "9"], ("num_fewshot is 9", "lower num")),
     "first_n": (
         {"num_fewshot": 9, "fewshot_config": {"sampler": "first_n"}}, [], [], ("'mine'", "num_fewshot is 9"),
     ),
-    "no chat template": ({}, ["--apply_chat_template"], ["--apply-chat-template"], ("no chat template", "leave")),
+    "no chat template": ({}, ["--apply_chat_template"], ["--apply-chat-template"], ("no chat template", "omit")),
     "a blank prompt": ({"doc_to_text": " "}, [], [], ("'mine'", "without tokens", "' '", "doc_to_text")),
     "no prompt": ({**GENERATE, "doc_to_text": ""}, [], [], ("'mine'", "without tokens", "''", "doc_to_text")),
     "no documents": ({"rows": 0}, [], [], ("mine.yaml", "has no documents")),

@@ -138,7 +138,7 @@ def test_a_task_that_fails_behind_its_answers(
     [
         (
             "doc_to_target: 0\n    num_fewshot: 5",
-            "has 4 few-shot examples for a document, and num_fewshot is 5; lower it",
+            "has 4 few-shot examples for a document, but num_fewshot is 5; lower num_fewshot",
         ),
         ("doc_to_target: !function hooks.target_of_first", "KeyError: 'second' (hooks.py:5)"),
     ],
