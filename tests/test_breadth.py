@@ -1,4 +1,4 @@
-"""Tasks added as YAML alone, over hooks that were there: each renders, scores gold answers in full, and trains.
+"""Tasks that are only YAML on existing hooks: each renders, gives gold answers full marks, and can be trained on.
 
 The documents have the columns that the datasets have on the Hub; the sentences are made up.
 """
@@ -70,7 +70,7 @@ TASKS = (*PROMPTS, "triviaqa_generate", "tickets_choice")
 
 
 def rows(features: datasets.Features, split: str) -> list[dict[str, Any]]:
-    """Twelve documents, the labels in turn; a text holds its column's name and its number."""
+    """Twelve documents with alternating labels; each text contains its column's name and its number."""
     kinds = {"string": lambda name, n: f"{name} {n} ", "int32": lambda name, n: n}
     return [
         {
@@ -179,6 +179,6 @@ def test_the_catalogue_knows_them() -> None:
 
 
 def test_only_yaml(manager: TaskManager) -> None:
-    """No task of this kind has code of its own."""
+    """These tasks have no code of their own."""
     assert not list(tasks_path().rglob("*.py"))
     assert set(TASKS) <= set(manager.all_tasks)

@@ -32,7 +32,7 @@ def test_squad_v2_in_batches() -> None:
     assert scores["exact"] == pytest.approx(200 / 3)
     assert (scores["HasAns_exact"], scores["NoAns_exact"], scores["abstain_recall"]) == (100.0, 50.0, 50.0)
     assert scores["abstain_baseline"] == pytest.approx(200 / 3)
-    # A class without documents has no number.
+    # Metrics of a class without documents are missing.
     assert "HasAns_exact" not in SquadV2().compute(predictions=[""], references=[[]])
 
 

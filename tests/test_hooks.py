@@ -30,12 +30,12 @@ def mean(values: Sequence[float]) -> float:
 
 
 def columns(scores: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """As lm-eval collects them: a metric's list holds the documents that have it."""
-    found = defaultdict(list)
+    """Values as lm-eval collects them: a metric's list contains only documents that have it."""
+    collected = defaultdict(list)
     for each in scores:
         for name, value in each.items():
-            found[name].append(value)
-    return found
+            collected[name].append(value)
+    return collected
 
 
 # -- forced choice -----------------------------------------------------------------------------------------------
@@ -114,9 +114,9 @@ def test_score_label(label: int, output: str, acc: float, parsed: bool) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from([case[1] for case in LABEL_CASES])), min_size=1))
 def test_acc_is_parsed_rate_times_acc_parsed(documents: list[tuple[int, str]]) -> None:
-    found = columns([hooks.score_label(review(label), [output]) for label, output in documents])
-    acc_parsed = mean(found["acc_parsed"]) if found["acc_parsed"] else 0.0
-    assert mean(found["acc"]) == pytest.approx(mean(found["parsed_rate"]) * acc_parsed)
+    collected = columns([hooks.score_label(review(label), [output]) for label, output in documents])
+    acc_parsed = mean(collected["acc_parsed"]) if collected["acc_parsed"] else 0.0
+    assert mean(collected["acc"]) == pytest.approx(mean(collected["parsed_rate"]) * acc_parsed)
 
 
 # -- aggregations ------------------------------------------------------------------------------------------------
@@ -184,16 +184,16 @@ def test_score_squad_v2(
 
 @given(st.lists(st.sampled_from([case[:2] for case in SQUAD_CASES]), min_size=1))
 def test_squad_totals_are_the_weighted_classes(documents: list[tuple[tuple[str, ...], str]]) -> None:
-    found = columns([hooks.score_squad_v2(question(*answers), [output]) for answers, output in documents])
+    collected = columns([hooks.score_squad_v2(question(*answers), [output]) for answers, output in documents])
     for metric in ("exact", "f1"):
-        parts = [found[f"{group}_{metric}"] for group in ("HasAns", "NoAns")]
+        parts = [collected[f"{group}_{metric}"] for group in ("HasAns", "NoAns")]
         weighted = math.fsum(len(part) / len(documents) * mean(part) for part in parts if part)
-        assert mean(found[metric]) == pytest.approx(weighted)
+        assert mean(collected[metric]) == pytest.approx(weighted)
     unanswerable = mean([100.0 * (not answers) for answers, _ in documents])
-    assert mean(found["abstain_baseline"]) == pytest.approx(unanswerable)
+    assert mean(collected["abstain_baseline"]) == pytest.approx(unanswerable)
     # On an unanswerable question, abstaining is what exact match counts.
-    if found["NoAns_exact"]:
-        assert hooks.abstain_recall(found["abstain_recall"]) == pytest.approx(mean(found["NoAns_exact"]))
+    if collected["NoAns_exact"]:
+        assert hooks.abstain_recall(collected["abstain_recall"]) == pytest.approx(mean(collected["NoAns_exact"]))
 
 
 def test_every_name_is_there() -> None:
@@ -206,7 +206,7 @@ def test_every_name_is_there() -> None:
 def test_score_choice_calibrated() -> None:
     own, free = [(-1.0, False), (-1.5, False)], [(-1.0, False), (-2.0, False)]
     scores = hooks.score_choice_calibrated(review(1), own + free * 3)
-    # -1.5 - (-2.0) beats -1.0 - (-1.0): the model leans to the first choice by one nat, here by a half only.
+    # -1.5 - (-2.0) > -1.0 - (-1.0): without content the model prefers the first choice by one nat, here only by half.
     assert (scores["acc"], scores["acc_uncalibrated"]) == (1.0, 0.0)
     assert scores["auroc"] == (1, pytest.approx(0.5))
     assert scores["content_free_share"] == pytest.approx(1 / (1 + math.exp(-1)))
@@ -215,12 +215,16 @@ def test_score_choice_calibrated() -> None:
 def test_score_prompts() -> None:
     right, wrong = [(-2.0, False), (-1.0, False)], [(-1.0, False), (-2.0, False)]
     scores = [hooks.score_prompts(review(1), rows) for rows in (right + wrong + right, right + wrong + wrong)]
-    found = columns(scores)
-    assert found["acc_mean"] == [pytest.approx(2 / 3), pytest.approx(1 / 3)]
-    assert found["consistency"] == [0.0, 0.0]
+    collected = columns(scores)
+    assert collected["acc_mean"] == [pytest.approx(2 / 3), pytest.approx(1 / 3)]
+    assert collected["consistency"] == [0.0, 0.0]
     assert hooks.score_prompts(review(0), wrong * 3)["consistency"] == 1.0
     # Accuracies of the three prompts: 1, 0, 1/2.
-    assert (hooks.minimum(found["acc_min"]), hooks.median(found["acc_median"]), hooks.maximum(found["acc_max"])) == (
+    assert (
+        hooks.minimum(collected["acc_min"]),
+        hooks.median(collected["acc_median"]),
+        hooks.maximum(collected["acc_max"]),
+    ) == (
         0.0,
         0.5,
         1.0,
@@ -265,4 +269,6 @@ def test_overlaps_say_once_how_they_were_made(caplog: pytest.LogCaptureFixture) 
     messages = [record.getMessage() for record in caplog.records]
     assert [message.split(":")[0] for message in messages if message.startswith("ROUGE")] == ["ROUGE"]
     assert [message for message in messages if message.startswith("BLEU: nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp")]
-    assert [message for message in messages if message.startswith("METEOR")]  # how it was made, or why it is missing
+    assert [
+        message for message in messages if message.startswith("METEOR")
+    ]  # how it was computed, or why it is missing

@@ -58,7 +58,7 @@ def test_overlaps_are_of_answerable_questions_only(manager: TaskManager) -> None
     for sample in json.loads(json.dumps(done["samples"]["squad_v2_generate"])):
         answerable = bool(sample["doc"]["answers"]["text"])
         assert ("bleu" in sample) == ("rouge1" in sample) == answerable
-        if answerable:  # what a bootstrap needs: (prediction, references), normalised
+        if answerable:  # normalised (prediction, references), needed for bootstrapping
             prediction, references = sample["bleu"]
             assert prediction in references
 
@@ -94,7 +94,7 @@ def test_one_shot(manager: TaskManager) -> None:
 
 
 class Doubtful(Scripted):
-    """Always answers with the first gold answer or nonsense; the abstention word is likelier where there is none."""
+    """Always answers with the first gold answer or nonsense; the abstention word is more likely if there is none."""
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         assert all(request.args[1] == " unanswerable" for request in requests)
@@ -116,7 +116,7 @@ def test_a_threshold_is_tuned_on_the_training_split_and_set_by_metadata() -> Non
     assert untuned["exact"] == pytest.approx(100.0 - untuned["abstain_baseline"])
     assert untuned["threshold_rate"] == 0.0
     tuned = threshold_run("squad_v2_abstain_tune")
-    assert tuned["best_threshold"] == -3.0  # halfway between
+    assert tuned["best_threshold"] == -3.0  # the midpoint
     assert tuned["exact_tuned"] == 100.0
     assert load_task("squad_v2_abstain_tune").config.validation_split == "train"
     with_it = threshold_run("squad_v2_abstain_prob", abstain_threshold=-3.0)
@@ -197,6 +197,6 @@ def test_each_can_be_trained_on(name: str, tiny_lm: HFLM) -> None:
 def test_shipped_adapters_are_asked_as_they_were_trained(adapter: str, task: str) -> None:
     card = read_card(str(ROOT / "adapters" / adapter))
     assert card is not None
-    found = fingerprint(load_task(task), PromptSettings())
-    differing = differing_fields(card.fingerprint_fields, found.fields, PROMPT_FIELDS)
-    assert set(differing) <= {"dataset"}  # here they are the bundled sample
+    current = fingerprint(load_task(task), PromptSettings())
+    differing = differing_fields(card.fingerprint_fields, current.fields, PROMPT_FIELDS)
+    assert set(differing) <= {"dataset"}  # here the documents are the bundled sample

@@ -1,4 +1,4 @@
-"""The SST-2 tasks beside plain choice and generation: calibrated, in several wordings; in lm-eval's own evaluation."""
+"""The other SST-2 tasks (calibrated, several prompts) in lm-eval's own evaluation."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def evaluated(manager: TaskManager, model: Any, *tasks: str, **settings: Any) ->
 
 
 class Biased(Scripted):
-    """Knows every answer by two nats, and prefers "positive" by three."""
+    """Prefers the correct answer by two nats, and "positive" by three."""
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         return [(self._score(request), False) for request in requests]
@@ -67,7 +67,7 @@ def test_calibration_takes_a_bias_away(manager: TaskManager) -> None:
     assert calibrated["acc_uncalibrated,none"] == plain["acc,none"] < 1.0
     assert plain["top_class_share,none"] == 1.0
     assert calibrated["content_free_share,none"] == pytest.approx(1 / (1 + math.exp(-3)))
-    # The calibrated difference is the knowledge alone: two nats.
+    # Calibration leaves only the preference for the correct answer: two nats.
     sample = done["samples"]["sst2_choice_calibrated"][0]
     assert sample["auroc"][1] == pytest.approx(2.0 if sample["doc"]["label"] else -2.0)
 
@@ -87,7 +87,7 @@ def test_prompts_without_content_differ_in_the_review_alone(manager: TaskManager
             )
     contexts = {context for sample in done["samples"]["sst2_choice_calibrated"] for context, _ in sample["arguments"]}
     if "num_fewshot" not in settings:
-        assert len(contexts) == LIMIT + 3  # alike for all documents
+        assert len(contexts) == LIMIT + 3  # the same for all documents
 
 
 def test_calibration_in_the_chat_template(manager: TaskManager, tiny_lm: HFLM) -> None:
@@ -112,7 +112,7 @@ def test_hf_and_hf_tree_agree(manager: TaskManager, tiny_lm: HFLM, tiny_model_fo
 
 
 class OnePrompt(Scripted):
-    """Right where the label words are good and bad, else always the first word."""
+    """Correct if the label words are good and bad, else always the first label."""
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         return [(self._score(*request.args, request.doc), False) for request in requests]
@@ -133,7 +133,7 @@ def test_the_group_and_its_spread(manager: TaskManager) -> None:
     assert spread["acc_min"] == spread["acc_median"] == pytest.approx(negative)
     assert spread["acc_max"] == 1.0
     assert spread["acc_mean"] == pytest.approx(sum(accuracies) / 6)
-    assert spread["consistency"] == pytest.approx(negative)  # all say "negative" where that is right
+    assert spread["consistency"] == pytest.approx(negative)  # all prompts agree if "negative" is correct
 
 
 def test_the_spread_asks_what_the_group_asks(manager: TaskManager) -> None:
@@ -141,7 +141,7 @@ def test_the_spread_asks_what_the_group_asks(manager: TaskManager) -> None:
     for number, spread in enumerate(done["samples"]["sst2_prompts_spread"]):
         asked = [tuple(request) for task in PROMPTS for request in done["samples"][task][number]["arguments"]]
         assert [tuple(request) for request in spread["arguments"]] == asked
-    # Genuinely different: no two prompts put the same words around the review.
+    # No two prompts have the same words around the review.
     sample = done["samples"]["sst2_prompts_spread"][0]
     frames = {context.replace(sample["doc"]["sentence"].strip(), "") for context, _ in sample["arguments"]}
     assert len(frames) == len(PROMPTS)

@@ -36,7 +36,7 @@ MEANS = {
         "meteor",
     ),
 }
-# A metric of these is missing where its data is: METEOR without WordNet.
+# METEOR is missing without WordNet.
 MISSING = set() if why_no_meteor() is None else {"meteor"}
 
 
@@ -109,7 +109,7 @@ def test_always_abstaining(manager: TaskManager) -> None:
     assert squad["exact"] == squad["f1"] == squad["abstain_baseline"]
     assert 0 < squad["abstain_baseline"] < 100
     assert (squad["HasAns_exact"], squad["NoAns_exact"]) == (0.0, 100.0)
-    # No label in any output: nothing to be right about, rather than 0 of nothing.
+    # No output has a label, so acc_parsed is missing rather than 0.
     assert scores["sst2_generate"]["parsed_rate"] == scores["sst2_generate"]["acc"] == 0.0
     assert "acc_parsed" not in scores["sst2_generate"]
 
@@ -142,7 +142,7 @@ def test_samples_carry_each_metric(manager: TaskManager) -> None:
 
 @pytest.mark.slow
 def test_beside_the_tasks_of_lm_eval() -> None:
-    """With lm-eval's own ten thousand tasks indexed, too, as its command line does: no name is taken twice."""
+    """With lm-eval's own ten thousand tasks indexed, as on its command line, no task name is used twice."""
     manager = TaskManager(include_path=str(tasks_path()))
     built_in = TaskManager()
     assert not {*TASKS} & {*built_in.all_tasks}
@@ -184,7 +184,7 @@ def test_prompts() -> None:
     assert context.endswith('Passage: P\'s "text".\nQuestion: Who?\nAnswer:')
     assert squad.doc_to_target(passage) == ['Ann\'s "cat"', "cat"]
     assert squad.doc_to_target({**passage, "answers": {"text": [], "answer_start": []}}) == ["unanswerable"]
-    # What is shared comes first: two questions on one passage differ only after it.
+    # Shared text comes first: two questions on one passage differ only after the passage.
     other = squad.fewshot_context({**passage, "question": "What?"}, 0)
     assert context[: context.index("Who?")] == other[: other.index("What?")]
 

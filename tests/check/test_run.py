@@ -182,7 +182,7 @@ class Defect(NamedTuple):
     yaml: str
     change: tuple[str, str]
     id: str
-    told: tuple[str, ...]
+    expected_parts: tuple[str, ...]
     line: str | None = None  # text of the line it is found at; None for the file's first
     level: str = "error"
     splits: dict[str, Sequence[dict[str, Any]]] = {}  # noqa: RUF012  never changed
@@ -485,7 +485,9 @@ def test_a_planted_defect_is_found(defect: Defect, tmp_path: Path, tiny_model_fo
     matching = [finding for finding in findings_in(reports, id=defect.id) if finding.level == defect.level]
     listing = "\n".join(map(str, findings_in(reports)))
     assert matching, listing
-    finding = next((each for each in matching if not [part for part in defect.told if part not in str(each)]), None)
+    finding = next(
+        (each for each in matching if not [part for part in defect.expected_parts if part not in str(each)]), None
+    )
     assert finding is not None, listing
     assert finding.numbers["file"] == str(folder / "task.yaml")
     if defect.line not in (None, "..."):
@@ -563,11 +565,11 @@ metadata:
 
 @pytest.mark.parametrize("prompt", ['doc_to_text: ""\n', 'doc_to_text: "{{text}}"\n', "doc_to_text: page\n"], ids=repr)
 def test_a_rolling_task_has_no_prompt(prompt: str, tmp_path: Path, tiny_model_folder: Path) -> None:
-    """As wikitext's YAML over local text: lm-eval scores doc_to_target and never asks for a prompt."""
+    """Like wikitext's YAML, on local text: lm-eval scores doc_to_target and uses no prompt."""
     folder = write(tmp_path, ROLLING.replace('doc_to_text: ""\n', prompt))
     (report,) = check_tasks([str(folder)], encode=encoder(str(tiny_model_folder)))
     assert [finding for finding in report.findings if finding.level != "note"] == []
-    assert [finding.id for finding in report.findings] == ["C36"]  # nothing to train on: no prompt, no answer
+    assert [finding.id for finding in report.findings] == ["C36"]  # no answer to train on
     assert report.verified is not None
     assert "20 documents of validation" in report.verified
     assert "nothing to train on" in report.verified
@@ -604,12 +606,12 @@ metadata:
 
 
 def test_choices_may_be_scored_without_a_prompt(tmp_path: Path) -> None:
-    """As BLiMP's: which of two sentences is the likelier one."""
+    """Like BLiMP: which of two sentences is more likely."""
     (report,) = check_tasks([str(write(tmp_path, SENTENCES))])
     assert not report.broken
     generating = GENERATE.replace(QUESTION, 'doc_to_text: ""\n')
     (finding,) = findings_in(check_tasks([str(write(tmp_path, generating))]), id="C19")
-    assert "doc_to_text" in str(finding)  # an answer to nothing
+    assert "doc_to_text" in str(finding)  # generation needs a prompt
 
 
 def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:
@@ -699,7 +701,7 @@ class SquadV2(evaluate.Metric):
         everything = scores["HasAns"] + scores["NoAns"]
         result = {}
         for name, pairs in {"": everything, "HasAns_": scores["HasAns"], "NoAns_": scores["NoAns"]}.items():
-            if not pairs:  # the official script leaves such a class out
+            if not pairs:  # the official script omits such a class
                 continue
             for number, metric in enumerate(("exact", "f1")):
                 result[name + metric] = 100 * sum(pair[number] for pair in pairs) / len(pairs)
@@ -735,7 +737,7 @@ def test_squadv2_cannot_reach_100(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_yaml_text_is_checked_as_written(tmp_path: Path) -> None:
-    """A byte order mark and Windows line ends are fine; another encoding is not."""
+    """A byte order mark and Windows line endings are accepted; another encoding is not."""
     folder = write(tmp_path, CHOICE)
     (folder / "task.yaml").write_bytes(b"\xef\xbb\xbf" + CHOICE.replace("\n", "\r\n").encode())
     assert not findings_in(check_tasks([str(folder)]))

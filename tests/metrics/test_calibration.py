@@ -21,8 +21,8 @@ def test_calibrate_by_hand() -> None:
     prior = [0.8, 0.2]
     p = [0.7, 0.3]
     expected = [0.7 / 0.8, 0.3 / 0.2]
-    found = softmax(calibrate([math.log(x) for x in p], [[math.log(x) for x in prior]]))
-    assert found == pytest.approx([x / sum(expected) for x in expected])
+    threshold = softmax(calibrate([math.log(x) for x in p], [[math.log(x) for x in prior]]))
+    assert threshold == pytest.approx([x / sum(expected) for x in expected])
 
 
 def test_the_prior_is_a_mean_of_probabilities() -> None:
@@ -58,13 +58,13 @@ def score(rows: list[tuple[float, float, float]], threshold: float) -> float:
     return sum(row[2] if row[0] > threshold else row[1] for row in rows) / len(rows)
 
 
-# Oracle: every threshold that can matter, tried one by one.
+# Oracle: try every threshold that gives a different result.
 @given(rows_of)
 def test_no_threshold_is_better(rows: list[tuple[float, float, float]]) -> None:
-    found = best_threshold(rows)
-    assert found.score == pytest.approx(score(rows, found.logprob))
+    threshold = best_threshold(rows)
+    assert threshold.score == pytest.approx(score(rows, threshold.logprob))
     tried = [-math.inf, *(row[0] for row in rows)]
-    assert found.score == pytest.approx(max(score(rows, each) for each in tried))
+    assert threshold.score == pytest.approx(max(score(rows, each) for each in tried))
 
 
 @given(rows_of, st.randoms())
@@ -80,7 +80,7 @@ def test_the_order_of_documents_does_not_matter(rows: list[tuple[float, float, f
         ([(-1.0, 100.0, 0.0), (-2.0, 100.0, 0.0)], -1.0),  # never abstain
         ([(-1.0, 0.0, 100.0), (-2.0, 0.0, 100.0)], -3.0),  # always
         ([(-1.0, 0.0, 100.0), (-1.0, 0.0, 100.0), (-5.0, 100.0, 0.0)], -3.0),
-        ([(-1.0, 0.0, 0.0), (-2.0, 0.0, 0.0)], -1.0),  # nothing to gain: do not abstain
+        ([(-1.0, 0.0, 0.0), (-2.0, 0.0, 0.0)], -1.0),  # no difference: do not abstain
         ([(-1.0, 100.0, 0.0), (-1.0, 0.0, 100.0)], -1.0),  # a tie cannot be split
     ],
 )

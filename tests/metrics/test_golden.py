@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from harness_ext.metrics import known, labels, squad
 
-# Pieces that meet the rules' corners: articles inside words, ASCII and other punctuation, accents, full-width letters,
-# letters whose lower case is longer, white space that is no blank.
+# Pieces for corner cases of the rules: articles inside words, ASCII and other punctuation, accents, full-width letters,
+# letters whose lower case is longer, white space other than a space.
 # fmt: off
 PIECES = st.sampled_from(
     ["the", "The", "a", "an", "theatre", "Ann", "cat", "CAT", "cat.", "c.a.t", "-", "–", "“cat”", "'", "$", "é", "ß",
@@ -34,7 +34,7 @@ ASCII_PUNCTUATION = set("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 
 
 def tokens(text: str) -> list[str]:
-    """Lower-case, drop ASCII punctuation, blank out articles that stand as words, split at white space."""
+    """Lower-case, drop ASCII punctuation, replace articles by spaces, split at white space."""
     kept = "".join(character for character in text.lower() if character not in ASCII_PUNCTUATION)
     return re.sub(r"(?<!\w)(?:a|an|the)(?!\w)", " ", kept).split()
 
@@ -53,15 +53,17 @@ def f1(prediction: Sequence[str], reference: Sequence[str]) -> float:
 
 def v1(prediction: str, references: Sequence[str]) -> tuple[float, float]:
     golds = [tokens(reference) for reference in references]
-    said = tokens(prediction)
-    return float(any(said == gold for gold in golds)), max(f1(said, gold) for gold in golds)
+    predicted_text = tokens(prediction)
+    return float(any(predicted_text == gold for gold in golds)), max(f1(predicted_text, gold) for gold in golds)
 
 
 def v2(prediction: str, references: Sequence[str]) -> tuple[float, float]:
     golds = [gold for reference in references if (gold := tokens(reference))] or [[]]
-    said = tokens(prediction)
-    each = [float(said == gold) if not said or not gold else f1(said, gold) for gold in golds]
-    return float(any(said == gold for gold in golds)), max(each)
+    predicted_text = tokens(prediction)
+    each = [
+        float(predicted_text == gold) if not predicted_text or not gold else f1(predicted_text, gold) for gold in golds
+    ]
+    return float(any(predicted_text == gold for gold in golds)), max(each)
 
 
 @given(TEXTS, REFERENCES)
@@ -88,7 +90,7 @@ def test_squad_v2(prediction: str, references: list[str]) -> None:
 @given(st.lists(st.tuples(TEXTS, REFERENCES), min_size=1, max_size=5))
 def test_squad_v1_is_torchmetrics(documents: list[tuple[str, list[str]]]) -> None:
     text = pytest.importorskip("torchmetrics.functional.text")
-    predictions = [{"prediction_text": said, "id": str(n)} for n, (said, _) in enumerate(documents)]
+    predictions = [{"prediction_text": predicted_text, "id": str(n)} for n, (predicted_text, _) in enumerate(documents)]
     golds = [
         {"answers": {"text": references, "answer_start": [0] * len(references)}, "id": str(n)}
         for n, (_, references) in enumerate(documents)
@@ -96,8 +98,8 @@ def test_squad_v1_is_torchmetrics(documents: list[tuple[str, list[str]]]) -> Non
     expected = text.squad(predictions, golds)
     exact = [squad.squad_v1_exact_match(*document) for document in documents]
     assert 100 * sum(exact) / len(exact) == pytest.approx(float(expected["exact_match"]), abs=1e-3)
-    # Where both texts are empty torchmetrics follows v2 (F1 is 1), we the official v1 script (0).
-    if any(not tokens(said) and [] in map(tokens, references) for said, references in documents):
+    # If both texts are empty, torchmetrics follows v2 (F1 is 1); we follow the official v1 script (0).
+    if any(not tokens(predicted_text) and [] in map(tokens, references) for predicted_text, references in documents):
         return
     overlap = [squad.squad_v1_f1(*document) for document in documents]
     assert 100 * sum(overlap) / len(overlap) == pytest.approx(float(expected["f1"]), abs=1e-3)
@@ -105,8 +107,8 @@ def test_squad_v1_is_torchmetrics(documents: list[tuple[str, list[str]]]) -> Non
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1))
 def test_abstention_is_scikit_learn(rows: list[tuple[bool, bool]]) -> None:
-    golds, said = [not has_answer for _, has_answer in rows], [abstained for abstained, _ in rows]
-    oracle = {"y_true": golds, "y_pred": said, "zero_division": math.nan}
+    golds, predicted_text = [not has_answer for _, has_answer in rows], [abstained for abstained, _ in rows]
+    oracle = {"y_true": golds, "y_pred": predicted_text, "zero_division": math.nan}
     for ours, theirs in (
         (known.ABSTAIN_PRECISION, sklearn.metrics.precision_score),
         (known.ABSTAIN_RECALL, sklearn.metrics.recall_score),
@@ -124,10 +126,14 @@ PAIRS = st.lists(st.tuples(CLASSES, st.none() | CLASSES), min_size=1, max_size=3
 @pytest.mark.filterwarnings("ignore:A single label was found")
 @given(PAIRS)
 def test_labels_are_scikit_learn(pairs: list[tuple[int, int]]) -> None:
-    golds, said = zip(*((gold, -1 if predicted is None else predicted) for gold, predicted in pairs), strict=True)
-    expected = sklearn.metrics.f1_score(golds, said, average="macro", labels=sorted(set(golds)), zero_division=0)
+    golds, predicted_text = zip(
+        *((gold, -1 if predicted is None else predicted) for gold, predicted in pairs), strict=True
+    )
+    expected = sklearn.metrics.f1_score(
+        golds, predicted_text, average="macro", labels=sorted(set(golds)), zero_division=0
+    )
     assert known.MACRO_F1(pairs) == pytest.approx(expected)
-    assert known.MCC(pairs) == pytest.approx(sklearn.metrics.matthews_corrcoef(golds, said))
+    assert known.MCC(pairs) == pytest.approx(sklearn.metrics.matthews_corrcoef(golds, predicted_text))
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from([-math.inf, -2.0, -1.0, 0.0, 0.5, 1.0])), min_size=2))
@@ -136,7 +142,7 @@ def test_auroc_is_scikit_learn_also_with_ties(pairs: list[tuple[int, float]]) ->
     if len(set(golds)) < 2:
         assert math.isnan(known.AUROC(pairs))
     else:
-        finite = [max(score, -9.0) for score in scores]  # scikit-learn refuses -inf
+        finite = [max(score, -9.0) for score in scores]  # scikit-learn rejects -inf
         assert known.AUROC(pairs) == pytest.approx(sklearn.metrics.roc_auc_score(golds, finite))
 
 

@@ -1,4 +1,4 @@
-"""Metrics that are no mean of documents, computed from what is logged: against scikit-learn and sacrebleu."""
+"""Metrics that are not means over documents, from logged values, against scikit-learn and sacrebleu."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness_ext.metrics.statistic import Statistic
 
 
 def computed(metric: str) -> Statistic:
-    """The last declaration of a metric: the one for pairs, where it may also be logged as a number."""
+    """The last declaration of a metric, which is the one for pairs if it may also be logged as a number."""
     return declared(metric)[-1]
 
 
@@ -27,7 +27,7 @@ def label_pairs(seed: int, classes: int, n: int = 60) -> list[tuple[int, int | N
     return [(g, None if p < 0 else p) for g, p in zip(gold.tolist(), predicted.tolist(), strict=True)]
 
 
-# Oracle: scikit-learn, unparsed outputs a class of their own that no gold label has.
+# Oracle: scikit-learn, with unparsed outputs as an extra class without gold labels.
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("seed", range(3))
 def test_label_metrics(seed, classes):
@@ -56,7 +56,7 @@ def test_auroc():
             computed("auroc")([other])
 
 
-# Without blocks the table of a thousand labels and 9,000 documents takes 216 MB.
+# Without blocks, the table of a thousand labels and 9,000 documents would take 216 MB.
 def test_documents_are_summed_in_blocks():
     rng = np.random.default_rng(0)
     gold, predicted = rng.integers(0, 1000, 9000), rng.integers(0, 1000, 9000)

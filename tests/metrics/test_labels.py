@@ -41,7 +41,7 @@ def test_one_predicted_class_on_sst2_is_the_baseline() -> None:
 # --- scores of probabilities ---
 
 
-# Oracle: scikit-learn; for more than two classes, half the sum of the one-against-rest Brier scores.
+# Oracle: scikit-learn; for more than two classes, half the sum of the one-vs-rest Brier scores.
 @pytest.mark.parametrize("classes", [2, 3, 5])
 def test_probability_scores_agree_with_sklearn(classes: int) -> None:
     rng = np.random.default_rng(classes)
@@ -91,7 +91,7 @@ def test_calibration_error_of_equal_confidences_is_one_gap() -> None:
     assert expected_calibration_error([0.9] * 10, [True] * 6 + [False] * 4) == pytest.approx(0.3)
 
 
-# --- refusals ---
+# --- invalid input ---
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_what_cannot_be_scored_is_refused(call: object, message: str) -> None:
         call()  # type: ignore[operator]
 
 
-# --- the label a generated text declares ---
+# --- labels in generated text ---
 
 SENTIMENT = ["negative", "positive"]
 NEWS = ["sports", "sports news", "Sci/Tech", "world"]
@@ -140,7 +140,7 @@ HINDI = ["नकारात्मक", "सकारात्मक"]
         ("“_Positive_”", SENTIMENT, 1),
         ("- `negative`", SENTIMENT, 0),
         ("```\nnegative\n```", SENTIMENT, 0),
-        ("Label:\npositive", SENTIMENT, None),  # the first line holds none
+        ("Label:\npositive", SENTIMENT, None),  # no label on the first line
         # 2: whole words
         ("positively negative", SENTIMENT, 0),
         ("positively", SENTIMENT, None),
@@ -156,7 +156,7 @@ HINDI = ["नकारात्मक", "सकारात्मक"]
         ("sci/tech", NEWS, 2),
         ("not_entailment", NLI, 1),
         ("not positive", ["positive", "not positive"], 1),
-        # 4: nothing said
+        # 4: no mention
         ("", SENTIMENT, None),
         (" \n ", SENTIMENT, None),
         ("I cannot tell", SENTIMENT, None),

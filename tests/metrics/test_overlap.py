@@ -53,7 +53,7 @@ def test_documents_with_different_numbers_of_references() -> None:
     rows = [BleuRow("a b c d", ["a b c d"]), BleuRow("e f g h", ["x", "e f g h", "y z"])]
     assert corpus_bleu(rows) == pytest.approx(100.0)
     assert overlap.bleu_signature().startswith("nrefs:var|case:mixed|eff:no|tok:13a|smooth:exp|version:")
-    # A row comes back from a samples file as a list.
+    # Rows read from a samples file are lists.
     assert corpus_bleu([["a b c d", ["a b c d"]], ["e f g h", ["x", "e f g h", "y z"]]]) == pytest.approx(100.0)
 
 
@@ -87,7 +87,7 @@ def test_rouge_is_rouge_score(prediction: str, references: list[str]) -> None:
         ("black cats sleep", ["black cat"], (0.8, 2 / 3, 0.8)),  # stemmed
         ("", ["cat"], (0.0, 0.0, 0.0)),
         ("the", ["cat"], (0.0, 0.0, 0.0)),  # articles only
-        ("Cat.", ["dog", "a cat"], (1.0, 0.0, 1.0)),  # one word has no pair of words
+        ("Cat.", ["dog", "a cat"], (1.0, 0.0, 1.0)),  # one word has no bigram
     ],
 )
 def test_rouge_by_hand(prediction: str, references: list[str], expected: tuple[float, ...]) -> None:
@@ -120,7 +120,7 @@ def test_a_perfect_answer_of_m_words(answer: str) -> None:
 @needs_wordnet
 def test_synonyms_and_stems_match() -> None:
     assert meteor("auto", ["a car"]) == meteor("cars", ["car"]) == 0.5
-    # nltk hands WordNet what is left after stemming: of "automobile" only "automobil", which it does not know.
+    # nltk looks up stems in WordNet: "automobil" for "automobile", which is not in it.
     assert meteor("automobile", ["a car"]) == 0.0
     assert meteor("", ["car"]) == meteor("banana", ["car"]) == 0.0
 

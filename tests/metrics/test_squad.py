@@ -82,7 +82,7 @@ def test_both_versions_agree_with_the_official_rules(prediction: str, references
     [
         ("  The   Cat, an owl & a dog!\n", "cat owl dog"),
         ("theatre another", "theatre another"),  # articles inside words stay
-        ("1990–1995", "1990–1995"),  # an en dash is no ASCII punctuation
+        ("1990–1995", "1990–1995"),  # an en dash is not ASCII punctuation
         ("“the” café", "“ ” café"),  # nor are curly quotes and accents
         ("a-b", "ab"),  # punctuation goes before articles
         ("the a an", ""),
@@ -103,7 +103,7 @@ def test_normalize_answer(text: str, expected: str) -> None:
         ("a cat", [], 0.0, 0.0),
         ("the", [], 1.0, 1.0),
         ("cat", ["", "the", "cat"], 1.0, 1.0),
-        ("", ["", "cat"], 0.0, 0.0),  # an empty reference is dropped beside a real one
+        ("", ["", "cat"], 0.0, 0.0),  # an empty reference next to a real one is dropped
         ("red fox", ["red", "quick red fox"], 0.0, 4 / 5),  # the best reference counts
     ],
 )
@@ -111,7 +111,7 @@ def test_v2_scores(prediction: str, references: list[str], exact: float, f1: flo
     assert (exact_match(prediction, references), token_f1(prediction, references)) == pytest.approx((exact, f1))
 
 
-# Oracle: evaluate-v1.1.py, by hand: nothing overlaps in two empty texts.
+# Oracle: evaluate-v1.1.py, by hand: two empty texts have no overlap.
 def test_v1_two_empty_texts_match_without_f1() -> None:
     assert (squad_v1_exact_match("the", [""]), squad_v1_f1("the", [""])) == (1.0, 0.0)
 
@@ -136,7 +136,7 @@ def test_one_string_is_no_list_of_references(metric: object) -> None:
         ("No  answer!", True),
         ("", True),
         (" ... ", True),
-        ("the", False),  # scored as "", but not declared
+        ("the", False),  # scored as "", but not an abstention in words
         ("no answer is given", False),
         ("unanswerable question", False),
     ],

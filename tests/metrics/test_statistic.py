@@ -1,4 +1,4 @@
-"""A metric's declaration: what is known, what a YAML says, and that hooks and comparison compute the same."""
+"""Declarations of metrics, from the table and from YAML; hooks and comparison compute the same values."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from harness_ext.metrics.statistic import POINTS, SHARE, Statistic
     ],
 )  # fmt: skip
 def test_units(metric, siblings, unit, higher):
-    found = declared(metric, siblings=siblings)
-    assert {each.unit for each in found} == {unit}
-    assert {each.higher_is_better for each in found} == {higher}
+    declarations = declared(metric, siblings=siblings)
+    assert {statistic.unit for statistic in declarations} == {unit}
+    assert {statistic.higher_is_better for statistic in declarations} == {higher}
 
 
 @pytest.mark.parametrize(
@@ -46,16 +46,16 @@ def test_units(metric, siblings, unit, higher):
     ],
 )
 def test_a_task_declares_its_metrics(metadata, unit, limits, margin):
-    (found,) = declared("mine", metadata)
-    assert (found.unit, found.limits, found.margin) == (unit, limits, margin)
+    (statistic,) = declared("mine", metadata)
+    assert (statistic.unit, statistic.limits, statistic.margin) == (unit, limits, margin)
 
 
 def test_a_task_cannot_rescale_what_has_a_unit_of_its_own():
-    (found,) = declared("log_loss", {"metric_scale": 100})
-    assert found.unit == "nats"
+    (statistic,) = declared("log_loss", {"metric_scale": 100})
+    assert statistic.unit == "nats"
 
 
-# A task that declares 0-100 logs all of its metrics so, or only those that it averages: both are one declaration.
+# A task that declares 0-100 logs all its metrics on that scale, or only the averaged ones; both use one declaration.
 @pytest.mark.parametrize(("metric", "scale"), [("macro_f1", 100), ("f1", 100), ("abstain_f1", 1)])
 def test_a_computed_metric_may_be_logged_on_either_scale(metric, scale):
     units = {each.unit for each in declared(metric, {"metric_scale": scale}) if not each.is_mean}
@@ -63,8 +63,8 @@ def test_a_computed_metric_may_be_logged_on_either_scale(metric, scale):
 
 
 def test_points_become_shares():
-    (found,) = declared("exact")
-    assert found.in_shares() == Statistic("exact", SHARE, 0, 1, higher_is_better=True)
+    (statistic,) = declared("exact")
+    assert statistic.in_shares() == Statistic("exact", SHARE, 0, 1, higher_is_better=True)
     bleu = known_statistics("bleu")[1]
     logged = [(["the cat sat on the mat today"], "the cat sat on a mat today")]
     assert bleu.in_shares()(logged) == pytest.approx(bleu(logged) / 100)

@@ -1,4 +1,4 @@
-"""A file becomes a task: sound, portable, trainable; or one line says why not, and nothing is left behind."""
+"""`new-task` makes valid, portable, trainable tasks; invalid data give a one-line error and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -62,18 +62,18 @@ def is_clean(folder: Path) -> bool:
     return bool(report.verified)
 
 
-# -- what is made ------------------------------------------------------------------------------------------------
+# -- the files of a task ------------------------------------------------------------------------------------------
 
 
 def test_a_choice() -> None:
-    made = new_task("news", "choice", write(Path("news.jsonl"), news()))
-    assert made.folder == Path("tasks/news")
-    assert made.choices == tuple(sorted(TOPICS))
-    assert dict(made.counts) == {"train": 64, "validation": 16}
-    assert {file.name for file in made.folder.iterdir()} == {"news.yaml", "README.md", "test_news.py", "data"}
-    rows = documents(made.folder, "validation")
+    created = new_task("news", "choice", write(Path("news.jsonl"), news()))
+    assert created.folder == Path("tasks/news")
+    assert created.choices == tuple(sorted(TOPICS))
+    assert dict(created.counts) == {"train": 64, "validation": 16}
+    assert {file.name for file in created.folder.iterdir()} == {"news.yaml", "README.md", "test_news.py", "data"}
+    rows = documents(created.folder, "validation")
     assert sorted(row["label"] for row in rows) == sorted([0, 1, 2, 3] * 4)  # classes keep their shares
-    assert is_clean(made.folder)
+    assert is_clean(created.folder)
     assert not [child for child in Path("tasks").iterdir() if child.name != "news"]
 
 
@@ -82,21 +82,21 @@ def test_generation_with_a_passage() -> None:
         {"passage": f"Passage {n // 3}.", "question": f"Q {n}?", "answers": {"text": [f"a{n}", f"b{n}"]}}
         for n in range(60)
     ]
-    made = new_task("reading", "generate", write(Path("qa.jsonl"), rows))
-    train, validation = (documents(made.folder, split) for split in ("train", "validation"))
+    created = new_task("reading", "generate", write(Path("qa.jsonl"), rows))
+    train, validation = (documents(created.folder, split) for split in ("train", "validation"))
     assert not {row["passage"] for row in train} & {row["passage"] for row in validation}
     assert validation[0]["answers"][0].startswith("a")
-    assert is_clean(made.folder)
+    assert is_clean(created.folder)
 
 
 @pytest.mark.parametrize(("kind", "rows"), [("choice", news()), ("generate", faq())], ids=["choice", "generate"])
 def test_stock_lm_eval_finds_it_anywhere(kind: Any, rows: list[dict[str, Any]], tmp_path: Path) -> None:
-    """The folder holds all there is: moved elsewhere, it loads in an unmodified lm-eval."""
-    made = new_task("mine", kind, write(Path("a.jsonl"), rows))
-    moved = shutil.move(made.folder, tmp_path / "elsewhere")
+    """The folder is self-contained: after moving it, stock lm-eval still loads it."""
+    created = new_task("mine", kind, write(Path("a.jsonl"), rows))
+    moved = shutil.move(created.folder, tmp_path / "elsewhere")
     task = TaskManager(include_path=str(moved), include_defaults=False).load(["mine"])["tasks"]["mine"]
-    assert len(task.eval_docs) == made.counts["validation"]
-    assert len(training_docs(load_task("mine", include_path=[moved]))) == made.counts["train"]
+    assert len(task.eval_docs) == created.counts["validation"]
+    assert len(training_docs(load_task("mine", include_path=[moved]))) == created.counts["train"]
 
 
 def test_the_same_seed_the_same_folder() -> None:
@@ -108,10 +108,10 @@ def test_the_same_seed_the_same_folder() -> None:
 
 
 def test_test_split_is_what_is_evaluated() -> None:
-    made = new_task("news", "choice", write(Path("a.jsonl"), news()), test=0.25)
-    assert dict(made.counts) == {"train": 44, "validation": 16, "test": 20}
-    assert "test_split: test" in (made.folder / "news.yaml").read_text()
-    assert is_clean(made.folder)
+    created = new_task("news", "choice", write(Path("a.jsonl"), news()), test=0.25)
+    assert dict(created.counts) == {"train": 44, "validation": 16, "test": 20}
+    assert "test_split: test" in (created.folder / "news.yaml").read_text()
+    assert is_clean(created.folder)
 
 
 LABELS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
@@ -127,18 +127,18 @@ LABELS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
 @pytest.mark.parametrize(("label", "words", "choices"), LABELS.values(), ids=LABELS)
 def test_labels(label: Any, words: Any, choices: tuple[str, ...]) -> None:
     rows = [{"text": f"Ein Satz, größer als {n}", "label": label(n)} for n in range(60)]
-    made = new_task("mine", "choice", write(Path("a.jsonl"), rows), labels=words)
-    assert made.choices == choices
-    assert is_clean(made.folder)
+    created = new_task("mine", "choice", write(Path("a.jsonl"), rows), labels=words)
+    assert created.choices == choices
+    assert is_clean(created.folder)
 
 
 def test_awkward_columns() -> None:
     rows = [{"Review Text": f"t {n}", "choices": "x", "self": 1, "Is it good?": n % 2} for n in range(20)]
-    made = new_task(
+    created = new_task(
         "mine", "choice", write(Path("a.jsonl"), rows), columns={"label": "Is it good?", "text": "Review Text"}
     )
-    assert documents(made.folder, "train")[0].keys() == {"Review_Text", "choices_", "self_", "label"}
-    assert is_clean(made.folder)
+    assert documents(created.folder, "train")[0].keys() == {"Review_Text", "choices_", "self_", "label"}
+    assert is_clean(created.folder)
 
 
 def test_missing_values_repeats_and_conflicts_are_told() -> None:
@@ -149,15 +149,15 @@ def test_missing_values_repeats_and_conflicts_are_told() -> None:
         {"headline": None, "topic": "World"},
         {"headline": "x", "topic": ""},
     ]
-    made = new_task("news", "choice", write(Path("a.jsonl"), rows))
-    notes = "\n".join(made.notes)
+    created = new_task("news", "choice", write(Path("a.jsonl"), rows))
+    notes = "\n".join(created.notes)
     assert "1 rows without 'headline' are dropped (first: row 43)" in notes
     assert "1 rows without 'topic' are dropped (first: row 44)" in notes
     assert "2 rows repeat a text" in notes
     assert "1 texts have two labels" in notes
     assert "repeat an earlier 'id'" in notes
-    assert sum(made.counts.values()) == 42
-    assert not [each for report in check_tasks([str(made.folder)]) for each in report.findings if each.id == "C27"]
+    assert sum(created.counts.values()) == 42
+    assert not [each for report in check_tasks([str(created.folder)]) for each in report.findings if each.id == "C27"]
 
 
 def test_many_classes_are_warned_of() -> None:
@@ -167,21 +167,21 @@ def test_many_classes_are_warned_of() -> None:
 
 def test_long_answers_have_room() -> None:
     rows = [{"question": f"Q {n}?", "answer": "word\n" * 30 + str(n)} for n in range(20)]
-    made = new_task("mine", "generate", write(Path("a.jsonl"), rows))
-    yaml = (made.folder / "mine.yaml").read_text()
+    created = new_task("mine", "generate", write(Path("a.jsonl"), rows))
+    yaml = (created.folder / "mine.yaml").read_text()
     assert 'until: ["\\n\\n"]' in yaml
-    assert is_clean(made.folder)
+    assert is_clean(created.folder)
 
 
 def test_its_own_test_passes() -> None:
-    made = new_task("news", "choice", write(Path("a.jsonl"), news()))
-    scope: dict[str, Any] = {"__file__": str(made.folder.absolute() / "test_news.py"), "__name__": "test_news"}
-    exec((made.folder / "test_news.py").read_text(), scope)
+    created = new_task("news", "choice", write(Path("a.jsonl"), news()))
+    scope: dict[str, Any] = {"__file__": str(created.folder.absolute() / "test_news.py"), "__name__": "test_news"}
+    exec((created.folder / "test_news.py").read_text(), scope)
     scope["test_check_finds_no_error"]()
 
 
 def test_text_stays_as_it_is_written() -> None:
-    """The rows that `load_documents` would read from the same file, labels that look like nothing among them."""
+    """The same rows as `load_documents` reads, even if labels look like missing values."""
     file = Path("a.csv")
     labels = ("NA", "null")
     rows = [{"text": f"text {n}", "zip": f"00{n}", "label": labels[n % 2]} for n in range(20)]
@@ -189,30 +189,30 @@ def test_text_stays_as_it_is_written() -> None:
         writer = csv.DictWriter(stream, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    made = new_task("mine", "choice", file)
-    assert made.choices == labels
-    written = [row for split in ("train", "validation") for row in documents(made.folder, split)]
+    created = new_task("mine", "choice", file)
+    assert created.choices == labels
+    written = [row for split in ("train", "validation") for row in documents(created.folder, split)]
     assert {(row["text"], row["zip"], labels[row["label"]]) for row in written} == {tuple(row.values()) for row in rows}
-    assert is_clean(made.folder)
+    assert is_clean(created.folder)
 
 
 # -- data in splits, on the Hub, and questions without an answer ---------------------------------------------------
 
 
-def is_evaluated(made: NewTask, answer: Callable[[dict[str, Any]], str], metric: str) -> dict[str, float]:
-    """Scores of a model that answers right, by stock lm-eval."""
-    manager = TaskManager(include_path=str(made.folder), include_defaults=False)
-    scores: dict[str, float] = run(manager, answer, made.name)[made.name]
+def is_evaluated(created: NewTask, answer: Callable[[dict[str, Any]], str], metric: str) -> dict[str, float]:
+    """Scores of correct answers in stock lm-eval."""
+    manager = TaskManager(include_path=str(created.folder), include_defaults=False)
+    scores: dict[str, float] = run(manager, answer, created.name)[created.name]
     assert scores[metric] in (1.0, 100.0)
     return scores
 
 
-def is_trained(made: NewTask, model: Path) -> None:
+def is_trained(created: NewTask, model: Path) -> None:
     recipe = Recipe(
-        task=made.name, include_path=str(made.folder), model=str(model), output="adapters/mine", lora_rank=2,
+        task=created.name, include_path=str(created.folder), model=str(model), output="adapters/mine", lora_rank=2,
         max_steps=1, batch_size=4, limit=16, validation_size=4, max_tokens=4000, dtype="float32",
     )  # fmt: skip
-    assert train_adapter(recipe).card.task == made.name
+    assert train_adapter(recipe).card.task == created.name
 
 
 def label(doc: dict[str, Any]) -> str:
@@ -233,45 +233,45 @@ def in_splits() -> dict[str, Path]:
 
 
 def test_data_in_splits(tiny_model_folder: Path) -> None:
-    made = new_task("news", "choice", in_splits())
-    assert dict(made.counts) == {"train": 40, "validation": 24}
-    assert documents(made.folder, "train")[0] == {"headline": news()[0]["headline"], "label": 3}
-    assert documents(made.folder, "validation")[0] == {"headline": f"Dev. {news()[40]['headline']}", "label": 3}
-    (note,) = made.notes
+    created = new_task("news", "choice", in_splits())
+    assert dict(created.counts) == {"train": 40, "validation": 24}
+    assert documents(created.folder, "train")[0] == {"headline": news()[0]["headline"], "label": 3}
+    assert documents(created.folder, "validation")[0] == {"headline": f"Dev. {news()[40]['headline']}", "label": 3}
+    (note,) = created.notes
     assert note.endswith(": extra")
-    assert is_clean(made.folder)
-    is_evaluated(made, label, "acc")
-    is_trained(made, tiny_model_folder)
+    assert is_clean(created.folder)
+    is_evaluated(created, label, "acc")
+    is_trained(created, tiny_model_folder)
 
 
 def test_a_test_split_of_its_own_is_what_is_evaluated() -> None:
     rows = [{"headline": f"Test {n}", "topic": TOPICS[n % 2]} for n in range(9)]
-    made = new_task("news", "choice", {**in_splits(), "test": write(Path("test.jsonl"), rows)})
-    assert dict(made.counts) == {"train": 40, "validation": 24, "test": 9}
-    assert len(load_task("news", include_path=[made.folder]).eval_docs) == 9
-    assert is_clean(made.folder)
+    created = new_task("news", "choice", {**in_splits(), "test": write(Path("test.jsonl"), rows)})
+    assert dict(created.counts) == {"train": 40, "validation": 24, "test": 9}
+    assert len(load_task("news", include_path=[created.folder]).eval_docs) == 9
+    assert is_clean(created.folder)
 
 
 def test_a_folder_with_a_file_for_each_split() -> None:
     Path("data").mkdir()
     for split, file in in_splits().items():
         file.rename(Path("data") / f"{split}{file.suffix}")
-    made = new_task("news", "choice", "data")
-    assert dict(made.counts) == {"train": 40, "validation": 24}
-    assert is_clean(made.folder)
+    created = new_task("news", "choice", "data")
+    assert dict(created.counts) == {"train": 40, "validation": 24}
+    assert is_clean(created.folder)
 
 
 def test_what_splits_share_and_lack_is_told() -> None:
     files = in_splits()
     shared = [*news(6), {"headline": "New", "topic": "Weather"}]
-    made = new_task("news", "choice", {**files, "validation": write(Path("dev.jsonl"), shared)})
-    assert any("6 of 7 texts of validation" in note for note in made.notes)
-    assert any(note.startswith("labels of validation") and note.endswith(": Weather") for note in made.notes)
+    created = new_task("news", "choice", {**files, "validation": write(Path("dev.jsonl"), shared)})
+    assert any("6 of 7 texts of validation" in note for note in created.notes)
+    assert any(note.startswith("labels of validation") and note.endswith(": Weather") for note in created.notes)
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, str | None]]:
-    """A Hub that answers from repositories under `hub/`; gives what was asked for: id, config, revision."""
+    """A Hub that serves repositories under `hub/`; returns the requested (id, config, revision)."""
     asked = []
     load = hf_datasets.load_dataset
 
@@ -301,13 +301,13 @@ def on_the_hub(rows: Sequence[Mapping[str, Any]], **kinds: Any) -> hf_datasets.D
     return hf_datasets.Dataset.from_list(list(rows), features=hf_datasets.Features({**features, **kinds}))
 
 
-def kwargs_of(made: NewTask) -> dict[str, Any]:
-    text = (made.folder / f"{made.name}.yaml").read_text().replace("!function ", "")
+def kwargs_of(created: NewTask) -> dict[str, Any]:
+    text = (created.folder / f"{created.name}.yaml").read_text().replace("!function ", "")
     return dict(yaml.safe_load(text)["dataset_kwargs"])
 
 
 def test_a_hub_data_set(hub: list[Any], tiny_model_folder: Path) -> None:
-    """As on the Hub: declared class names, columns that templates cannot name, a test split that hides its labels."""
+    """Class names are declared, a column needs renaming for templates, and test labels are not published."""
     topic = hf_datasets.ClassLabel(names=list(TOPICS))
     rows = [{"The Headline": f"What happened on day {n}", "topic": n % 4, "choices": "x"} for n in range(60)]
     repository(
@@ -316,64 +316,64 @@ def test_a_hub_data_set(hub: list[Any], tiny_model_folder: Path) -> None:
         validation=on_the_hub(rows[40:], topic=topic),
         test=on_the_hub([{**row, "topic": -1} for row in rows], topic=topic),
     )
-    made = new_task("news", "choice", "acme/topics", columns={"text": "The Headline"})
-    assert made.choices == TOPICS  # in the order that the data set declares
-    assert dict(made.counts) == {"train": 40, "validation": 20}
-    assert any("test split" in note for note in made.notes)
-    assert kwargs_of(made) == {
+    created = new_task("news", "choice", "acme/topics", columns={"text": "The Headline"})
+    assert created.choices == TOPICS  # in the order that the data set declares
+    assert dict(created.counts) == {"train": 40, "validation": 20}
+    assert any("test split" in note for note in created.notes)
+    assert kwargs_of(created) == {
         "dataset": f"acme/topics@{'0123abcd' * 5}",
         "columns": {"The_Headline": "The Headline", "choices_": "choices"},
         "label": "topic", "label_values": ["0", "1", "2", "3"], "required": ["The_Headline", "label"],
         "choices": list(TOPICS),
     }  # fmt: skip
-    assert not (made.folder / "data").exists()
-    assert is_clean(made.folder)
-    task = load_task("news", include_path=[made.folder])
+    assert not (created.folder / "data").exists()
+    assert is_clean(created.folder)
+    task = load_task("news", include_path=[created.folder])
     assert len(training_docs(task)) == 40
     assert task.eval_docs[1] == {"The_Headline": "What happened on day 41", "choices_": "x", "label": 1,
                                  "choices": list(TOPICS)}  # fmt: skip
     assert set(hub) == {("acme/topics", None, "0123abcd" * 5)}
-    is_evaluated(made, label, "acc")
-    is_trained(made, tiny_model_folder)
+    is_evaluated(created, label, "acc")
+    is_trained(created, tiny_model_folder)
 
 
 def test_a_hub_data_set_of_words_and_other_split_names(hub: list[Any]) -> None:
     rows = news(40)
     repository("acme/topics", train=on_the_hub(rows), validation_matched=on_the_hub(rows[:8]))
-    made = new_task("news", "choice", "acme/topics")
-    assert kwargs_of(made)["label_values"] == sorted(TOPICS)
-    assert "validation_split: validation_matched" in (made.folder / "news.yaml").read_text()
-    assert is_clean(made.folder)
-    is_evaluated(made, label, "acc")
+    created = new_task("news", "choice", "acme/topics")
+    assert kwargs_of(created)["label_values"] == sorted(TOPICS)
+    assert "validation_split: validation_matched" in (created.folder / "news.yaml").read_text()
+    assert is_clean(created.folder)
+    is_evaluated(created, label, "acc")
 
 
 def test_a_hub_data_set_as_plain_as_ours(hub: list[Any]) -> None:
     rows = [{"text": f"text {n}", "label": n % 2} for n in range(20)]
     repository("acme/plain", train=on_the_hub(rows), test=on_the_hub(rows[:5]))
-    made = new_task("mine", "choice", f"acme/plain@{'f' * 40}", labels={"0": "bad", "1": "good"})
-    assert kwargs_of(made) == {"dataset": f"acme/plain@{'f' * 40}", "choices": ["bad", "good"]}
-    assert is_clean(made.folder)
-    assert len(load_task("mine", include_path=[made.folder]).eval_docs) == 5
+    created = new_task("mine", "choice", f"acme/plain@{'f' * 40}", labels={"0": "bad", "1": "good"})
+    assert kwargs_of(created) == {"dataset": f"acme/plain@{'f' * 40}", "choices": ["bad", "good"]}
+    assert is_clean(created.folder)
+    assert len(load_task("mine", include_path=[created.folder]).eval_docs) == 5
 
 
 def test_a_hub_data_set_of_questions(hub: list[Any], tiny_model_folder: Path) -> None:
     splits = {split: squad(split) for split in ("train", "validation")}
     repository("acme/squad", **{split: on_the_hub(rows) for split, rows in splits.items()})
-    made = new_task("reading", "generate", "acme/squad")
-    assert kwargs_of(made) == {"dataset": f"acme/squad@{'0123abcd' * 5}", "answers": "answers"}
-    assert is_clean(made.folder)
-    scores = is_evaluated(made, answer_or_abstain, "exact")
+    created = new_task("reading", "generate", "acme/squad")
+    assert kwargs_of(created) == {"dataset": f"acme/squad@{'0123abcd' * 5}", "answers": "answers"}
+    assert is_clean(created.folder)
+    scores = is_evaluated(created, answer_or_abstain, "exact")
     assert scores["HasAns_exact"] == scores["NoAns_exact"] == scores["abstain_f1"] == 100.0
-    is_trained(made, tiny_model_folder)
+    is_trained(created, tiny_model_folder)
 
 
 def test_without_the_hub_no_revision_is_pinned(hub: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The data set is in the local cache: enough to make a task, which says what is missing."""
+    """The local cache is enough to make a task; a note says that the revision is not pinned."""
     monkeypatch.setattr("harness_ext.protocol.documents._hub_answers", lambda: False)
     repository("acme/plain", train=on_the_hub(news(40)), validation=on_the_hub(news(8)))
-    made = new_task("news", "choice", "acme/plain")
-    assert kwargs_of(made)["dataset"] == "acme/plain"
-    assert any("no revision is pinned" in line for line in made.notes)
+    created = new_task("news", "choice", "acme/plain")
+    assert kwargs_of(created)["dataset"] == "acme/plain"
+    assert any("no revision is pinned" in line for line in created.notes)
 
 
 def squad(split: str) -> list[dict[str, Any]]:
@@ -381,23 +381,23 @@ def squad(split: str) -> list[dict[str, Any]]:
 
 
 def test_squad_is_told_by_its_columns(tiny_model_folder: Path) -> None:
-    made = new_task("reading", "generate", write(Path("squad.jsonl"), squad("train")))
-    assert sum(made.counts.values()) == len(squad("train"))  # none is left out
-    assert is_clean(made.folder)
-    scores = is_evaluated(made, answer_or_abstain, "exact")
+    created = new_task("reading", "generate", write(Path("squad.jsonl"), squad("train")))
+    assert sum(created.counts.values()) == len(squad("train"))  # none is dropped
+    assert is_clean(created.folder)
+    scores = is_evaluated(created, answer_or_abstain, "exact")
     assert scores["HasAns_exact"] == scores["NoAns_exact"] == scores["abstain_f1"] == 100.0
-    manager = TaskManager(include_path=str(made.folder), include_defaults=False)
-    always = run(manager, lambda _: "Unanswerable.", made.name)[made.name]
+    manager = TaskManager(include_path=str(created.folder), include_defaults=False)
+    always = run(manager, lambda _: "Unanswerable.", created.name)[created.name]
     assert always["NoAns_exact"] == 100.0
     assert always["exact"] == pytest.approx(always["abstain_baseline"])
-    is_trained(made, tiny_model_folder)
+    is_trained(created, tiny_model_folder)
 
 
 def test_squad_v1_has_an_answer_to_every_question() -> None:
     rows = [row for row in squad("train") if row["answers"]["text"]]
-    made = new_task("reading", "generate", write(Path("squad.jsonl"), rows))
-    assert "score_answer" in (made.folder / "reading.yaml").read_text()
-    assert is_clean(made.folder)
+    created = new_task("reading", "generate", write(Path("squad.jsonl"), rows))
+    assert "score_answer" in (created.folder / "reading.yaml").read_text()
+    assert is_clean(created.folder)
 
 
 def test_questions_without_an_answer_in_a_csv() -> None:
@@ -407,10 +407,10 @@ def test_questions_without_an_answer_in_a_csv() -> None:
     without = new_task("faq", "generate", "faq.csv")
     assert sum(without.counts.values()) == 40
     assert any("20 rows without 'answer'" in line and "--unanswerable" in line for line in without.notes)
-    made = new_task("faq", "generate", "faq.csv", unanswerable=True, overwrite=True)
-    assert sum(made.counts.values()) == 60
-    assert is_clean(made.folder)
-    scores = is_evaluated(made, answer_or_abstain, "exact")
+    created = new_task("faq", "generate", "faq.csv", unanswerable=True, overwrite=True)
+    assert sum(created.counts.values()) == 60
+    assert is_clean(created.folder)
+    scores = is_evaluated(created, answer_or_abstain, "exact")
     assert scores["abstain_baseline"] == pytest.approx(100 / 3)
 
 
@@ -446,14 +446,14 @@ REFUSED: dict[str, tuple[Any, list[dict[str, Any]], dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("kind", "rows", "options", "told"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("kind", "rows", "options", "expected_part"), REFUSED.values(), ids=REFUSED)
 def test_what_is_refused(
-    kind: Any, rows: list[dict[str, Any]], options: dict[str, Any], told: str, tmp_path: Path
+    kind: Any, rows: list[dict[str, Any]], options: dict[str, Any], expected_part: str, tmp_path: Path
 ) -> None:
     file = write(Path("a.jsonl"), rows)
     with pytest.raises(HarnessExtError) as caught:
         new_task(**{"name": "mine", "kind": kind, "data": file, **options})
-    assert told in str(caught.value)
+    assert expected_part in str(caught.value)
     assert "\n" not in str(caught.value)
     assert {child.name for child in tmp_path.iterdir()} == {"a.jsonl"}
 
@@ -485,17 +485,19 @@ SPLITS_REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("data", "options", "told"), SPLITS_REFUSED.values(), ids=SPLITS_REFUSED)
-def test_what_is_refused_of_splits(data: Callable[[], Any], options: dict[str, Any], told: str, hub: list[Any]) -> None:
+@pytest.mark.parametrize(("data", "options", "expected_part"), SPLITS_REFUSED.values(), ids=SPLITS_REFUSED)
+def test_what_is_refused_of_splits(
+    data: Callable[[], Any], options: dict[str, Any], expected_part: str, hub: list[Any]
+) -> None:
     with pytest.raises(HarnessExtError) as caught:
         new_task("mine", "choice", data(), **options)
-    assert told in str(caught.value)
+    assert expected_part in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not Path("tasks/mine").exists()
 
 
 def test_nothing_is_half_written(tmp_path: Path) -> None:
-    """A row that cannot be read far behind the first block."""
+    """A row far beyond the first block cannot be read."""
     random.seed(0)
     file = Path("a.csv")
     lines = [f"text {n} {'x' * 200},{n % 2}" for n in range(60_000)]
@@ -507,12 +509,12 @@ def test_nothing_is_half_written(tmp_path: Path) -> None:
 
 def test_an_existing_folder() -> None:
     file = write(Path("a.jsonl"), news())
-    made = new_task("news", "choice", file)
+    created = new_task("news", "choice", file)
     with pytest.raises(HarnessExtError, match="--overwrite"):
         new_task("news", "choice", file)
-    (made.folder / "old.txt").write_text("")
+    (created.folder / "old.txt").write_text("")
     new_task("news", "choice", file, overwrite=True)
-    assert not (made.folder / "old.txt").exists()
+    assert not (created.folder / "old.txt").exists()
     Path("precious").mkdir()
     with pytest.raises(HarnessExtError, match="not replaced"):
         new_task("news", "choice", file, output="precious", overwrite=True)

@@ -1,4 +1,4 @@
-"""Where documents come from, and what is said when they cannot be had."""
+"""Where documents come from, and the errors when they cannot be loaded."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ def test_choices_become_a_column_and_hidden_labels_pass(tmp_path: Path) -> None:
 
 # -- what is written is what is read -------------------------------------------------------------------------------
 
-# Oracle: the file itself. Each of these is something else to a reader that infers types: a missing value, a number, a
-# truth value, a date.
+# Oracle: the file itself. A reader that infers types would change each of these: to a missing value, a number, a
+# boolean or a date.
 LOOKALIKES = ("NA", "N/A", "n/a", "null", "NULL", "None", "nan", "NaN", "#N/A", "-", "", " ", "00501", "+49 30", "1e5",
               "1.0", "1,5", "0x1F", "inf", "TRUE", "no", "2020-01-31", "2020-01-31 10:00:00", "10:30")  # fmt: skip
 
@@ -134,14 +134,14 @@ def test_text_stays_as_it_is_written(name: str, content: bytes, tmp_path: Path) 
 
 @pytest.mark.parametrize("text", LOOKALIKES)
 def test_a_column_of_one_kind_stays_text(text: str, tmp_path: Path) -> None:
-    """All cells alike: what a reader that looks at a whole column would convert."""
+    """All cells are equal, so a reader that looks at a whole column would convert them."""
     (tmp_path / "test.csv").write_bytes(csv_of([["sentence", "code"], *([["x", text]] * 3)]))
     assert load_documents(dataset="mine", data_dir=str(tmp_path))["test"]["code"][:] == [text] * 3
 
 
 def test_json_values_keep_the_type_json_gives_them(tmp_path: Path) -> None:
     rows = [{"n": 7, "f": 1.5, "b": True, "t": "7", "l": ["NA", "2020-01-31"], "m": {"at": [3]}, "late": None}] * 3000
-    rows[-1] = {**rows[-1], "n": None, "late": "NA"}  # a type that shows in the last row only
+    rows[-1] = {**rows[-1], "n": None, "late": "NA"}  # a type that appears only in the last row
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     read = load_documents(dataset="mine", data_dir=str(tmp_path))["test"]
     assert (read[0], read[2999]) == (rows[0], rows[-1])
@@ -161,7 +161,7 @@ LABEL_CELLS: dict[str, tuple[tuple[str, ...], list[Any]]] = {
 
 @pytest.mark.parametrize(("cells", "labels"), LABEL_CELLS.values(), ids=LABEL_CELLS)
 def test_the_label_column_of_a_csv(cells: tuple[str, ...], labels: list[Any], tmp_path: Path) -> None:
-    """A task without `choices` in its dataset_kwargs reads labels, too: lm-eval wants numbers there."""
+    """A task without `choices` in its dataset_kwargs also reads labels, which lm-eval requires to be numbers."""
     (tmp_path / "test.csv").write_bytes(csv_of([["sentence", "label"], *(["x", cell] for cell in cells)]))
     assert load_documents(dataset="mine", data_dir=str(tmp_path))["test"]["label"][:] == labels
 
@@ -220,7 +220,7 @@ def test_other_spellings_are_other_labels(label: Any, tmp_path: Path) -> None:
 
 
 def test_hidden_labels_are_no_class(tmp_path: Path) -> None:
-    """SNLI: -1 where annotators did not agree."""
+    """Like SNLI: -1 if annotators did not agree."""
     rows = [{"text": "a", "label": 1}, {"text": "b", "label": -1}]
     assert [row["label"] for row in shaped(tmp_path, rows, choices=["x", "y"])] == [1, -1]
     assert [row["label"] for row in shaped(tmp_path, rows, choices=["x", "y"], required=["label"])] == [1]
@@ -251,11 +251,11 @@ SHAPES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("kwargs", "told"), SHAPES.values(), ids=SHAPES)
-def test_shapes_that_do_not_fit(kwargs: dict[str, Any], told: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kwargs", "expected_parts"), SHAPES.values(), ids=SHAPES)
+def test_shapes_that_do_not_fit(kwargs: dict[str, Any], expected_parts: tuple[str, ...], tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         shaped(tmp_path, [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}], **kwargs)
-    assert_one_line(caught.value, told)
+    assert_one_line(caught.value, expected_parts)
 
 
 # -- splits that are not there -------------------------------------------------------------------------------------
@@ -346,7 +346,7 @@ def test_a_hub_id_is_loaded_from_the_hub_or_from_its_copy(tmp_path: Path, monkey
 
     monkeypatch.setattr(documents, "_hub_answers", lambda: True)
     monkeypatch.setattr(hf_datasets, "load_dataset", from_hub)
-    assert text() == "hub"  # although the bundled sample is asked for: it has no such data set
+    assert text() == "hub"  # the bundled sample is selected, but does not contain this data set
     monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
     assert text() == "hub"
     (tmp_path / "acme" / "topics").mkdir(parents=True)
@@ -473,11 +473,11 @@ BAD_FILES = {
 }
 
 
-@pytest.mark.parametrize(("files", "error", "told"), BAD_FILES.values(), ids=BAD_FILES)
+@pytest.mark.parametrize(("files", "error", "expected_parts"), BAD_FILES.values(), ids=BAD_FILES)
 def test_bad_files(
     files: dict[str, str | bytes],
     error: type[HarnessExtError],
-    told: tuple[str, ...],
+    expected_parts: tuple[str, ...],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -486,14 +486,14 @@ def test_bad_files(
     with pytest.raises(HarnessExtError) as caught:
         load_task("sst2_choice")
     assert type(caught.value) is error
-    assert_one_line(caught.value, told)
-    assert "Failed to" not in capfd.readouterr().err  # said once, by us
+    assert_one_line(caught.value, expected_parts)
+    assert "Failed to" not in capfd.readouterr().err  # only our own error is shown
 
 
-def assert_one_line(error: BaseException, told: tuple[str, ...]) -> None:
+def assert_one_line(error: BaseException, expected_parts: tuple[str, ...]) -> None:
     message = str(error)
     assert "\n" not in message
-    assert not [part for part in told if part not in message], message
+    assert not [part for part in expected_parts if part not in message], message
     assert "?;" not in message
     assert ".;" not in message
 
@@ -529,15 +529,15 @@ BAD_REQUESTS = {
 }
 
 
-@pytest.mark.parametrize(("ask", "error", "told"), BAD_REQUESTS.values(), ids=BAD_REQUESTS)
-def test_bad_requests(ask: Any, error: type[HarnessExtError], told: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("ask", "error", "expected_parts"), BAD_REQUESTS.values(), ids=BAD_REQUESTS)
+def test_bad_requests(ask: Any, error: type[HarnessExtError], expected_parts: tuple[str, ...]) -> None:
     with pytest.raises(HarnessExtError) as caught:
         ask()
     assert type(caught.value) is error
-    assert_one_line(caught.value, told)
+    assert_one_line(caught.value, expected_parts)
 
 
-@pytest.mark.slow  # lm-eval's own tasks are indexed before a name is called unknown
+@pytest.mark.slow  # lm-eval's own tasks are indexed before a name is reported as unknown
 def test_unknown_task() -> None:
     with pytest.raises(TaskError) as caught:
         load_task("sst2_choise")
@@ -577,13 +577,13 @@ UNTRAINABLE = {
 }
 
 
-@pytest.mark.parametrize(("more", "told"), UNTRAINABLE.values(), ids=UNTRAINABLE)
-def test_untrainable_tasks(more: str, told: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("more", "expected_parts"), UNTRAINABLE.values(), ids=UNTRAINABLE)
+def test_untrainable_tasks(more: str, expected_parts: tuple[str, ...], tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(TASK_YAML.format(more=more + "\nfewshot_split: train"))
     with pytest.raises(TaskError) as caught:
         training_docs(load_task(str(file)))
-    assert_one_line(caught.value, told)
+    assert_one_line(caught.value, expected_parts)
 
 
 BROKEN_YAML = {
@@ -600,8 +600,10 @@ BROKEN_YAML = {
 }
 
 
-@pytest.mark.parametrize(("more", "told"), BROKEN_YAML.values(), ids=BROKEN_YAML)
-def test_broken_yaml(more: str, told: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("more", "expected_parts"), BROKEN_YAML.values(), ids=BROKEN_YAML)
+def test_broken_yaml(
+    more: str, expected_parts: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_EVALUATE_OFFLINE", "1")
     file = tmp_path / "mine.yaml"
     file.write_text(TASK_YAML.format(more="") + "\n")
@@ -609,7 +611,7 @@ def test_broken_yaml(more: str, told: tuple[str, ...], tmp_path: Path, monkeypat
     file.write_text("\n".join([*lines, more]))
     with pytest.raises(HarnessExtError) as caught:
         load_task(str(file))
-    assert_one_line(caught.value, told)
+    assert_one_line(caught.value, expected_parts)
 
 
 @pytest.fixture
@@ -673,7 +675,7 @@ def test_sample_sentences(split: str, least: int) -> None:
     assert len({plain(doc["sentence"]) for doc in docs}) == len(docs)
     share = sum(doc["label"] for doc in docs) / len(docs)
     assert 0.48 <= share <= 0.52
-    # Negated and contrasted sentences occur in both classes, so that no single word gives the label away.
+    # Negated and contrasting sentences occur in both classes, so no single word determines the label.
     for word in ("not", "but"):
         assert len({doc["label"] for doc in docs if word in plain(doc["sentence"]).split()}) == 2
     assert not any(len(doc["sentence"].split()) < 4 for doc in docs)

@@ -1,4 +1,4 @@
-"""Few-shot examples: balanced, seeded, never the document itself, and the same for all where the task says so."""
+"""Few-shot examples: balanced, seeded, never the document itself, and the same for all documents if configured."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_fixed_means_the_same_for_every_document() -> None:
     fixed, drawn_anew = FixedBalancedSampler(DOCS), BalancedSampler(DOCS)
     assert fixed.sample(5) == fixed.sample(5) == fixed.sample(5, eval_doc={"sentence": "another", "label": 0})
     assert drawn_anew.sample(5) != drawn_anew.sample(5)
-    # One of the examples is asked for itself: the other examples stay.
+    # For a document that is one of the examples, only that example is replaced.
     first, *others = fixed.sample(5)
     instead = fixed.sample(5, eval_doc=first)
     assert instead[1:] == others
@@ -80,7 +80,7 @@ def test_other_documents_to_draw_from() -> None:
 
 
 class Prompts(LM):
-    """Keeps what it is asked."""
+    """Records its prompts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ def prompts(seed: int) -> list[str]:
 
 
 def test_sst2_choice_5shot_shows_all_documents_the_same_examples() -> None:
-    """In lm-eval's own evaluation, through the YAML; another seed shows others."""
+    """In lm-eval's own evaluation of the YAML; another seed draws other examples."""
     seen = prompts(1234)
     task = load_task("sst2_choice_5shot")
     evaluated = [f"Review: {doc['sentence'].strip()}\nSentiment:" for doc in list(task.validation_docs())[:20]]

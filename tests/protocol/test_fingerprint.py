@@ -62,15 +62,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def made(config: Mapping[str, Any] = CONFIG, **more: Any) -> ConfigurableTask:
-    # lm-eval keeps and changes the dictionaries it is given
+    # lm-eval keeps and modifies the dictionaries it gets
     fresh = {key: (dict(value) if isinstance(value, dict) else value) for key, value in {**config, **more}.items()}
     return ConfigurableTask(config=fresh)
 
 
 def differing(one: Fingerprint, other: Fingerprint) -> list[str]:
-    found = differing_fields(one.fields, other.fields, (*PROMPT_FIELDS, *SCORING_FIELDS))
-    assert (one.digest == other.digest) == (not found)
-    return found
+    changed = differing_fields(one.fields, other.fields, (*PROMPT_FIELDS, *SCORING_FIELDS))
+    assert (one.digest == other.digest) == (not changed)
+    return changed
 
 
 TASK_CHANGES: dict[str, tuple[dict[str, Any], str]] = {
@@ -102,8 +102,8 @@ def test_a_change_of_the_task_shows(change: dict[str, Any], field: str, folder: 
 
 def test_output_type_shows(folder: Path) -> None:
     scored = {"output_type": "loglikelihood", "generation_kwargs": None}
-    found = differing(fingerprint(made(), PromptSettings()), fingerprint(made(**scored), PromptSettings()))
-    assert found == ["output_type", "generation_kwargs"]
+    changed = differing(fingerprint(made(), PromptSettings()), fingerprint(made(**scored), PromptSettings()))
+    assert changed == ["output_type", "generation_kwargs"]
 
 
 def test_options_of_a_metric_show(folder: Path) -> None:
@@ -144,7 +144,7 @@ def test_another_chat_template_shows(folder: Path, tiny_lm: HFLM, monkeypatch: p
 
 
 SAME: dict[str, tuple[PromptSettings, PromptSettings]] = {
-    "no shots, said or unsaid": (PromptSettings(), PromptSettings(num_fewshot=0)),
+    "no shots, given or not": (PromptSettings(), PromptSettings(num_fewshot=0)),
     "few-shot seed without shots": (PromptSettings(), PromptSettings(fewshot_seed=1)),
     "turns without shots": (
         PromptSettings(apply_chat_template=True),
@@ -253,7 +253,7 @@ def test_fields_are_named_once() -> None:
 
 
 def test_a_class_and_what_it_asks_are_part_of_it(folder: Path) -> None:
-    """An ordinary task has no such field, so that fingerprints in older cards and results stay what they were."""
+    """An ordinary task has no such field, so fingerprints in older cards and results stay the same."""
     plain = fingerprint(load_task("sst2_choice"), PromptSettings())
     calibrated = fingerprint(load_task("sst2_choice_calibrated"), PromptSettings())
     assert "class" not in plain.fields

@@ -1,4 +1,4 @@
-"""Files as people have them: byte order marks, other delimiters, quotes, damage; read in bounded memory."""
+"""Real-world files: byte order marks, other delimiters, quotes, damage; and reading in bounded memory."""
 
 from __future__ import annotations
 
@@ -108,14 +108,14 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("name", "content", "told"), BAD.values(), ids=BAD)
-def test_bad_files(name: str, content: bytes | None, told: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "content", "expected_part"), BAD.values(), ids=BAD)
+def test_bad_files(name: str, content: bytes | None, expected_part: str, tmp_path: Path) -> None:
     file = tmp_path / name
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(DatasetError) as caught:
         read(file)
-    assert told in str(caught.value)
+    assert expected_part in str(caught.value)
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -134,7 +134,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, sum(
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
 def test_a_large_file_streams(ending: str, tmp_path: Path) -> None:
-    """What a 96 MB file adds to memory is what a few blocks need, and does not grow with the file."""
+    """Reading a 96 MB file takes the memory of a few blocks, independent of its size."""
 
     def write(file: Path, rows: int) -> Path:
         filler = " lorem ipsum dolor sit amet" * 35

@@ -1,4 +1,4 @@
-"""What a model is asked in evaluation is what an adapter is trained on, plus the answer and one end token.
+"""Training uses the prompts of evaluation, plus the answer and one end token.
 
 Oracle: the requests of lm-eval's own `task.build_all_requests` and the token ids its model class makes of them.
 """
@@ -58,7 +58,7 @@ ANSWERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The beginnings of the real splits where they are at hand, so that a task loads at once; else the sample."""
+    """The first rows of the real splits if available, so that a task loads quickly; else the sample."""
     if not SHARED_DATA.is_dir():
         return SAMPLE_FOLDER
     root = tmp_path_factory.mktemp("data")
@@ -79,7 +79,7 @@ def task(request: pytest.FixtureRequest, data: Path) -> Iterator[ConfigurableTas
 def evaluation_requests(
     task: ConfigurableTask, settings: PromptSettings, lm: HFLM, *, limit: int = DOCUMENTS
 ) -> list[list[Instance]]:
-    """Requests of each evaluated document, made by lm-eval as `simple_evaluate` has it do."""
+    """Requests of each evaluated document, built by lm-eval as in `simple_evaluate`."""
     before = task.get_config("num_fewshot")
     task.set_config("num_fewshot", settings.num_fewshot or before or 0)
     task.set_fewshot_seed(seed=settings.fewshot_seed)
@@ -132,7 +132,7 @@ def test_training_ids_are_evaluation_ids(
         # White space at the end of a scored context moves into the continuation: `_encode_pair`.
         moved = each.context[len(each.context.rstrip()) :] if continuation is not None else ""
         assert tiny_lm.tokenizer.decode(encoded.continuation) == moved + each.continuation
-        # One begin token, where the tokenizer adds one and where the chat template brings one.
+        # One BOS token, whether the tokenizer or the chat template adds it.
         assert (context.index(tiny_lm.prefix_token_id), context.count(tiny_lm.prefix_token_id)) == (0, 1)
 
 
@@ -272,7 +272,7 @@ def test_a_task_with_zero_shots_keeps_them(tmp_path: Path, tiny_lm: HFLM) -> Non
     assert first == Rendered("Q: Is ice cold?\nA:", " yes indeed")
 
 
-UNSURE = {**CHOICE, "doc_to_target": "{{label}}{{'!' if label > 1}}"}  # an index, or a word that is no choice
+UNSURE = {**CHOICE, "doc_to_target": "{{label}}{{'!' if label > 1}}"}  # an index, or a word that is not a choice
 UNRENDERABLE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "field missing": ({}, {"answer": "x"}, "'question' is undefined"),
     "label missing": ({**CHOICE, "doc_to_target": "{{label}}"}, {"question": "?"}, "'label' is undefined"),
@@ -292,14 +292,14 @@ UNRENDERABLE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("config", "row", "told"), UNRENDERABLE.values(), ids=UNRENDERABLE)
+@pytest.mark.parametrize(("config", "row", "expected_part"), UNRENDERABLE.values(), ids=UNRENDERABLE)
 def test_documents_that_cannot_be_rendered(
-    config: dict[str, Any], row: dict[str, Any], told: str, tmp_path: Path, tiny_lm: HFLM
+    config: dict[str, Any], row: dict[str, Any], expected_part: str, tmp_path: Path, tiny_lm: HFLM
 ) -> None:
     task = make_task(tmp_path, **config)
     with pytest.raises(TaskError) as caught:
         list(render(task, [ROWS[0], row], PromptSettings(), tiny_lm))
-    assert told in str(caught.value)
+    assert expected_part in str(caught.value)
     assert "'made' cannot render document 1" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -311,16 +311,16 @@ def test_what_has_no_answer_cannot_be_trained_on(tmp_path: Path, tiny_lm: HFLM) 
 
 
 def test_prompts_of_any_task(tmp_path: Path, tiny_lm: HFLM) -> None:
-    """Of a task without a gold answer, too. Oracle: lm-eval's own requests."""
+    """Also for a task without a gold answer. Oracle: lm-eval's own requests."""
     rolling = make_task(tmp_path, output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="{{question}}")
     for task in (rolling, make_task(tmp_path), make_task(tmp_path, **CHOICE)):
         evaluation = evaluation_requests(task, PromptSettings(), tiny_lm)
-        found = list(prompts(task, task.validation_docs(), PromptSettings(), tiny_lm))
-        assert found == [requests[0].args[0] for requests in evaluation]
+        rendered = list(prompts(task, task.validation_docs(), PromptSettings(), tiny_lm))
+        assert rendered == [requests[0].args[0] for requests in evaluation]
 
 
 @pytest.mark.parametrize(
-    ("own", "asked", "told"),
+    ("own", "asked", "expected_part"),
     [
         (None, True, "has no chat template; omit apply_chat_template"),
         ("", True, "has no chat template"),
@@ -328,18 +328,18 @@ def test_prompts_of_any_task(tmp_path: Path, tiny_lm: HFLM) -> None:
         ({"tool": "x", "rag": "y"}, True, "no chat template 'default'; set apply_chat_template to one of rag, tool"),
         ({"default": "x"}, "rag", "no chat template 'rag'; set apply_chat_template to one of default"),
         ("x", True, None),
-        ("x", "named", None),  # lm-eval takes the only one
+        ("x", "named", None),  # lm-eval uses the only template
         ({"default": "x", "rag": "y"}, "rag", None),
         ({"default": "x"}, True, None),
         (None, False, None),
     ],
 )
-def test_a_chat_template_that_is_not_there(own: Any, asked: bool | str, told: str | None) -> None:
+def test_a_chat_template_that_is_not_there(own: Any, asked: bool | str, expected_part: str | None) -> None:
     lm: Any = SimpleNamespace(tokenizer=SimpleNamespace(chat_template=own, name_or_path="org/base"))
-    with pytest.raises(ModelError) if told else contextlib.nullcontext() as caught:
+    with pytest.raises(ModelError) if expected_part else contextlib.nullcontext() as caught:
         check_chat_template(lm, asked)
-    if told:
-        assert told in str(caught.value)
+    if expected_part:
+        assert expected_part in str(caught.value)
         assert "org/base" in str(caught.value)
 
 
@@ -357,26 +357,26 @@ def test_more_shots_than_other_documents(
 
 
 @pytest.mark.parametrize(
-    ("config", "context", "told"),
+    ("config", "context", "expected_part"),
     [
         (CHOICE, " ", "its text is ' '"),
         ({}, "", "its text is ''"),
-        (CHOICE, "", None),  # lm-eval has a token of its own for a context that is empty
+        (CHOICE, "", None),  # lm-eval replaces an empty context by a token of its own
         (CHOICE, "Q", None),
         ({}, " ", None),
     ],
 )
 def test_a_context_without_tokens(
-    config: dict[str, Any], context: str, told: str | None, tmp_path: Path, tiny_lm: HFLM,
+    config: dict[str, Any], context: str, expected_part: str | None, tmp_path: Path, tiny_lm: HFLM,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     task = make_task(tmp_path, **config)
     monkeypatch.setattr(tiny_lm, "add_bos_token", False)
-    with pytest.raises(TaskError) if told else contextlib.nullcontext() as caught:
+    with pytest.raises(TaskError) if expected_part else contextlib.nullcontext() as caught:
         encoded = encode(task, Rendered(context, " yes"), tiny_lm)
         assert encoded.context
-    if told:
-        assert told in str(caught.value)
+    if expected_part:
+        assert expected_part in str(caught.value)
         assert "'made' has a prompt without tokens" in str(caught.value)
 
 
@@ -408,7 +408,7 @@ def test_tags_groups_and_patterns_load_all_their_tasks(tmp_path: Path) -> None:
 
 
 class TestNamedTwice:
-    """A task runs once, whatever names, patterns, paths, tags and groups ask for it."""
+    """A task runs once, even if several names, patterns, paths, tags or groups contain it."""
 
     @pytest.fixture
     def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -447,7 +447,7 @@ class TestNamedTwice:
         names = [name.replace("FOLDER", str(folder)) for name in asked]
         manager, loaded = load_tasks(names, include_path=[folder])
         assert [getattr(each, "task_name", None) or each.name for each in loaded] == expected
-        tasks = manager.load(loaded)["tasks"]  # what lm-eval makes of it, which refuses a task that is there twice
+        tasks = manager.load(loaded)["tasks"]  # lm-eval's own result; it refuses duplicate tasks
         leaves = [each.get_all_tasks() if isinstance(each, Group) else [each] for each in loaded]
         assert {id(leaf) for some in leaves for leaf in some} == {id(task) for task in tasks.values()}
 

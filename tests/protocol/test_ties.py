@@ -1,4 +1,4 @@
-"""Which logged choices tie, in the forms in which lm-eval and our own tasks ask them."""
+"""Ties between logged choices, for all forms of requests of lm-eval's tasks and ours."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def in_memory(*requests: Row) -> dict[str, Any]:
 
 
 def in_file(*requests: Row) -> dict[str, Any]:
-    """As it stands in `samples_TASK_DATE.jsonl`, numbers as text."""
+    """As in `samples_TASK_DATE.jsonl`, with numbers as text."""
     return {
         "arguments": {f"gen_args_{n}": {"arg_0": c, "arg_1": a} for n, (c, a, _) in enumerate(requests)},
         "resps": [[r if isinstance(r, str) else [str(r), "False"]] for _, _, r in requests],
@@ -34,18 +34,18 @@ def in_file(*requests: Row) -> dict[str, Any]:
         ([("Q", " yes", -1.0), ("Q", " no", -1.0)], True),
         ([("Q", " yes", -1.0), ("Q", " no", -1.2)], False),
         ([("Q", " a", -1.0), ("Q", " b", -1.0), ("Q", " c", -2.0)], True),
-        ([("Q", " a", -2.0), ("Q", " b", -2.0), ("Q", " c", -1.0)], False),  # the best one stands alone
+        ([("Q", " a", -2.0), ("Q", " b", -2.0), ("Q", " c", -1.0)], False),  # a single best choice
         ([("Q", " a", float("-inf")), ("Q", " b", float("-inf"))], True),
         ([("Q", " a", float("nan")), ("Q", " b", float("nan"))], None),
         ([("Q", " a", -1.0)], None),  # loglikelihood: nothing to choose from
         ([], None),
-        # acc_mutual_info and calibration ask further contexts, whose scores are no rivals
+        # acc_mutual_info and calibration add other contexts, whose scores are not choices
         ([("Q", " a", -1.0), ("Q", " b", -2.0), ("", " a", -1.0), ("", " b", -1.0)], False),
         ([("Q", " a", -1.0), ("Q", " b", -1.0), ("N/A", " a", -1.0), ("N/A", " b", -3.0)], True),
         # one continuation of several contexts, as in WinoGrande
         ([("Ann", " won", -1.0), ("Bob", " won", -1.0)], True),
         ([("Ann", " won", -1.0), ("Bob", " won", -1.5)], False),
-        # generated text, also text that looks like a pair of numbers, and a word scored beside it
+        # generated text, text that looks like a pair of numbers, and a word that is scored after generation
         ([("Q", {"until": ["\n"]}, "12")], None),
         ([("Q", {"until": ["\n"]}, "12"), ("Q", " unanswerable", -1.0)], None),
     ],

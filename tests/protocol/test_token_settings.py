@@ -1,4 +1,4 @@
-"""Settings that change token ids, read from model arguments; and tokenizers that end every text."""
+"""Settings that change token ids, read from model arguments; and tokenizers that append a token to every text."""
 
 from __future__ import annotations
 
@@ -57,7 +57,10 @@ from harness_ext.protocol.token_settings import (
         ({"chat_template_args": {"enable_thinking": True}}, {"enable_thinking": "True"}),
         (
             {"chat_template_args": {"enable_thinking": True, "a": 2}, "enable_thinking": "False"},
-            {"chat_template_args": '{"a": 2}', "enable_thinking": "False"},  # as in lm-eval, the plain argument wins
+            {
+                "chat_template_args": '{"a": 2}',
+                "enable_thinking": "False",
+            },  # as in lm-eval, the separate argument takes precedence
         ),
         ({"load_in_4bit": True, "load_in_8bit": "False"}, {"load_in_4bit": "True"}),
         ({"bnb_4bit_quant_type": "nf4"}, {"bnb_4bit_quant_type": "nf4"}),
@@ -81,7 +84,7 @@ def test_what_counts_and_what_is_the_same(model_args: Any, expected: dict[str, s
 
 
 def test_every_setting_is_an_argument_of_hf_or_of_a_quantiser() -> None:
-    """A name that lm-eval drops or renames would be looked for in vain."""
+    """Fails if lm-eval drops or renames an argument."""
     known = set(inspect.signature(HFLM.__init__).parameters)
     elsewhere = {"load_in_4bit", "load_in_8bit", "quantization", "quantization_config", "tokenizer_revision"}
     assert set(TOKEN_SETTINGS) - elsewhere <= known
@@ -106,7 +109,7 @@ def sentencepiece_like(template: str | None) -> transformers.PreTrainedTokenizer
 
 
 def words(template: str | None) -> transformers.PreTrainedTokenizerFast:
-    """Knows hardly a word: every text is a row of unknown tokens."""
+    """A tiny vocabulary: every text becomes unknown tokens."""
     level = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>"))
     level.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     return _wrapped(level, template)
@@ -150,7 +153,7 @@ def test_what_a_post_processor_appends(kind: str, template: str | None, expected
     tokenizer = KINDS[kind](template)
     assert appended_tokens(tokenizer) == expected
     assert appended_tokens(tokenizer, add_bos_token=True) == expected
-    assert appended_tokens(tokenizer, add_bos_token=False) == []  # lm-eval then adds no special token at all
+    assert appended_tokens(tokenizer, add_bos_token=False) == []  # lm-eval then adds no special tokens
 
 
 def test_a_separator_that_is_no_special_token_of_the_tokenizer() -> None:

@@ -1,4 +1,4 @@
-"""From documents to batches: nothing lost, nothing leaked, the end token once."""
+"""From documents to batches: no document is lost or leaked, and there is exactly one end token."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def test_an_example_is_the_evaluated_prompt_its_answer_and_one_end_token(tiny_lm
     loaded = load_task(task)
     rendered = render(loaded, training_docs(loaded), PromptSettings(), tiny_lm)
     expected = {(tuple(c), tuple(a)) for c, a in (encode(loaded, each, tiny_lm) for each in rendered)}
-    found = {(tuple(context), tuple(continuation[:-1])) for context, continuation in made.training}
-    assert found == expected
+    encoded = {(tuple(context), tuple(continuation[:-1])) for context, continuation in made.training}
+    assert encoded == expected
     for context, continuation in made.training:
         assert continuation[-1] == end
         assert (*context, *continuation).count(end) == 1
@@ -67,7 +67,7 @@ def test_what_is_held_out_comes_from_training_and_is_not_trained_on(tiny_lm: HFL
     assert held_out
     assert not held_out & training
     assert held_out | training == prompts(training_docs(loaded))
-    assert not (held_out | training) & prompts(loaded.validation_docs())  # the split that is reported
+    assert not (held_out | training) & prompts(loaded.validation_docs())  # the evaluated split
 
 
 def test_the_limit_and_the_seed(tiny_lm: HFLM) -> None:
@@ -78,7 +78,7 @@ def test_the_limit_and_the_seed(tiny_lm: HFLM) -> None:
     more = examples(tiny_lm, limit=60)
     assert more.validation == one.validation
     assert more.training[:40] == one.training  # a larger limit only adds
-    assert examples(tiny_lm, limit=5, validation_size=10_000).validation  # a tenth at most
+    assert examples(tiny_lm, limit=5, validation_size=10_000).validation  # at most a tenth
 
 
 def test_the_data_hash_follows_the_data(tiny_lm: HFLM) -> None:
@@ -140,7 +140,7 @@ def test_an_end_token_of_the_template_is_not_doubled(tiny_lm: HFLM, monkeypatch:
 
 
 def test_a_prompt_without_tokens_gets_the_prefix_token(tiny_lm: HFLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tokenizer without a begin token and an empty prompt: something has to predict the first token."""
+    """An empty prompt and a tokenizer without a BOS token: some token must predict the first one."""
     monkeypatch.setattr(
         "harness_ext.training.batches.encode",
         lambda task, rendered, lm: encode(task, rendered, lm)._replace(context=[]),
@@ -153,7 +153,7 @@ def test_a_prompt_without_tokens_gets_the_prefix_token(tiny_lm: HFLM, monkeypatc
 
 def test_questions_on_one_passage_form_a_group() -> None:
     draw = random.Random(0)
-    instruction = [draw.randrange(100) for _ in range(50)]  # shared by all: makes no group
+    instruction = [draw.randrange(100) for _ in range(50)]  # shared by all, so it forms no group
     passages = [[draw.randrange(100) for _ in range(40)] for _ in range(3)]
     pairs = [TokenPair([*instruction, *passages[n % 3], 100 + n], [1]) for n in range(12)]
     pairs += [TokenPair([*instruction, draw.randrange(100)], [1]) for _ in range(3)]
@@ -174,12 +174,12 @@ def test_groups_of_nothing_and_of_the_same() -> None:
 def test_an_epoch_holds_each_example_once(groups: list[list[int]], size: int, seed: int, epoch: int) -> None:
     batches = GroupedBatches(groups, batch_size=size, seed=seed)
     batches.set_epoch(epoch)
-    found = list(batches)
-    assert sorted(number for batch in found for number in batch) == [n for group in groups for n in group]
-    assert len(found) == len(batches)
-    assert all(len(batch) == size for batch in found[:-1])
-    assert list(batches) == found  # the same epoch again
-    order = [number for batch in found for number in batch]
+    drawn = list(batches)
+    assert sorted(number for batch in drawn for number in batch) == [n for group in groups for n in group]
+    assert len(drawn) == len(batches)
+    assert all(len(batch) == size for batch in drawn[:-1])
+    assert list(batches) == drawn  # same epoch, same order
+    order = [number for batch in drawn for number in batch]
     for group in groups:  # groups stay together
         first = min(order.index(number) for number in group)
         assert sorted(order[first : first + len(group)]) == group

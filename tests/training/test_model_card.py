@@ -1,4 +1,4 @@
-"""The README of an adapter: front matter that the Hub can read, and every fact of the card."""
+"""The README of an adapter: valid front matter, every fact of the card, and commands that work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CARD = AdapterCard(
 )  # fmt: skip
 
 
-def test_it_says_what_the_card_says() -> None:
+def test_it_contains_all_facts_of_the_card() -> None:
     text = model_card(CARD, "sst2")
     for fact in (
         "# sst2", "someone/model-1b", "sst2_choice", "24,000 examples", "48,123 label tokens", "5,636,096",
@@ -58,13 +58,13 @@ def test_its_commands_can_be_pasted_into_a_shell() -> None:
     assert compare == ["harness-ext", "compare", "results/sst2"]
 
 
-def test_a_task_of_ones_own_is_evaluated_with_its_folder() -> None:
+def test_the_folder_of_a_custom_task_is_in_the_command() -> None:
     text = model_card(replace(CARD, task="tickets", recipe={"include_path": ["tickets", "more"]}), "mine")
     assert "--tasks tickets --include_path tickets --include_path more" in text
     assert "--include_path" not in model_card(CARD, "sst2")
 
 
-def test_what_is_not_known_is_said() -> None:
+def test_unknown_values_are_marked() -> None:
     text = model_card(replace(CARD, base_sha256=None, validation_loss=None, sample_data=True), "x")
     assert "not known" in text
     assert "none held out" in text

@@ -1,4 +1,4 @@
-"""Recipes: what is refused, with which words, and what goes through."""
+"""Recipes: which values are accepted, and the errors for others."""
 
 from __future__ import annotations
 
@@ -91,9 +91,9 @@ def test_wrong_types(name: str, value: Any, allowed: str) -> None:
     ],
 )
 def test_accepted(name: str, value: Any, expected: Any) -> None:
-    found = getattr(recipe(**{name: value}), name)
-    assert found == expected
-    assert type(found) is type(expected)
+    actual = getattr(recipe(**{name: value}), name)
+    assert actual == expected
+    assert type(actual) is type(expected)
 
 
 IMPOSSIBLE = {
@@ -128,7 +128,7 @@ def test_what_a_start_that_changes_the_base_excludes(other: dict[str, Any]) -> N
 
 
 def test_every_field_goes_through_text_and_back() -> None:
-    """As on the command line: the default of each field, written out."""
+    """The text of each field's default, as on the command line."""
     for field in dataclasses.fields(Recipe):
         if field.name in NEEDED:
             continue
@@ -142,7 +142,7 @@ def test_text_fields_stay_text() -> None:
     assert from_text("system_instruction", "yes") == "yes"
     assert from_text("target_modules", "[q_proj, v_proj]") == ["q_proj", "v_proj"]
     assert from_text("target_modules", ".*_proj") == ".*_proj"
-    assert from_text("limit", "{") == "{"  # refused afterwards, by its type
+    assert from_text("limit", "{") == "{"  # its type is refused later
 
 
 def test_the_card_names_no_place() -> None:
@@ -193,7 +193,7 @@ def test_folders_of_more_tasks_as_the_command_has_them(tmp_path: Path) -> None:
     ("flags", "expected"),
     [
         ([], "tasks/recipe"),
-        (["--include_path", "tasks/a"], ["tasks/a"]),  # a flag wins over the file
+        (["--include_path", "tasks/a"], ["tasks/a"]),  # a flag takes precedence over the file
         (["--include_path", "tasks/a", "--include-path", "tasks/b"], ["tasks/a", "tasks/b"]),
     ],
 )

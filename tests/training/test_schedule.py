@@ -1,4 +1,4 @@
-"""The learning rate of each step: none is lost, and a resumed run continues it."""
+"""The learning rate of each step: no step is wasted, and a resumed run continues the schedule."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rates_of(schedule: LRScheduler, steps: int) -> list[float]:
     """The rates that the optimiser's next steps use."""
     rates = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch wants an optimiser step first
+        warnings.simplefilter("ignore")  # torch expects an optimiser step first
         for _ in range(steps):
             rates.append(schedule.get_last_lr()[0])
             schedule.step()
@@ -79,7 +79,7 @@ def recipe(**values: Any) -> Recipe:
     ("values", "examples", "processes", "steps", "ways"),
     [
         ({"batch_size": 8}, 160, 1, 20, None),
-        ({"batch_size": 8}, 8, 1, 1, ["--epochs 20"]),  # eight batches of one are no 20 steps
+        ({"batch_size": 8}, 8, 1, 1, ["--epochs 20"]),  # eight batches of one example are fewer than 20 steps
         ({"batch_size": 32}, 40, 1, 2, ["--epochs 10", "--batch-size 2"]),
         ({"batch_size": 16, "epochs": 2.0}, 48, 1, 6, ["--epochs 7", "--batch-size 5"]),
         ({"batch_size": 8, "gradient_accumulation_steps": 4}, 64, 1, 2, ["--epochs 10"]),

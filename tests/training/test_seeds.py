@@ -1,4 +1,4 @@
-"""One recipe, several seeds: names, folders that are taken, and going on where it stopped. Nothing is trained here."""
+"""One recipe with several seeds: names, folders in use, and resuming. Nothing is trained here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def recipe(folder: Path, **values: Any) -> Recipe:
 
 
 class Recorder:
-    """Stands for `train_adapter`: writes a card and remembers what it was asked."""
+    """Replaces `train_adapter`: writes a card and records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int, bool]] = []

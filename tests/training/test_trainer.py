@@ -1,4 +1,4 @@
-"""Training from end to end: what is written, what is refused, and that an interruption changes nothing."""
+"""Training end to end: what is written, invalid input, and interruptions that do not change the result."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor], tolera
 
 
 def losses(caplog: pytest.LogCaptureFixture) -> list[float]:
-    """The losses that were reported, step by step."""
-    found = [STEP.search(record.getMessage()) for record in caplog.records]
-    return [float(match[2]) for match in found if match]
+    """The losses reported at each step."""
+    matches = [STEP.search(record.getMessage()) for record in caplog.records]
+    return [float(match[2]) for match in matches if match]
 
 
 def nothing_left(recipe: Recipe) -> bool:
@@ -69,7 +69,7 @@ def nothing_left(recipe: Recipe) -> bool:
 
 @pytest.fixture
 def recipe_for(tiny_model_folder: Path, tmp_path: Path) -> Callable[..., Recipe]:
-    """Makes a recipe of a few steps; any field can be set."""
+    """Makes a recipe with a few steps; any field can be set."""
 
     def make(**values: Any) -> Recipe:
         known: dict[str, Any] = {
@@ -121,15 +121,15 @@ def test_a_run_from_end_to_end(
     assert card.train_loss == pytest.approx(sum(curve) / 20, abs=1e-3)
     assert card.validation_loss is not None
     assert card.validation_loss < curve[0]
-    assert card.tokens >= 20 * 8 * 2  # every answer is a token at least, and the end token
+    assert card.tokens >= 20 * 8 * 2  # every answer has at least one token and the end token
     assert 0 < card.seconds < 600
     assert set(card.versions) == {"harness-ext", "lm-eval", "torch", "transformers", "peft"}
-    # no place of this machine
+    # no path of this machine
     for file in made.folder.iterdir():
         text = file.read_bytes().decode("utf-8", errors="replace")
         for place in (str(tiny_model_folder.parent), str(made.folder.parent), "/tmp/", "/home/"):
             assert place not in text, (file.name, place)
-    # what the user sees: one bar with the loss, no dictionaries
+    # output: one progress bar with the loss, no dictionaries
     seen = "".join(capfd.readouterr())
     assert "{'" not in seen
     assert "loss=" in seen
@@ -138,7 +138,7 @@ def test_a_run_from_end_to_end(
 
 
 def test_the_adapter_is_what_was_trained(recipe_for: RecipeMaker, tiny_model_folder: Path) -> None:
-    """On a base of its own it gives the held-out loss of the card."""
+    """On a freshly loaded base, it reproduces the held-out loss in the card."""
     prompt = torch.tensor([[5, 6, 7, 8]])
     for extra in ({}, {"use_dora": True}, {"use_rslora": True}, {"init_lora_weights": "pissa"},
                   {"init_lora_weights": "olora", "use_rslora": True}, {"init_lora_weights": "gaussian"},
@@ -159,9 +159,9 @@ def test_the_adapter_is_what_was_trained(recipe_for: RecipeMaker, tiny_model_fol
         base = transformers.AutoModelForCausalLM.from_pretrained(tiny_model_folder)
         with torch.no_grad():
             before = base(input_ids=prompt).logits
-            found = PeftModel.from_pretrained(base, str(made.folder)).eval()(input_ids=prompt).logits
-        torch.testing.assert_close(found, kept["logits"], atol=1e-5, rtol=0, msg=str(extra))
-        assert (found - before).abs().max() > 1e-3
+            logits = PeftModel.from_pretrained(base, str(made.folder)).eval()(input_ids=prompt).logits
+        torch.testing.assert_close(logits, kept["logits"], atol=1e-5, rtol=0, msg=str(extra))
+        assert (logits - before).abs().max() > 1e-3
         proof = BaseProof.of(transformers.AutoModelForCausalLM.from_pretrained(tiny_model_folder), prompt.tolist())
         attach(proof.model, made.folder, base=str(tiny_model_folder))
         proof.check(str(made.folder))  # bit-identical to before, or an error
@@ -175,7 +175,7 @@ def test_generation_tasks(recipe_for: RecipeMaker, task: str) -> None:
 
 
 def test_a_built_in_task_with_local_data(recipe_for: RecipeMaker, tmp_path: Path) -> None:
-    """lm-eval's own boolq; only the place of its documents is another."""
+    """lm-eval's own boolq, with local documents."""
     rows = [
         {"passage": f"Stone {n} is {'warm' if n % 3 else 'cold'}.", "question": "is it warm", "label": int(n % 3 > 0)}
         for n in range(40)
@@ -254,7 +254,7 @@ assert (made.folder / "card.json").is_file()  # on every process
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["sst2_choice", "squad_v2_generate"])
 def test_two_processes_give_the_curve_of_one(recipe_for: RecipeMaker, tmp_path: Path, task: str) -> None:
-    """Two epochs of 32 examples: one process with two batches of 8 a step, two processes with one each.
+    """Two epochs of 32 examples: one process with two batches of 8 per step, or two processes with one each.
 
     `accelerate launch --cpu --num_processes 2` starts a single process (accelerate 1.15, without MPI), so torch's own
     launcher starts them, as it does under `accelerate launch --multi_gpu`; accelerate joins them by gloo.
@@ -357,7 +357,7 @@ def test_ctrl_c_in_the_last_step_is_too_late(recipe_for: RecipeMaker, monkeypatc
 
 
 def test_training_in_a_thread(recipe_for: RecipeMaker) -> None:
-    """As in a notebook's background thread, where Python refuses to catch signals."""
+    """As in a notebook's background thread, where Python cannot catch signals."""
     made: list[TrainedAdapter] = []
     thread = threading.Thread(target=lambda: made.append(train_adapter(recipe_for(max_steps=2))))
     thread.start()
@@ -412,13 +412,13 @@ def test_only_the_same_run_can_be_resumed(
         return
     with pytest.raises(TrainingError, match=re.escape(expected)):
         train_adapter(changed, resume=True)
-    assert train_adapter(recipe, resume=True).folder.is_dir()  # not harmed by that
+    assert train_adapter(recipe, resume=True).folder.is_dir()  # the failed attempt does no harm
 
 
 def test_a_finished_run_that_could_not_be_written_is_resumed(
     recipe_for: RecipeMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No space left for the adapter itself: no step is trained twice."""
+    """There is no space for the adapter itself: no step is trained twice."""
     recipe = recipe_for(max_steps=4, lr_scheduler="constant")  # in the middle of an epoch
     expected = train_adapter(recipe)
     shutil.move(expected.folder, expected.folder.with_name("expected"))
@@ -573,7 +573,7 @@ def test_a_loss_that_is_no_number(recipe_for: RecipeMaker) -> None:
 
 
 def test_a_single_step_trains(recipe_for: RecipeMaker, logged: pytest.LogCaptureFixture) -> None:
-    """Eight examples in one batch: warm-up once took the only step there is."""
+    """Eight examples in one batch: the warm-up must not take up the only step."""
     made = train_adapter(recipe_for(limit=8, validation_size=0))
     assert len(losses(logged)) == 1
     assert max(float(tensor.abs().max()) for name, tensor in weights(made).items() if "lora_B" in name) > 1e-3
@@ -619,7 +619,10 @@ def test_few_steps_are_said_once_and_not_again_on_resuming(
         {"init_lora_weights": "pissa"},
         {"init_lora_weights": "orthogonal"},
         {"weight_decay": 0.5, "learning_rate": 1e-46},
-        {"learning_rate": 1e-20, "save_dtype": "float16"},  # what was learnt is too small for the saved weights
+        {
+            "learning_rate": 1e-20,
+            "save_dtype": "float16",
+        },  # the change is too small for the precision of the saved weights
     ],
     ids=str,
 )
@@ -657,7 +660,7 @@ def test_a_tokenizer_that_ends_every_text_is_refused(
 
 
 def test_the_learning_rate_goes_by_the_base(recipe_for: RecipeMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Update matrices do not count: here they are more than half of the base."""
+    """Update matrices are not counted; here they are more than half the size of the base."""
     asked = []
     real = Recipe.learning_rate_for
     monkeypatch.setattr(Recipe, "learning_rate_for", lambda self, n: asked.append(n) or real(self, n))
@@ -674,7 +677,7 @@ def test_warm_up_and_clipping_reach_the_trainer(recipe_for: RecipeMaker, monkeyp
     train_adapter(recipe_for(max_steps=10, warmup_ratio=0.25, max_grad_norm=0.5, weight_decay=0.1))
     (trainer,) = seen
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
-    assert rates.index(max(rates)) in (2, 3)  # three of ten steps upwards
+    assert rates.index(max(rates)) in (2, 3)  # three of ten steps of warm-up
     assert (trainer.args.max_grad_norm, trainer.args.weight_decay) == (0.5, 0.1)
     assert trainer.args.n_gpu <= 1
     assert trainer.model.get_input_embeddings().weight.shape[0] == trainer.model.config.vocab_size
