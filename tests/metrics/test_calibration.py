@@ -21,8 +21,8 @@ def test_calibrate_by_hand() -> None:
     prior = [0.8, 0.2]
     p = [0.7, 0.3]
     expected = [0.7 / 0.8, 0.3 / 0.2]
-    threshold = softmax(calibrate([math.log(x) for x in p], [[math.log(x) for x in prior]]))
-    assert threshold == pytest.approx([x / sum(expected) for x in expected])
+    calibrated = softmax(calibrate([math.log(x) for x in p], [[math.log(x) for x in prior]]))
+    assert calibrated == pytest.approx([x / sum(expected) for x in expected])
 
 
 def test_the_prior_is_a_mean_of_probabilities() -> None:
