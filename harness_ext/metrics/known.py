@@ -197,7 +197,8 @@ def _sacrebleu(order: int) -> Any:
 
 # -- the table ---------------------------------------------------------------------------------------------------
 
-PRIMARY_METRICS = ("acc", "exact_match", "exact", "em", "f1")  # the first one that a task has is its headline
+# A task's primary metric is the first of these that it has.
+PRIMARY_METRICS = ("acc", "exact_match", "exact", "em", "f1")
 _SHARES = (
     "acc", "acc_*", "*_acc", "accuracy", "exact_match", "em", "mc1", "mc2", "pass@*", "pass_at_*", "contains",
     "quasi_*", "precision", "recall", "f1", "rouge[0-9L]*", "consistency", "parsed_rate", "empty_rate", "mapped_rate",
