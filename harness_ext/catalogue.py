@@ -493,4 +493,99 @@ CATALOGUE: Mapping[str, Rule] = {
         "declare it in the task's YAML (metadata: metrics: {f1: {unit: ..., range: ...}})",
         "Declare the unit in the task's YAML: `metadata: metrics: {f1: {unit: points}}`, or `metric_scale: 100`.",
     ),
+    # -- the doctor: `harness-ext doctor` --
+    "D1": Rule(
+        "Outputs that do not parse",
+        "The score is the share of outputs that parsed times the score of those. A score below chance usually means "
+        "that the metric could not read the answers, not that they were wrong. If another reading of the same outputs "
+        "scores significantly more, the cause is proved.",
+        "sst2_generate, base: 37.5 % of the outputs do not parse: acc 39.3 = 62.5 % parsed x 62.9 of those right",
+        "Accept the form in which the model answers (a filter, or the task's `process_results`), or ask for the bare "
+        "label in the prompt.",
+    ),
+    "D2": Rule(
+        "Labels that are swapped",
+        "With two labels, a score significantly below one half cannot be bad luck or lack of skill: the model tells the "
+        "classes apart, but the labels are the wrong way round.",
+        "sentiment, base: only 12.3 % right, significantly below guessing; with the two labels swapped it would be 87.7 %",
+        "Check the order of `doc_to_choice` against the numbers in the label column.",
+    ),
+    "D3": Rule(
+        "One label for nearly everything",
+        "The score is then the share of that label in the data, whatever the model knows.",
+        "sst2_choice, base: 98.2 % of the outputs are label 1, which has at most 50.9 %",
+        "Look at the label words in the prompt. If the scores still tell the classes apart, calibrate the choice.",
+    ),
+    "D5": Rule(
+        "Text after the answer",
+        "The output begins with the right answer and goes on, so exact match and F1 fall although the model knows the "
+        "answer. Scoring the first line, the first sentence or the first turn alone proves it.",
+        "squad_v2_generate, qa: 412 outputs contain the reference answer without matching it (52 match); with the first "
+        "line alone, exact rises from 5.0 to 45.1 (+40.1 [+36.0, +44.2], n=1,563)",
+        "Add the string that follows the answer to `generation_kwargs: until`, or train with an end token.",
+    ),
+    "D6": Rule(
+        "Outputs that do not stop",
+        "Outputs that end at the token limit are cut off anywhere. The usual cause is training without a supervised end "
+        "token, or a missing stop string.",
+        "squad_v2_generate, qa: 96.0 % of the outputs end at the token limit instead of stopping, 310 of them in repetitions",
+        "Train with an end token behind each answer, add a stop string to `until`, or raise `max_gen_toks`.",
+    ),
+    "D11": Rule(
+        "Prompts that were cut",
+        "A prompt that does not fit is cut at its beginning, which holds the instruction and the first examples.",
+        "squad_v2_generate, qa: 120 prompts fill max_length=512 up to the 32 tokens of the answer",
+        "Raise `max_length`, lower `max_gen_toks`, or leave out `max_length`.",
+    ),
+    "D12": Rule(
+        "Abstentions that count as wrong",
+        "The model says that a question has no answer, in words that the metric compares with the empty answer.",
+        "qa, base: 700 of 775 unanswerable questions are answered with an abstention such as 'unanswerable', and none of "
+        "them counts as right",
+        "Map abstention words to the empty answer before scoring, as `harness_ext.hooks.score_squad_v2` does.",
+    ),
+    "D13": Rule(
+        "Credit from empty answers only",
+        "On SQuAD v2, always abstaining scores the share of unanswerable questions. A score at or below it, or an F1 that "
+        "equals exact match, comes from empty answers rather than from answers found in the passage.",
+        "squad_v2_generate, qa: exact 5.0 is 4.6 from questions without an answer and 0.4 from questions with one",
+        "Read `HasAns_exact` and `NoAns_exact` separately; train on questions with answers.",
+    ),
+    "D14": Rule(
+        "Metrics on different scales",
+        "A BLEU of .018 beside an exact match of 4.97 is on 0-1, the other on 0-100; side by side they mislead.",
+        "squad_v2_generate, qa: bleu 0.018 stands beside exact 5.0: one is probably on 0-1, the other on 0-100",
+        "Declare the unit of each metric in the task's YAML, or scale the metric.",
+    ),
+    "D19": Rule(
+        "Runs that are not comparable",
+        "Prompts, documents or settings differ, so the difference in scores may come from them.",
+        "sst2_choice, mine: was not evaluated like base: num_fewshot: 0 and 5",
+        "Evaluate both runs with the same settings.",
+    ),
+    "D21": Rule(
+        "A question among its own examples",
+        "The few-shot examples are drawn from the evaluated split, so some prompts show the answer to their own question.",
+        "my_task, base: 153 of 300 prompts show their own question among the examples",
+        "Draw the examples from another split: `fewshot_split: train`.",
+    ),
+    "D22": Rule(
+        "Evaluated documents in the training split",
+        "An adapter trained on this split has seen the answers. Documents are compared by their whole text and by 13-grams.",
+        "my_task, base: 40 of 300 evaluated questions stand in the training split",
+        "Remove them from the training split and train again, or evaluate on other documents.",
+    ),
+    "D23": Rule(
+        "Answers exactly as the base",
+        "Every output equals the base's, so the adapter was not applied, or changes nothing.",
+        "sst2_choice, mine: all 872 outputs equal those of base",
+        "Check how the adapter was given to the engine, and that it was trained.",
+    ),
+    "D27": Rule(
+        "A gain in form only",
+        "The adapter parses, stops or abstains more often as the metric wants it; on documents that both runs answer in "
+        "the same form, it is not better.",
+        "sst2_generate, mine: the gain of +27.4 is form (parsing +27.4)",
+        "Compare with a base that is asked in its own form (few-shot, chat template) before calling this a skill.",
+    ),
 }

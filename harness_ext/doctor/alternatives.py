@@ -1,0 +1,96 @@
+"""Other readings of a generated text: what would be scored if the answer were taken out of it in another way.
+
+Each reading changes only the text that is scored, so a gain proves that the answer was there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from harness_ext.doctor.case import Output
+
+Reading = Callable[[Output], str]
+
+# special tokens that end a turn, and lines with which a model goes on to another turn or question
+_END_OF_TURN = re.compile(
+    r"<\|?(?:im_end|im_start|endoftext|eot_id|end|end_of_turn|eos|assistant|user|system)\|?>|</?s>|\[/?INST\]"
+    r"|\n\s*(?:#{2,}|-{3,}|(?:user|human|assistant|question|q|passage|context|review|instruction|input)\s*:)",
+    re.IGNORECASE,
+)
+_REASONING = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)|\A.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+_ANSWER_PHRASE = re.compile(r"\A.*?\b(?:final )?answer\s*(?:is|:)\s*", re.DOTALL | re.IGNORECASE)
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+_MARKUP = "`*_#>\"'“”‘’«»()[]{} \t\r\n"
+
+
+def first_line(output: Output) -> str:
+    """The first line that is not blank."""
+    return (_text(output).strip().splitlines() or [""])[0]
+
+
+def first_sentence(output: Output) -> str:
+    """The first sentence of the first line, without its full stop."""
+    return _SENTENCE_END.split(first_line(output))[0].rstrip(".!?")
+
+
+def first_turn(output: Output) -> str:
+    """What comes before the first end token or turn marker."""
+    return _END_OF_TURN.split(_text(output), maxsplit=1)[0]
+
+
+def without_markup(output: Output) -> str:
+    """Without quotes, brackets and Markdown around the text, and without a full stop."""
+    return _text(output).strip(_MARKUP).rstrip(".!").strip(_MARKUP)
+
+
+def without_reasoning(output: Output) -> str:
+    """Without a reasoning block, or what comes before "the answer is"."""
+    return _ANSWER_PHRASE.sub("", _REASONING.sub("", _text(output)), count=1).strip()
+
+
+def normalised(output: Output) -> str:
+    """Lower case, white space collapsed."""
+    return " ".join(_text(output).casefold().split())
+
+
+def first_label(output: Output) -> str:
+    """The first of the document's choices that stands in the text as a word."""
+    return _label(output, first=True)
+
+
+def last_label(output: Output) -> str:
+    """The last of the document's choices that stands in the text as a word."""
+    return _label(output, first=False)
+
+
+TEXT_AFTER_ANSWER: Mapping[str, Reading] = {
+    "the first line": first_line,
+    "the first sentence": first_sentence,
+    "the text before the first end token or turn marker": first_turn,
+}
+OTHER_FORM: Mapping[str, Reading] = {
+    "the text without quotes and markup": without_markup,
+    "the text without its reasoning": without_reasoning,
+    "the text in lower case": normalised,
+    "the first label in the text": first_label,
+    "the last label in the text": last_label,
+}
+READINGS: Mapping[str, Reading] = {**TEXT_AFTER_ANSWER, **OTHER_FORM}
+
+
+def _text(output: Output) -> str:
+    return output.text or ""
+
+
+def _label(output: Output, *, first: bool) -> str:
+    choices = output.doc.get("choices")
+    text = _text(output)
+    if not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
+        return text
+    mentions = [
+        (match.start(), str(choice))
+        for choice in choices
+        for match in re.finditer(rf"(?<!\w){re.escape(str(choice))}(?!\w)", text, re.IGNORECASE)
+    ]
+    return (min if first else max)(mentions)[1] if mentions else text

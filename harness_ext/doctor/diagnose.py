@@ -1,0 +1,156 @@
+"""The doctor's first layer: what the logged outputs of each run and task say about its score. No model is loaded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.task import ConfigurableTask
+
+from harness_ext.comparison.compare import compare_runs, find_baseline
+from harness_ext.comparison.rows import Gain
+from harness_ext.doctor.case import Case, read_outputs
+from harness_ext.doctor.decomposition import Decomposition, decompose
+from harness_ext.doctor.logged.abstaining import find_abstaining
+from harness_ext.doctor.logged.against_base import find_against_base
+from harness_ext.doctor.logged.form import find_form
+from harness_ext.doctor.logged.labels import find_labels
+from harness_ext.doctor.logged.leaks import find_leaks
+from harness_ext.doctor.logged.stopping import find_stopping
+from harness_ext.doctor.rescoring import Rescorer
+from harness_ext.errors import HarnessExtError, ResultsError, described, suggest
+from harness_ext.findings import Finding
+from harness_ext.protocol.tasks import load_task
+from harness_ext.results.run import Run, TaskResult
+
+logger = logging.getLogger(__name__)
+
+_LEVELS = {"error": 0, "warning": 1, "note": 2}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is known about one score."""
+
+    task: str
+    run: str
+    metric: str
+    n: int  # documents with logged outputs
+    decomposition: Decomposition | None  # None if no samples were logged
+    findings: Sequence[Finding]  # errors first; within a level, proved ones first
+    notes: Sequence[str]  # what could not be examined, and why
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether a finding is an error."""
+        return any(finding.level == "error" for finding in self.findings)
+
+
+def diagnose(
+    runs: Sequence[Run],
+    *,
+    baseline: str | None = None,
+    tasks: Sequence[str] = (),
+    include_path: Sequence[str | Path] = (),
+) -> list[Diagnosis]:
+    """Examine every task of every run from what was logged.
+
+    Outputs are scored again in other readings where the task is installed here; a gain is then a proof. With several
+    runs, one of them is the baseline and the others are examined beside it, too.
+
+    Args:
+        runs: as returned by `load_runs`.
+        baseline: name of the baseline; None: the run without an adapter, if there are several runs.
+        tasks: names of tasks; empty: all.
+        include_path: folders of further tasks.
+
+    Raises:
+        HarnessExtError: no such task, or no baseline can be told.
+    """
+    known = {task for run in runs for task in run.tasks}
+    if unknown := [task for task in tasks if task not in known]:
+        raise ResultsError(
+            f"no run has task {unknown[0]!r}{suggest(unknown[0], known)}; choose from {', '.join(sorted(known))}"
+        )
+    base_run = find_baseline(runs, baseline) if len(runs) > 1 else None
+    ordered = [run for run in runs if run is base_run] + [run for run in runs if run is not base_run]
+    installed: dict[str, ConfigurableTask | str] = {}
+    bases: dict[str, Case] = {}
+    diagnoses = []
+    for run in ordered:
+        for name, result in run.tasks.items():
+            if result.is_group or (tasks and name not in tasks):
+                continue
+            diagnosis, case = _diagnose(run, result, bases.get(name), installed, include_path, base_run)
+            diagnoses.append(diagnosis)
+            if run is base_run and case is not None:
+                bases[name] = case
+    return diagnoses
+
+
+def _diagnose(
+    run: Run,
+    result: TaskResult,
+    base: Case | None,
+    installed: dict[str, ConfigurableTask | str],
+    include_path: Sequence[str | Path],
+    base_run: Run | None,
+) -> tuple[Diagnosis, Case | None]:
+    name = result.task
+    try:
+        metric = result.primary
+        outputs = read_outputs(result, metric.filter)
+    except ResultsError as error:
+        return Diagnosis(name, run.name, "", 0, None, (), (str(error),)), None
+    case = Case(run, result, metric, outputs, base)
+    if not outputs:
+        note = "no samples were logged, so nothing can be examined; evaluate again with --log_samples"
+        return Diagnosis(name, run.name, metric.metric, 0, None, find_abstaining(case), (note,)), None
+    notes = []
+    task = _installed(name, installed, include_path)
+    if isinstance(task, str):
+        notes.append(f"the outputs are not scored in other readings: {task}")
+    elif case.is_generated:
+        case = replace(case, rescorer=Rescorer(task, metric.metric, metric.filter))
+    findings: list[Finding] = []
+    for find in (find_form, find_labels, find_stopping, find_abstaining):
+        findings += find(case)
+    findings += find_leaks(case, _training_documents(task))
+    findings += find_against_base(case, _gain(base_run, run, name) if base is not None else None)
+    ordered = sorted(findings, key=lambda each: (_LEVELS[each.level], not each.numbers.get("proved", False)))
+    return Diagnosis(name, run.name, metric.metric, len(outputs), decompose(case), ordered, notes), case
+
+
+def _installed(
+    name: str, installed: dict[str, ConfigurableTask | str], include_path: Sequence[str | Path]
+) -> ConfigurableTask | str:
+    """The task, or in one line why it cannot be loaded here."""
+    if name not in installed:
+        try:
+            installed[name] = load_task(name, include_path=include_path)
+        except HarnessExtError as error:
+            installed[name] = str(error)
+    return installed[name]
+
+
+def _training_documents(task: ConfigurableTask | str) -> Iterable[Mapping[str, Any]] | None:
+    if isinstance(task, str):
+        return None
+    try:
+        return task.training_docs() if task.has_training_docs() else None
+    except Exception as error:  # whatever a task's own code raises
+        logger.debug("the training split of %s cannot be read: %s", task.task_name, described(error))
+        return None
+
+
+def _gain(base_run: Run | None, run: Run, task: str) -> Gain | None:
+    if base_run is None:
+        return None
+    try:
+        (row,) = compare_runs([base_run, run], baseline=base_run.name, tasks=[task], group_seeds=False).rows
+    except HarnessExtError:  # not comparable: D19 says so
+        return None
+    return row.gain

@@ -1,0 +1,1 @@
+"""Findings from logged samples alone: one module for each question, the cheapest first; no model is loaded."""

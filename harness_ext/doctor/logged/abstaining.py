@@ -1,0 +1,89 @@
+"""D12, D13, D14: abstentions that earn nothing, scores that come from them alone, and metrics on different scales."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from harness_ext.doctor.case import Case
+from harness_ext.doctor.decomposition import decompose
+from harness_ext.findings import Finding
+
+MOST_EMPTY = 0.3
+LEAST_ABSTENTIONS = 0.05  # share of the unanswerable documents
+_ABSTENTION = re.compile(
+    r"\W*(?:(?:the )?(?:question|answer|it|this)?\s*(?:is|are|can ?not|cannot|can't)?\s*(?:be )?"
+    r"(?:unanswerable|not answerable|answered|no answer|none|n/?a|unknown|not (?:given|mentioned|stated|specified))"
+    r")\b",
+    re.IGNORECASE,
+)
+
+
+def find_abstaining(case: Case) -> list[Finding]:
+    """What abstaining contributes to a SQuAD v2 score, and metrics that are on other scales than their neighbours."""
+    return [*_scored_wrong(case), *_only_empties(case), *_mixed_scales(case)]
+
+
+def _unanswerable(case: Case) -> np.ndarray:
+    return ~np.isnan(case.column("NoAns_exact"))
+
+
+def _scored_wrong(case: Case) -> list[Finding]:
+    unanswerable = np.flatnonzero(_unanswerable(case))
+    abstained = [index for index in unanswerable if _ABSTENTION.match(case.outputs[index].text or "")]
+    if not len(unanswerable) or len(abstained) < LEAST_ABSTENTIONS * len(unanswerable):
+        return []
+    if np.nansum(case.values[abstained]) > 0:
+        return []
+    text = (
+        f"{case.where}: {len(abstained):,} of {len(unanswerable):,} unanswerable questions are answered with an "
+        f"abstention such as {(case.outputs[abstained[0]].text or '').strip()[:40]!r}, and none of them counts as right"
+    )
+    numbers = {"abstained": len(abstained), "unanswerable": len(unanswerable), "examples": case.examples(abstained)}
+    remedy = "map abstention words to the empty answer before scoring, as `harness_ext.hooks.score_squad_v2` does"
+    return [Finding("D12", "error", case.where, text, numbers, remedy)]
+
+
+def _only_empties(case: Case) -> list[Finding]:
+    parts, baseline = decompose(case), case.value("abstain_baseline")
+    if parts.has_answer is None or parts.no_answer is None:
+        if parts.empty is not None and parts.empty > MOST_EMPTY:
+            empty = [index for index, output in enumerate(case.outputs) if not (output.text or "").strip()]
+            text = f"{case.where}: {100 * parts.empty:.1f} % of the outputs are empty"
+            remedy = "check stop strings: the model may write one of them first"
+            return [
+                Finding(
+                    "D13", "warning", case.where, text, {"empty": parts.empty, "examples": case.examples(empty)}, remedy
+                )
+            ]
+        return []
+    share_no = parts.share_no_answer or 0.0
+    from_abstaining = parts.no_answer * share_no
+    floor = share_no if baseline is None else baseline * case.factor
+    f1, exact = case.value("f1"), case.value("exact")
+    equal = f1 is not None and exact is not None and exact > 1 and f1 - exact < 1
+    if parts.score > floor and not equal:
+        return []
+    text = (
+        f"{case.where}: {case.metric.metric} {100 * parts.score:.1f} is {100 * from_abstaining:.1f} from questions without an "
+        f"answer and {100 * (parts.score - from_abstaining):.1f} from questions with one; always abstaining scores "
+        f"{100 * floor:.1f}"
+    )
+    if equal:
+        text += f". F1 ({f1:.1f}) equals exact match ({exact:.1f}): nearly all credit comes from empty answers"
+    numbers = {"has_answer": parts.has_answer, "no_answer": parts.no_answer, "floor": floor}
+    remedy = (
+        "read HasAns_exact and NoAns_exact separately; train on questions with answers, or with a higher share of them"
+    )
+    return [Finding("D13", "error" if parts.score <= floor else "warning", case.where, text, numbers, remedy)]
+
+
+def _mixed_scales(case: Case) -> list[Finding]:
+    bleu = case.value("bleu")
+    exact = next((value for name in ("exact", "exact_match", "em") if (value := case.value(name)) is not None), None)
+    if bleu is None or exact is None or not (0 < bleu <= 1 < exact):
+        return []
+    text = f"{case.where}: bleu {bleu:.3f} stands beside exact {exact:.1f}: one is probably on 0-1, the other on 0-100"
+    remedy = "declare the unit of each metric (metadata: metrics: {bleu: {unit: share}}), or scale the metric"
+    return [Finding("D14", "warning", case.where, text, {"bleu": bleu, "exact": exact}, remedy)]

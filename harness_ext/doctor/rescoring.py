@@ -1,0 +1,45 @@
+"""Score other texts than the logged ones with the task's own filters and metric, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import ConfigurableTask
+from numpy.typing import NDArray
+
+
+class Rescorer:
+    """A task's scoring of generated texts.
+
+    Args:
+        task: a loaded task that generates.
+        metric: name of the metric to score.
+        filter: name of the filter whose output is scored.
+    """
+
+    def __init__(self, task: ConfigurableTask, metric: str, filter: str) -> None:
+        self._task, self._metric, self._filter = task, metric, filter
+
+    def scores(self, docs: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> NDArray[np.float64]:
+        """The metric of each document, (n,), in the unit in which the task logs it; NaN where it has none."""
+        task = self._task
+        kept = getattr(task, "_instances", None)
+        task._instances = [
+            Instance(
+                request_type="generate_until", doc=dict(doc), arguments=("", {}), idx=0,
+                metadata=(task.task_name, number, 1), resps=[text],
+            )
+            for number, (doc, text) in enumerate(zip(docs, texts, strict=True))
+        ]  # fmt: skip
+        try:
+            task.apply_filters()
+            scores = [
+                task.process_results(request.doc, [request.filtered_resps[self._filter]]).get(self._metric, np.nan)
+                for request in task._instances
+            ]
+        finally:
+            task._instances = kept
+        return np.array(scores, dtype=float)
