@@ -496,18 +496,19 @@ CATALOGUE: Mapping[str, Rule] = {
     # -- the doctor: `harness-ext doctor` --
     "D1": Rule(
         "Outputs that do not parse",
-        "The score is the share of outputs that parsed times the score of those. A score below chance usually means "
-        "that the metric could not read the answers, not that they were wrong. If another reading of the same outputs "
-        "scores significantly more, the cause is proved.",
+        "The score is the share of outputs that parsed times the score of those. A score below chance usually "
+        "means that the metric could not read the answers, not that they were wrong. If another reading of the "
+        "same outputs scores significantly more, the cause is proved.",
         "sst2_generate, base: 37.5 % of the outputs do not parse: acc 39.3 = 62.5 % parsed x 62.9 of those right",
-        "Accept the form in which the model answers (a filter, or the task's `process_results`), or ask for the bare "
-        "label in the prompt.",
+        "Accept the form in which the model answers (a filter, or the task's `process_results`), or ask for the "
+        "bare label in the prompt.",
     ),
     "D2": Rule(
         "Labels that are swapped",
-        "With two labels, a score significantly below one half cannot be bad luck or lack of skill: the model tells the "
-        "classes apart, but the labels are the wrong way round.",
-        "sentiment, base: only 12.3 % right, significantly below guessing; with the two labels swapped it would be 87.7 %",
+        "With two labels, a score significantly below one half cannot be bad luck or lack of skill: the model "
+        "tells the classes apart, but the labels are the wrong way round.",
+        "sentiment, base: only 12.3 % right, significantly below guessing; with the two labels swapped it would be"
+        " 87.7 %",
         "Check the order of `doc_to_choice` against the numbers in the label column.",
     ),
     "D3": Rule(
@@ -518,17 +519,18 @@ CATALOGUE: Mapping[str, Rule] = {
     ),
     "D5": Rule(
         "Text after the answer",
-        "The output begins with the right answer and goes on, so exact match and F1 fall although the model knows the "
-        "answer. Scoring the first line, the first sentence or the first turn alone proves it.",
-        "squad_v2_generate, qa: 412 outputs contain the reference answer without matching it (52 match); with the first "
-        "line alone, exact rises from 5.0 to 45.1 (+40.1 [+36.0, +44.2], n=1,563)",
+        "The output begins with the right answer and goes on, so exact match and F1 fall although the model knows "
+        "the answer. Scoring the first line, the first sentence or the first turn alone proves it.",
+        "squad_v2_generate, qa: 412 outputs contain the reference answer without matching it (52 match); exact "
+        "rises from 5.0 to 45.1 (+40.1 [+36.0, +44.2], n=1,563) if only the first line is scored",
         "Add the string that follows the answer to `generation_kwargs: until`, or train with an end token.",
     ),
     "D6": Rule(
         "Outputs that do not stop",
-        "Outputs that end at the token limit are cut off anywhere. The usual cause is training without a supervised end "
-        "token, or a missing stop string.",
-        "squad_v2_generate, qa: 96.0 % of the outputs end at the token limit instead of stopping, 310 of them in repetitions",
+        "Outputs that end at the token limit are cut off anywhere. The usual cause is training without a "
+        "supervised end token, or a missing stop string.",
+        "squad_v2_generate, qa: 96.0 % of the outputs end at the token limit instead of stopping, 310 of them in "
+        "repetitions",
         "Train with an end token behind each answer, add a stop string to `until`, or raise `max_gen_toks`.",
     ),
     "D11": Rule(
@@ -540,14 +542,14 @@ CATALOGUE: Mapping[str, Rule] = {
     "D12": Rule(
         "Abstentions that count as wrong",
         "The model says that a question has no answer, in words that the metric compares with the empty answer.",
-        "qa, base: 700 of 775 unanswerable questions are answered with an abstention such as 'unanswerable', and none of "
-        "them counts as right",
+        "qa, base: 700 of 775 unanswerable questions are answered with an abstention such as 'unanswerable', and "
+        "none of them counts as right",
         "Map abstention words to the empty answer before scoring, as `harness_ext.hooks.score_squad_v2` does.",
     ),
     "D13": Rule(
         "Credit from empty answers only",
-        "On SQuAD v2, always abstaining scores the share of unanswerable questions. A score at or below it, or an F1 that "
-        "equals exact match, comes from empty answers rather than from answers found in the passage.",
+        "On SQuAD v2, always abstaining scores the share of unanswerable questions. A score at or below it, or an "
+        "F1 that equals exact match, comes from empty answers rather than from answers found in the passage.",
         "squad_v2_generate, qa: exact 5.0 is 4.6 from questions without an answer and 0.4 from questions with one",
         "Read `HasAns_exact` and `NoAns_exact` separately; train on questions with answers.",
     ),
@@ -565,13 +567,15 @@ CATALOGUE: Mapping[str, Rule] = {
     ),
     "D21": Rule(
         "A question among its own examples",
-        "The few-shot examples are drawn from the evaluated split, so some prompts show the answer to their own question.",
+        "The few-shot examples are drawn from the evaluated split, so some prompts show the answer to their own "
+        "question.",
         "my_task, base: 153 of 300 prompts show their own question among the examples",
         "Draw the examples from another split: `fewshot_split: train`.",
     ),
     "D22": Rule(
         "Evaluated documents in the training split",
-        "An adapter trained on this split has seen the answers. Documents are compared by their whole text and by 13-grams.",
+        "An adapter trained on this split has seen the answers. Documents are compared by their whole text and by "
+        "13-grams.",
         "my_task, base: 40 of 300 evaluated questions stand in the training split",
         "Remove them from the training split and train again, or evaluate on other documents.",
     ),
@@ -583,8 +587,8 @@ CATALOGUE: Mapping[str, Rule] = {
     ),
     "D27": Rule(
         "A gain in form only",
-        "The adapter parses, stops or abstains more often as the metric wants it; on documents that both runs answer in "
-        "the same form, it is not better.",
+        "The adapter parses, stops or abstains more often as the metric wants it; on documents that both runs "
+        "answer in the same form, it is not better.",
         "sst2_generate, mine: the gain of +27.4 is form (parsing +27.4)",
         "Compare with a base that is asked in its own form (few-shot, chat template) before calling this a skill.",
     ),

@@ -65,16 +65,16 @@ def last_label(output: Output) -> str:
 
 
 TEXT_AFTER_ANSWER: Mapping[str, Reading] = {
-    "the first line": first_line,
-    "the first sentence": first_sentence,
-    "the text before the first end token or turn marker": first_turn,
+    "if only the first line is scored": first_line,
+    "if only the first sentence is scored": first_sentence,
+    "if the text is cut at the first end token or turn marker": first_turn,
 }
 OTHER_FORM: Mapping[str, Reading] = {
-    "the text without quotes and markup": without_markup,
-    "the text without its reasoning": without_reasoning,
-    "the text in lower case": normalised,
-    "the first label in the text": first_label,
-    "the last label in the text": last_label,
+    "if quotes and markup are removed": without_markup,
+    "if everything before the answer is removed": without_reasoning,
+    "if case and white space are ignored": normalised,
+    "if the first label in the text counts": first_label,
+    "if the last label in the text counts": last_label,
 }
 READINGS: Mapping[str, Reading] = {**TEXT_AFTER_ANSWER, **OTHER_FORM}
 

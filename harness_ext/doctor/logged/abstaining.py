@@ -30,9 +30,9 @@ def _unanswerable(case: Case) -> np.ndarray:
 
 
 def _scored_wrong(case: Case) -> list[Finding]:
-    unanswerable = np.flatnonzero(_unanswerable(case))
+    unanswerable = np.flatnonzero(_unanswerable(case)).tolist()
     abstained = [index for index in unanswerable if _ABSTENTION.match(case.outputs[index].text or "")]
-    if not len(unanswerable) or len(abstained) < LEAST_ABSTENTIONS * len(unanswerable):
+    if not unanswerable or len(abstained) < LEAST_ABSTENTIONS * len(unanswerable):
         return []
     if np.nansum(case.values[abstained]) > 0:
         return []
@@ -66,16 +66,14 @@ def _only_empties(case: Case) -> list[Finding]:
     if parts.score > floor and not equal:
         return []
     text = (
-        f"{case.where}: {case.metric.metric} {100 * parts.score:.1f} is {100 * from_abstaining:.1f} from questions without an "
-        f"answer and {100 * (parts.score - from_abstaining):.1f} from questions with one; always abstaining scores "
-        f"{100 * floor:.1f}"
+        f"{case.where}: {case.metric.metric} {100 * parts.score:.1f} is {100 * from_abstaining:.1f} from questions "
+        f"without an answer and {100 * (parts.score - from_abstaining):.1f} from questions with one; always abstaining "
+        f"scores {100 * floor:.1f}"
     )
     if equal:
         text += f". F1 ({f1:.1f}) equals exact match ({exact:.1f}): nearly all credit comes from empty answers"
     numbers = {"has_answer": parts.has_answer, "no_answer": parts.no_answer, "floor": floor}
-    remedy = (
-        "read HasAns_exact and NoAns_exact separately; train on questions with answers, or with a higher share of them"
-    )
+    remedy = "read HasAns_exact and NoAns_exact separately; train on more questions that have an answer"
     return [Finding("D13", "error" if parts.score <= floor else "warning", case.where, text, numbers, remedy)]
 
 

@@ -13,7 +13,7 @@ from harness_ext.doctor.alternatives import OTHER_FORM, READINGS, TEXT_AFTER_ANS
 from harness_ext.doctor.case import Case
 from harness_ext.doctor.decomposition import decompose, parsed_flags
 from harness_ext.doctor.evidence import Gain, gains
-from harness_ext.findings import Finding
+from harness_ext.findings import Finding, Level
 from harness_ext.stats.units import Clusters
 
 LEAST_PARSED = 0.95
@@ -22,13 +22,13 @@ LONG = 2  # times as long as the reference answer
 LEAST_MATCHES = 5  # documents
 
 _REMEDIES = {
-    "D1": "accept this form in the task's scoring (`process_results` or a filter), or ask for the bare answer in the prompt",
+    "D1": "accept this form in the task's scoring (a filter or `process_results`), or ask for the bare answer",
     "D5": "add the string that follows the answer to `generation_kwargs: until`, or train with an end token",
 }
 
 
 def find_form(case: Case) -> list[Finding]:
-    """Outputs that do not parse, and answers with text behind them; proved by scoring another reading of the outputs."""
+    """Outputs that do not parse, and answers with text behind them; proved by scoring other readings of the outputs."""
     if not case.is_generated:
         return []
     proved = rescored(case)
@@ -70,7 +70,7 @@ def _clusters(case: Case, scored: NDArray[np.bool_]) -> Clusters | None:
 
 def _proof(case: Case, id: str, gain: Gain) -> Finding:
     what = "text follows the answer" if id == "D5" else "the answer is there, in a form that is not read"
-    text = f"{case.where}: {what}: with {gain.change} alone, {case.metric.metric} rises from {gain}"
+    text = f"{case.where}: {what}: {case.metric.metric} rises from {gain} {gain.change}"
     return Finding(id, "error", case.where, text, _numbers(gain), _REMEDIES[id])
 
 
@@ -98,13 +98,13 @@ def _unparsed(case: Case, proved: Mapping[str, Gain]) -> list[Finding]:
     }
     best = next((gain for name, gain in proved.items() if name in OTHER_FORM), None)
     if best is not None:
-        text += f"; with {best.change} alone it rises from {best}"
+        text += f"; it rises from {best} {best.change}"
         numbers |= _numbers(best)
     chance = _chance(case)
     below_chance = chance is not None and parts.score < chance <= (parts.score_parsed or 0.0)
     if below_chance:
         text += f"; below chance ({100 * (chance or 0):.1f}) only because of the format"
-    level = "error" if below_chance or best is not None else "warning"
+    level: Level = "error" if below_chance or best is not None else "warning"
     return [Finding("D1", level, case.where, text, numbers, _REMEDIES["D1"])]
 
 
@@ -122,7 +122,7 @@ def _text_after_answer(case: Case, proved: Mapping[str, Gain]) -> list[Finding]:
     text = f"{case.where}: {len(longer):,} outputs contain the reference answer without matching it ({matches:,} match)"
     numbers: dict[str, object] = {"contained": len(longer), "matching": matches, "examples": case.examples(longer)}
     if best is not None:
-        text += f"; with {best.change} alone, {case.metric.metric} rises from {best}"
+        text += f"; {case.metric.metric} rises from {best} {best.change}"
         numbers |= _numbers(best)
     return [Finding("D5", "warning" if best is None else "error", case.where, text, numbers, _REMEDIES["D5"])]
 

@@ -41,10 +41,9 @@ def _swapped(case: Case, pairs: list[tuple[int, int]], classes: set[int]) -> lis
         f"{case.where}: only {100 * share:.1f} % right, significantly below guessing; with the two labels swapped it "
         f"would be {100 * (1 - share):.1f} %"
     )
+    remedy = "check the order of `doc_to_choice` against the label column"
     numbers = {"right": share, "swapped": 1 - share, "upper": float(upper), "n": len(pairs)}
-    return [
-        Finding("D2", "error", case.where, text, numbers, "check the order of `doc_to_choice` and of the label column")
-    ]
+    return [Finding("D2", "error", case.where, text, numbers, remedy)]
 
 
 def _one_class(case: Case, pairs: list[tuple[int, int]]) -> list[Finding]:

@@ -53,8 +53,8 @@ def _cut_prompts(case: Case) -> list[Finding]:
     if room <= 0 or not len(cut):
         return []
     text = (
-        f"{case.where}: {len(cut):,} prompts fill max_length={limit} up to the {_max_gen_toks(case)} tokens of the answer, so "
-        "their beginning may have been cut off"
+        f"{case.where}: {len(cut):,} prompts leave less than the {_max_gen_toks(case)} tokens of the answer in "
+        f"max_length={limit}, so their beginning was probably cut off"
     )
     remedy = "raise max_length, lower max_gen_toks, or leave out max_length"
     return [Finding("D11", "warning", case.where, text, {"prompts": len(cut), "max_length": int(limit)}, remedy)]
