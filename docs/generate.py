@@ -27,6 +27,18 @@ FINDINGS = """\
 keeps its meaning from release to release.
 """
 
+DOCTOR = """\
+# Doctor: why a score is what it is
+
+`harness-ext doctor RESULTS` examines logged outputs, from any lm-eval results with `--log_samples`; no model is
+loaded. It takes each score apart first (how many outputs parsed, how good those were, how many ended at the token
+limit), then looks for the causes below. Where the task is installed, it scores the same outputs again in other
+readings: only the first line, without markup, the last label in the text, and others. A significant gain, corrected
+for the number of readings, is a **proof**: the answer was there. Other findings are suspicions with their numbers and
+examples; `--format json` has the examples in full. The exit code is 1 if a finding is an error. `harness-ext doctor
+--explain D5` prints an entry.
+"""
+
 COMMAND_LINE = """\
 # Command line
 
@@ -45,6 +57,7 @@ def pages() -> dict[str, str]:
     return {
         "checks.md": catalogue_page(CHECKS, "C"),
         "findings.md": catalogue_page(FINDINGS, "R"),
+        "doctor.md": catalogue_page(DOCTOR, "D"),
         "cli.md": command_line_page(),
     }
 

@@ -5,6 +5,7 @@ The public API, for notebooks and scripts; each name is imported on first use:
 - `Recipe`, `train_adapter`: train a LoRA adapter on any lm-eval task with a training split
 - `evaluate`: evaluate a base and its adapters on the same tasks, in one process
 - `load_runs`, `compare_runs`: load results, and compare them document by document, with tests and a verdict
+- `diagnose`: why a score is what it is, from logged outputs
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from harness_ext.doctor.diagnose import diagnose
     from harness_ext.engine.evaluate import evaluate
     from harness_ext.leaderboard import compare_runs
     from harness_ext.results.load import load_runs
@@ -20,11 +22,12 @@ if TYPE_CHECKING:
     from harness_ext.training.trainer import train_adapter
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "compare_runs", "evaluate", "load_runs", "train_adapter"]
+__all__ = ["Recipe", "compare_runs", "diagnose", "evaluate", "load_runs", "train_adapter"]
 
 _MODULES = {
     "Recipe": "harness_ext.training.recipe",
     "compare_runs": "harness_ext.leaderboard",
+    "diagnose": "harness_ext.doctor.diagnose",
     "evaluate": "harness_ext.engine.evaluate",
     "load_runs": "harness_ext.results.load",
     "train_adapter": "harness_ext.training.trainer",

@@ -17,7 +17,9 @@ __all__ = ["CATALOGUE", "Finding", "Level", "Rule", "explain"]
 
 Level = Literal["error", "warning", "note"]
 
-LETTERS = "CR"  # first letters of ids: C for `harness-ext check`, R for `harness-ext compare`
+LETTERS = (
+    "CRD"  # first letters of ids: C for `harness-ext check`, R for `harness-ext compare`, D for `harness-ext doctor`
+)
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,10 @@ def explain(id: str) -> str:
     key = id.strip().upper()
     rule = CATALOGUE.get(key)
     if rule is None:
-        spans = " and ".join(f"{min(ids)} to {max(ids)}" for ids in map(_ids, LETTERS))
+        spans = ", ".join(f"{ids[0]} to {ids[-1]}" for ids in map(_ids, LETTERS))
         raise HarnessExtError(f"unknown finding {id!r}{suggest(key, CATALOGUE)}; ids are {spans}")
     return f"{key}  {rule.what}\n\n{rule.why}\n\nExample: {rule.example}\n\nWhat to do: {rule.remedy}"
 
 
 def _ids(letter: str) -> list[str]:
-    return sorted(id for id in CATALOGUE if id.startswith(letter))
+    return sorted((id for id in CATALOGUE if id.startswith(letter)), key=lambda id: int(id[1:]))

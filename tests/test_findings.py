@@ -15,7 +15,7 @@ from harness_ext.errors import HarnessExtError
 from harness_ext.findings import Finding, explain
 
 PACKAGE = Path(harness_ext.__file__).parent
-ID = re.compile(r"[CR]\d\d")
+ID = re.compile(r"[CR]\d\d|D\d{1,2}")
 RULES = pytest.mark.parametrize(("id", "rule"), CATALOGUE.items(), ids=CATALOGUE)
 
 

@@ -14,7 +14,18 @@ import harness_ext
 
 PACKAGE = Path(harness_ext.__file__).parent
 MODULES = sorted(file.relative_to(PACKAGE).with_suffix("").as_posix() for file in PACKAGE.rglob("*.py"))
-WINGS = ("training", "engine", "leaderboard", "comparison", "results", "stats", "protocol", "models", "metrics")
+WINGS = (
+    "training",
+    "engine",
+    "doctor",
+    "leaderboard",
+    "comparison",
+    "results",
+    "stats",
+    "protocol",
+    "models",
+    "metrics",
+)
 
 # Arrows point down only. The longest prefix of a module's path decides what it may import.
 ALLOWED: dict[str, tuple[str, ...]] = {
@@ -23,7 +34,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "demo": (*WINGS, "errors"),
     "training": ("", "training", "folders", "protocol", "models", "trees", "cpu", "metrics", "errors"),
     "engine": ("", "engine", "protocol", "models", "trees", "cpu", "metrics", "errors"),
+    "doctor": ("doctor", "comparison", "results", "stats", "protocol", "metrics", "findings", "errors"),
+    "doctor/diagnosis": ("findings",),
     "leaderboard": ("comparison", "render", "results"),
+    "render/diagnosis": ("doctor/diagnosis", "findings"),
     "render": ("render", "formatting", "comparison/rows", "comparison/gain", "metrics/statistic", "stats"),
     "formatting": ("metrics/statistic", "stats"),  # pure: words for numbers
     "render/grid": (),
@@ -125,7 +139,7 @@ def test_pure_modules_need_no_torch(module: str) -> None:
 
 
 def test_public_surface() -> None:
-    assert harness_ext.__all__ == ["Recipe", "compare_runs", "evaluate", "load_runs", "train_adapter"]
+    assert harness_ext.__all__ == ["Recipe", "compare_runs", "diagnose", "evaluate", "load_runs", "train_adapter"]
     for name in harness_ext.__all__:
         assert getattr(harness_ext, name).__name__ == name
         assert name in dir(harness_ext)

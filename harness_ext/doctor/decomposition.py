@@ -2,34 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
 
 from harness_ext.doctor.case import Case
-
-
-@dataclass(frozen=True)
-class Decomposition:
-    """Factors of one score, as shares; None where nothing about them was logged.
-
-    `score` = `parsed_rate` x `score_parsed`; for SQuAD v2 `score` is the mean of `has_answer` and `no_answer`, weighted
-    by their documents.
-    """
-
-    score: float
-    parsed_rate: float | None = None
-    score_parsed: float | None = None
-    has_answer: float | None = None
-    no_answer: float | None = None
-    share_no_answer: float | None = None
-    at_token_limit: float | None = None
-    empty: float | None = None
-
-    def known(self) -> Mapping[str, float]:
-        """The factors that were logged."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+from harness_ext.doctor.diagnosis import Decomposition
 
 
 def decompose(case: Case) -> Decomposition:

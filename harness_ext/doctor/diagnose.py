@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from lm_eval.api.task import ConfigurableTask
 from harness_ext.comparison.compare import compare_runs, find_baseline
 from harness_ext.comparison.rows import Gain
 from harness_ext.doctor.case import Case, read_outputs
-from harness_ext.doctor.decomposition import Decomposition, decompose
+from harness_ext.doctor.decomposition import decompose
+from harness_ext.doctor.diagnosis import Diagnosis
 from harness_ext.doctor.logged.abstaining import find_abstaining
 from harness_ext.doctor.logged.against_base import find_against_base
 from harness_ext.doctor.logged.form import find_form
@@ -29,24 +30,6 @@ from harness_ext.results.run import Run, TaskResult
 logger = logging.getLogger(__name__)
 
 _LEVELS = {"error": 0, "warning": 1, "note": 2}
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What is known about one score."""
-
-    task: str
-    run: str
-    metric: str
-    n: int  # documents with logged outputs
-    decomposition: Decomposition | None  # None if no samples were logged
-    findings: Sequence[Finding]  # errors first; within a level, proved ones first
-    notes: Sequence[str]  # what could not be examined, and why
-
-    @property
-    def has_errors(self) -> bool:
-        """Whether a finding is an error."""
-        return any(finding.level == "error" for finding in self.findings)
 
 
 def diagnose(

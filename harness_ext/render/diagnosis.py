@@ -8,7 +8,7 @@ from typing import Any
 from rich.padding import Padding
 from rich.text import Text
 
-from harness_ext.doctor.diagnose import Diagnosis
+from harness_ext.doctor.diagnosis import Diagnosis
 from harness_ext.findings import Finding
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "blue"}

@@ -11,6 +11,7 @@ from harness_ext.doctor.decomposition import decompose
 from harness_ext.findings import Finding
 
 MOST_EMPTY = 0.3
+MOSTLY = 0.9  # of the credit
 LEAST_ABSTENTIONS = 0.05  # share of the unanswerable documents
 _ABSTENTION = re.compile(
     r"\W*(?:(?:the )?(?:question|answer|it|this)?\s*(?:is|are|can ?not|cannot|can't)?\s*(?:be )?"
@@ -63,7 +64,8 @@ def _only_empties(case: Case) -> list[Finding]:
     floor = share_no if baseline is None else baseline * case.factor
     f1, exact = case.value("f1"), case.value("exact")
     equal = f1 is not None and exact is not None and exact > 1 and f1 - exact < 1
-    if parts.score > floor and not equal:
+    mostly_empty = parts.score > 0 and from_abstaining / parts.score > MOSTLY
+    if parts.score > floor and not (equal and mostly_empty):
         return []
     text = (
         f"{case.where}: {case.metric.metric} {100 * parts.score:.1f} is {100 * from_abstaining:.1f} from questions "
