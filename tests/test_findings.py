@@ -75,13 +75,13 @@ def test_explain_prints_the_whole_entry(id: str, rule: Rule) -> None:
 
 @pytest.mark.parametrize("id", ["C99", "R0", "", "zebra"])
 def test_unknown_ids_are_refused(id: str) -> None:
-    last_check, last_warning = (max(id for id in CATALOGUE if id.startswith(letter)) for letter in "CR")
-    with pytest.raises(HarnessExtError, match=f"C01 to {last_check} and R01 to {last_warning}"):
+    last = [max((id for id in CATALOGUE if id.startswith(letter)), key=lambda id: int(id[1:])) for letter in "CRD"]
+    with pytest.raises(HarnessExtError, match=f"C01 to {last[0]}, R01 to {last[1]}, D1 to {last[2]}"):
         explain(id)
 
 
-@pytest.mark.parametrize("command", ["check", "compare"])
-@pytest.mark.parametrize("id", ["C20", "R07"])
+@pytest.mark.parametrize("command", ["check", "compare", "doctor"])
+@pytest.mark.parametrize("id", ["C20", "R07", "D5"])
 def test_commands_explain_every_id(command: str, id: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([command, "--explain", id]) == 0
     assert capsys.readouterr().out == explain(id) + "\n"
