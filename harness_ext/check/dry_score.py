@@ -19,15 +19,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import lm_eval.api.metrics
-from lm_eval.api.instance import Instance
-from lm_eval.api.task import ConfigurableTask
-
 from harness_ext.check.documents import Sampled
 from harness_ext.check.templates import gold_answers
 from harness_ext.check.tokens import cut_at_stop, stops_of
 from harness_ext.check.yaml_source import TaskSource
 from harness_ext.errors import described, suggest
+from harness_ext.protocol.lm_eval_api import (
+    ConfigurableTask,
+    Instance,
+    choices_of,
+    document_scores,
+    gen_prefix,
+    input_choice,
+    mean,
+    requests_for,
+)
 
 PRIMARY_METRICS = ("acc", "exact_match", "exact", "em", "f1")  # as `compare` chooses; the first one found
 LIKELY, UNLIKELY, NEUTRAL = (0.0, True), (-50.0, False), (-10.0, False)
@@ -110,16 +116,15 @@ def dry_score(task: ConfigurableTask, docs: Sequence[Doc], answer: Answer) -> Dr
     for name in filters:
         for number, (doc, group) in enumerate(zip(docs, requests, strict=True)):
             with _named(f"process_results fails on document {number} (answer {answer(doc)!r:.40})"):
-                scores = task.process_results(doc, [request.filtered_resps[name] for request in group])
+                scores = document_scores(task, doc, group, name)
             for metric, value in scores.items():
                 raw[metric, name].append(value)
     return _aggregated(task, raw, filters[0])
 
 
 def _requests(task: ConfigurableTask, doc: Doc, number: int) -> list[Instance]:
-    context = task.fewshot_context(doc, 0, gen_prefix=task.doc_to_prefix(doc))
-    made = task.construct_requests(doc=doc, ctx=context, metadata=(task.task_name, number, task.config.repeats))
-    return made if isinstance(made, list) else [made]
+    context = task.fewshot_context(doc, 0, gen_prefix=gen_prefix(task, doc))
+    return requests_for(task, doc, context, number=number)
 
 
 def _asked_of_all(requests: Sequence[Sequence[Instance]]) -> set[str]:
@@ -139,12 +144,12 @@ def _respond(task: ConfigurableTask, request: Instance, doc: Doc, answer: str) -
         return cut_at_stop(f"{task.config.target_delimiter}{answer}", stops_of(request.args[1]))
     if task.OUTPUT_TYPE != "multiple_choice":
         return LIKELY if request.args[1].strip() == answer.strip() else UNLIKELY
-    own = task.doc_to_choice(doc)
+    own = choices_of(task, doc)
     if answer not in own:
         return UNLIKELY
-    if isinstance(task.doc_to_text(doc), int):  # the choices stand in the contexts
+    if input_choice(task, doc) is not None:
         return LIKELY if request.idx == own.index(answer) else UNLIKELY
-    worded = task.doc_to_choice(request.doc)[own.index(answer)]  # a request may ask with other label words
+    worded = choices_of(task, request.doc)[own.index(answer)]  # a request may ask with other label words
     return LIKELY if request.args[1].strip() == worded.strip() else UNLIKELY
 
 
@@ -152,7 +157,7 @@ def _aggregated(task: ConfigurableTask, raw: Mapping[tuple[str, str], list[Any]]
     metrics: dict[str, float] = {}
     for (metric, name), values in raw.items():
         with _named(f"the aggregation of {metric!r} fails"):
-            aggregate = task.aggregation().get(metric, lm_eval.api.metrics.mean)
+            aggregate = task.aggregation().get(metric, mean)
             value = aggregate(values)
             metrics[metric if name == first else f"{metric},{name}"] = float(value)
     return DryScore(metrics, {metric: values for (metric, name), values in raw.items() if name == first})
@@ -182,16 +187,16 @@ def silent() -> Iterator[None]:
 
 
 def _gold(task: ConfigurableTask, doc: Doc) -> str:
-    if isinstance(index := task.doc_to_text(doc), int):
-        return str(task.doc_to_choice(doc)[index])
+    if (index := input_choice(task, doc)) is not None:
+        return str(choices_of(task, doc)[index])
     return gold_answers(task, doc)[0].strip(" ")
 
 
 def _wrong(task: ConfigurableTask, doc: Doc, gold: str) -> str:
     """Another choice, or words that stand in no answer."""
     if task.OUTPUT_TYPE == "multiple_choice":
-        right = set(gold_answers(task, doc)) if not isinstance(task.doc_to_text(doc), int) else {gold}
-        return next((str(choice) for choice in task.doc_to_choice(doc) if choice not in right), NONSENSE)
+        right = set(gold_answers(task, doc)) if input_choice(task, doc) is None else {gold}
+        return next((str(choice) for choice in choices_of(task, doc) if choice not in right), NONSENSE)
     return NONSENSE
 
 
@@ -270,7 +275,7 @@ def _by_class(gold: DryScore, primary: str) -> str:
 
 def _example(task: ConfigurableTask, gold: DryScore, primary: str, sampled: Sampled, golds: Sequence[str]) -> str:
     """The first document whose gold answer scores nothing."""
-    aggregate = task.aggregation().get(primary, lm_eval.api.metrics.mean)
+    aggregate = task.aggregation().get(primary, mean)
     for number, text, value in zip(sampled.numbers, golds, gold.per_document.get(primary, []), strict=False):
         with contextlib.suppress(Exception):  # an aggregation that needs more than one document
             if not (value if isinstance(value, (int, float)) else aggregate([value])):

@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from datasets.exceptions import DatasetsError
-from lm_eval.api.group import Group
-from lm_eval.api.task import ConfigurableTask, Task
-from lm_eval.tasks import TaskManager
-from lm_eval.tasks._factory import TaskFactory
-from lm_eval.tasks._index import Entry
 
 from harness_ext.errors import HarnessExtError, TaskError, described, suggest
+from harness_ext.protocol.lm_eval_api import (
+    ConfigurableTask,
+    Entry,
+    Group,
+    Task,
+    TaskFactory,
+    TaskManager,
+    allow_hooked_metrics,
+    names_like,
+    read_documents,
+)
 from harness_ext.protocol.task_folders import own_task_folders, tasks_path
-
-# What lm-eval's task code raises for a mistake in a YAML or a hook.
 
 
 class _TaskFactory(TaskFactory):
@@ -29,7 +33,9 @@ class _TaskFactory(TaskFactory):
         self._tasks: dict[str, Task] = {}
 
     def _build_task(self, entry: Entry, overrides: dict[str, Any] | None) -> Task:
-        changes = {key: value for key, value in (overrides or {}).items() if (key, value) != ("task", entry.name)}
+        # lm-eval 0.5 names a member "group::task"; with its own name it is one task in all groups, as in 0.4.
+        overrides = {key: value for key, value in (overrides or {}).items() if key != "_qualified_name"}
+        changes = {key: value for key, value in overrides.items() if (key, value) != ("task", entry.name)}
         file = entry.yaml_path and str(Path(entry.yaml_path).resolve())
         key = json.dumps([file, entry.name, changes], sort_keys=True, default=repr)
         if key not in self._tasks:
@@ -38,15 +44,27 @@ class _TaskFactory(TaskFactory):
 
 
 class _TaskManager(TaskManager):
-    """lm-eval's own, but for its refusal of a task that several groups hold: `load_tasks` has made it one task."""
+    """lm-eval's own, which also takes what is loaded: a task that several groups hold is one task."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._factory = _TaskFactory(meta=self.metadata)
 
-    @staticmethod
-    def _check_duplicates(built: list[Task | Group]) -> None:
-        pass
+    def load(self, specs: Any, *args: Any) -> Any:
+        """Names and loaded tasks and groups, as `simple_evaluate` hands them over."""
+        items = specs if isinstance(specs, list) else [specs]
+        if not all(isinstance(item, (Task, Group)) for item in items):
+            return super().load(specs, *args)
+        groups = [each for item in items if isinstance(item, Group) for each in (item, *item.get_all_groups())]
+        return {
+            "tasks": {leaf.task_name: leaf for item in items for leaf in _leaves(item)},
+            "groups": {group.name: group for group in groups},
+            "group_map": {group.name: group.child_names for group in groups},
+        }
+
+
+def _leaves(item: Task | Group) -> list[Task]:
+    return list(item.get_all_tasks()) if isinstance(item, Group) else [item]
 
 
 def task_manager(
@@ -56,9 +74,10 @@ def task_manager(
 
     lm-eval's own ten thousand tasks are indexed (which takes seconds) only when a name asks for one of them.
     """
+    allow_hooked_metrics()
     paths = [str(tasks_path()), *map(str, own_task_folders(names)), *map(str, include_path)]
     ours = _TaskManager(include_path=paths, include_defaults=False, metadata=dict(metadata or {}))
-    if all(_is_yaml(name) or ours.match_tasks([name]) for name in names):
+    if all(_is_yaml(name) or names_like(ours, name) for name in names):
         return ours
     return _TaskManager(include_path=paths, metadata=dict(metadata or {}))
 
@@ -85,7 +104,7 @@ def _specs(manager: TaskManager, name: str) -> list[str]:
     """What `TaskManager.load` takes, for a name, a pattern or a path."""
     if _is_yaml(name):
         return [str(Path(name).absolute())]
-    matches: list[str] = manager.match_tasks([name])
+    matches = names_like(manager, name)
     if not matches:
         raise TaskError(
             f"unknown task {name!r} (`lm_eval ls tasks --include_path $(harness-ext tasks-path)` lists all)"
@@ -142,6 +161,8 @@ def _built(manager: TaskManager, spec: str) -> list[Task | Group]:
         raise TaskError(f"there is no task file {spec}; check the path")
     try:
         found = manager.load([spec])
+        for task in found["tasks"].values():
+            read_documents(task)
     except KeyError as error:
         # lm-eval looks up splits, and function references in the YAML, by name.
         raise TaskError(
