@@ -25,7 +25,6 @@ HOMES: dict[str, tuple[str, ...]] = {
     # evaluation
     "EvaluatorConfig": ("lm_eval.config.evaluate_config",),
     "EvaluationTracker": ("lm_eval.loggers",),
-    "WandbLogger": ("lm_eval.loggers",),
     "handle_non_serializable": ("lm_eval.utils",),
     "make_table": ("lm_eval.utils",),
     "Run": ("lm_eval._cli.run",),  # the flags of `lm_eval run`; no public function gives its parser
