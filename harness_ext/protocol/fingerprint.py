@@ -97,7 +97,7 @@ def _protocol_values(task: ConfigurableTask, settings: PromptSettings, lm: HFLM 
         "output_type": config.output_type,
         "doc_to_target": _source(config.doc_to_target),
         "doc_to_choice": _source(config.doc_to_choice),
-        "generation_kwargs": config.generation_kwargs,
+        "generation_kwargs": config.generation_kwargs or None,
         "filters": _source(filters_of(task)),
         # Without a hook, the metrics and their options decide the score.
         "process_results": _source(config.process_results or metrics_of(task)),
