@@ -10,6 +10,7 @@ LM_EVAL_05 = hasattr(lm_eval.api.task, "GenerateTask")
 
 def request(kind: str, arguments: tuple[Any, ...], number: int = 0, *, task: str = "t", **more: Any) -> Instance:
     """A request for document `number` of a task."""
+    more.setdefault("idx", 0)
     if LM_EVAL_05:
         if kind == "loglikelihood_rolling":
             arguments = ("", *arguments)
