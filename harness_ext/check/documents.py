@@ -16,6 +16,7 @@ from harness_ext.findings import Level
 from harness_ext.protocol.documents import Source, hub_dataset, resolve_source
 from harness_ext.protocol.lm_eval_api import ConfigurableTask, load_yaml
 from harness_ext.protocol.lm_eval_api import bare_task as unchecked_task
+from harness_ext.protocol.tasks import found_no_rows
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def _resolved(kwargs: Mapping[str, Any], file: Path) -> Source:
 
 def note_unloaded(source: TaskSource, error: Exception, *, hub_answers: bool) -> None:
     """Turn what was raised while documents were loaded into a finding: the author's mistake, or out of reach."""
-    is_empty = isinstance(error, StopIteration)  # datasets found no row
+    is_empty = found_no_rows(error)
     reason = "its files are empty" if is_empty else described(error)
     place = "dataset_kwargs" if source.values.get("dataset_kwargs") else "dataset_path"
     if _out_of_reach(source, error, hub_answers=hub_answers):

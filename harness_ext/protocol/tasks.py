@@ -169,13 +169,13 @@ def _built(manager: TaskManager, spec: str) -> list[Task | Group]:
             f"task {spec!r} names {error.args[0]!r}, which is neither a split nor a column of its data; "
             "add it to the data or correct the YAML"
         ) from error
-    except (DatasetsError, OSError) as error:
+    except (DatasetsError, OSError, StopIteration) as error:
+        if found_no_rows(error):
+            raise TaskError(f"task {spec!r} has no documents: its files are empty; check dataset_kwargs") from error
         raise TaskError(
             f"the documents of task {spec!r} cannot be loaded: {described(error)}; connect to the Hub, or name local "
             "files in a copy of its YAML (dataset_path: parquet, dataset_kwargs: data_files)"
         ) from error
-    except StopIteration as error:  # datasets found no row
-        raise TaskError(f"task {spec!r} has no documents: its files are empty; check dataset_kwargs") from error
     except IndexError as error:  # lm-eval tries the templates on the first document
         raise TaskError(
             f"task {spec!r} cannot be built: it has no documents, or a template looks for something that is not in the "
@@ -192,6 +192,11 @@ def _built(manager: TaskManager, spec: str) -> list[Task | Group]:
     if outer := [group for name, group in groups.items() if name not in inner]:
         return list(outer)
     return list(found["tasks"].values())
+
+
+def found_no_rows(error: BaseException) -> bool:
+    """Whether `datasets` has read files without a row; it says so in another way since 4.8."""
+    return isinstance(error, StopIteration) or type(error.__cause__).__name__ == "SchemaInferenceError"
 
 
 def load_task(

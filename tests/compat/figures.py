@@ -79,7 +79,7 @@ def _sample(sample: Any) -> dict[str, Any]:
     prompts = json.dumps([list(request) for request in sample["arguments"]])
     return {
         "doc_id": sample["doc_id"],
-        "doc_hash": sample["doc_hash"],
+        "doc": hashlib.sha256(json.dumps(sample["doc"], sort_keys=True).encode()).hexdigest()[:16],
         "prompts": hashlib.sha256(prompts.encode()).hexdigest()[:16],
         "answers": [list(each) for each in sample["resps"]],
         "scores": {name: sample[name] for name in sorted(sample["metrics"]) if not _is_nan(sample[name])},

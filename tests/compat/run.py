@@ -268,7 +268,15 @@ def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
         for number, part in enumerate(value):
             yield from _leaves(part, f"{place}/{number}")
     else:
-        yield place, value
+        yield place, _number(value)
+
+
+def _number(value: Any) -> Any:
+    """lm-eval logs the answers of a model as texts, numbers among them."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 # -- the page ----------------------------------------------------------------------------------------------------
