@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lm_eval.api.model import LM
-from lm_eval.api.task import Task
-from lm_eval.config.evaluate_config import EvaluatorConfig
 
 from harness_ext.engine.hosts import Host, prompt_settings
 from harness_ext.engine.isolation import Failures
@@ -27,6 +24,7 @@ from harness_ext.models.card import read_card
 from harness_ext.models.sources import weights_sha256
 from harness_ext.protocol import documents
 from harness_ext.protocol.fingerprint import PROMPT_FIELDS, Fingerprint, differing_fields, fingerprint
+from harness_ext.protocol.lm_eval_api import LM, EvaluatorConfig, Task
 from harness_ext.protocol.token_settings import token_settings
 from harness_ext.version import __version__
 
