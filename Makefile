@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast fuzz check bench results docs pages fetch wordnet clean
+.PHONY: demo test test-fast fuzz compat check bench results docs pages fetch wordnet clean
 
 demo: $(INSTALLED)          ## the main job on a real model: fetch, evaluate, train, evaluate, compare
 	$(BIN)/harness-ext demo
@@ -17,6 +17,9 @@ test-fast: $(INSTALLED)     ## what needs no model and no patience: under two mi
 
 fuzz: $(INSTALLED)          ## random cases through hf and through hf-tree, ten minutes; a difference names its seed
 	$(BIN)/python tests/differential/run.py --minutes 10
+
+compat:                     ## tests and figures under the oldest, the newest and coming releases -> docs/compatibility.md
+	$(PYTHON) tests/compat/run.py
 
 check: $(INSTALLED)         ## lint, format, types, our own tasks
 	$(BIN)/ruff check .
@@ -44,7 +47,7 @@ wordnet: $(INSTALLED)       ## WordNet for METEOR, into .venv/nltk_data (or the 
 	$(BIN)/python -m harness_ext.wordnet
 
 clean:                      ## everything that can be made again, but the fetched model and the adapters
-	rm -rf $(VENV) demo results site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .compat demo results site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/.docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from harness_ext.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from harness_ext.doctor.diagnose import diagnose
     from harness_ext.engine.evaluate import evaluate
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from harness_ext.training.recipe import Recipe
     from harness_ext.training.trainer import train_adapter
 
-__version__ = "0.1.0"
 __all__ = ["Recipe", "compare_runs", "diagnose", "evaluate", "load_runs", "train_adapter"]
 
 _MODULES = {

@@ -83,6 +83,8 @@ def described(error: BaseException) -> str:
     >>> described(ValueError("too long")), described(TaskError("no such task")), described(StopIteration())
     ('ValueError: too long', 'no such task', 'StopIteration')
     """
+    if type(error.__cause__).__module__.startswith("jinja2"):  # lm-eval 0.5 puts the template in front of it
+        error = error.__cause__ or error
     line, kind = first_line(error), type(error).__name__
     return line if isinstance(error, HarnessExtError) or line == kind else f"{kind}: {line}"
 

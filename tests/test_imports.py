@@ -11,29 +11,24 @@ from pathlib import Path
 import pytest
 
 import harness_ext
+from harness_ext.protocol import lm_eval_api
 
 PACKAGE = Path(harness_ext.__file__).parent
 MODULES = sorted(file.relative_to(PACKAGE).with_suffix("").as_posix() for file in PACKAGE.rglob("*.py"))
 WINGS = (
-    "training",
-    "engine",
-    "doctor",
-    "leaderboard",
-    "comparison",
-    "results",
-    "stats",
-    "protocol",
-    "models",
-    "metrics",
-)
+    "training", "engine", "doctor", "leaderboard", "comparison", "results", "stats", "protocol", "models", "metrics",
+)  # fmt: skip
+
+HOOKS_USE = ("documents", "fewshot", "lm_eval_api", "requests")
 
 # Arrows point down only. The longest prefix of a module's path decides what it may import.
 ALLOWED: dict[str, tuple[str, ...]] = {
-    "__init__": WINGS,  # but lazily, see below
-    "cli": ("", "cli", *WINGS, "check", "new_task", "render", "demo", "findings", "errors"),
+    "version": (),
+    "__init__": ("version", *WINGS),  # but lazily, see below
+    "cli": ("cli", "version", *WINGS, "check", "new_task", "render", "demo", "findings", "errors"),
     "demo": (*WINGS, "errors"),
-    "training": ("", "training", "folders", "protocol", "models", "trees", "cpu", "metrics", "errors"),
-    "engine": ("", "engine", "protocol", "models", "trees", "cpu", "metrics", "errors"),
+    "training": ("training", "folders", "protocol", "models", "trees", "cpu", "metrics", "errors"),
+    "engine": ("engine", "version", "protocol", "models", "trees", "cpu", "metrics", "errors"),
     "doctor": ("doctor", "comparison", "results", "stats", "protocol", "metrics", "findings", "errors"),
     "doctor/diagnosis": ("findings",),
     "leaderboard": ("comparison", "render", "results"),
@@ -46,7 +41,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "stats": ("stats",),
     "findings": ("catalogue", "errors"),
     "catalogue": (),
-    "hooks": ("hooks", "metrics", "protocol/documents", "protocol/fewshot", "protocol/requests", "errors"),
+    "hooks": ("hooks", "metrics", *(f"protocol/{name}" for name in HOOKS_USE), "errors"),
     "evaluate_metrics": ("hooks", "metrics"),
     "wordnet": ("errors",),
     "check": ("check", "protocol", "metrics", "findings", "errors"),
@@ -124,18 +119,40 @@ def test_only_the_command_line_prints(module: str) -> None:
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith(("metrics/", "stats/", "trees/layout"))])
 def test_pure_modules_need_no_torch(module: str) -> None:
     outside = {"torch", "transformers", "lm_eval", "peft", "datasets"}
-    names = {
-        name.split(".")[0]
-        for node in ast.walk(_tree(module))
-        for name in (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [str(node.module)]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
-    }
+    names = {name.split(".")[0] for name in _imported(_tree(module))}
     assert not names & outside
+
+
+def _imported(tree: ast.AST) -> list[str]:
+    """Names of all modules that a tree imports, also inside functions and by `import_module`."""
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names.append(str(node.module))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            names += [str(part.value) for part in node.args if isinstance(part, ast.Constant)]
+    return names
+
+
+def test_one_module_imports_lm_eval() -> None:
+    importing = {module for module in MODULES if any(n.split(".")[0] == "lm_eval" for n in _imported(_tree(module)))}
+    assert importing == {"protocol/lm_eval_api"}
+
+
+def test_what_is_imported_of_lm_eval_is_there() -> None:
+    """Names come through `__getattr__`, so that no type checker sees one that is missing."""
+    wanted = {
+        alias.name
+        for module in MODULES
+        for node in ast.walk(_tree(module))
+        if isinstance(node, ast.ImportFrom) and node.module == "harness_ext.protocol.lm_eval_api"
+        for alias in node.names
+    }
+    assert wanted >= {"HFLM", "TaskManager", "requests_for"}
+    assert not [name for name in wanted if not hasattr(lm_eval_api, name)]
+    assert lm_eval_api.HOMES.keys() <= wanted, "nobody uses these"
 
 
 def test_public_surface() -> None:

@@ -19,6 +19,7 @@ from harness_ext.protocol.task_folders import tasks_path
 from harness_ext.protocol.tasks import load_task, load_tasks
 
 LIMIT = 30
+KEPT = ("results", "samples")
 CONTENT_FREE = ("Review: N/A\n", "Review: \n", "Review: [MASK]\n")
 PROMPTS = (
     "sst2_choice",
@@ -36,11 +37,11 @@ def manager() -> TaskManager:
 
 
 def evaluated(manager: TaskManager, model: Any, *tasks: str, **settings: Any) -> dict[str, Any]:
-    return dict(
-        lm_eval.simple_evaluate(
-            model, tasks=list(tasks), task_manager=manager, limit=LIMIT, bootstrap_iters=0, log_samples=True, **settings
-        )
+    done = lm_eval.simple_evaluate(
+        model, tasks=list(tasks), task_manager=manager, limit=LIMIT, bootstrap_iters=0, log_samples=True, **settings
     )
+    # lm-eval 0.5 names a member of a group "group::task"
+    return {part: {name.rpartition("::")[2]: each for name, each in done[part].items()} for part in KEPT}
 
 
 # -- calibration -------------------------------------------------------------------------------------------------

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets as hf_datasets
-from lm_eval.api.task import ConfigurableTask
-from lm_eval.config.task import TaskConfig
-from lm_eval.tasks._yaml_loader import load_yaml
 
 from harness_ext.check.settings import DOCUMENTS_HOOK, TASK_KEYS
 from harness_ext.check.yaml_source import TaskSource
 from harness_ext.errors import DatasetError, HarnessExtError, described, suggest
 from harness_ext.findings import Level
 from harness_ext.protocol.documents import Source, hub_dataset, resolve_source
+from harness_ext.protocol.lm_eval_api import ConfigurableTask, load_yaml
+from harness_ext.protocol.lm_eval_api import bare_task as unchecked_task
+from harness_ext.protocol.tasks import found_no_rows
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def _resolved(kwargs: Mapping[str, Any], file: Path) -> Source:
 
 def note_unloaded(source: TaskSource, error: Exception, *, hub_answers: bool) -> None:
     """Turn an exception from loading documents into a finding: a mistake in the task, or documents out of reach."""
-    is_empty = isinstance(error, StopIteration)  # raised by datasets when there are no rows
+    is_empty = found_no_rows(error)
     reason = "its files are empty" if is_empty else described(error)
     place = "dataset_kwargs" if source.values.get("dataset_kwargs") else "dataset_path"
     if _out_of_reach(source, error, hub_answers=hub_answers):
@@ -116,12 +116,7 @@ def bare_task(source: TaskSource, *, hub_answers: bool) -> ConfigurableTask | No
     config = {key: value for key, value in config.items() if key not in ("include", "task_list", "tag")}
     metadata = config["metadata"] if isinstance(config.get("metadata"), Mapping) else {}
     config["metadata"] = {**metadata, "config_source": str(source.file)}
-    task = object.__new__(ConfigurableTask)
-    task._config = TaskConfig(**config)
-    task.OUTPUT_TYPE = task.config.output_type
-    task.DATASET_PATH, task.DATASET_NAME = task.config.dataset_path, task.config.dataset_name
-    task.fewshot_cfg = task.config.fewshot_config
-    task.prompt = None
+    task = unchecked_task(config)
     if not (task.config.dataset_path or task.config.custom_dataset):
         source.add("C08", "error", "has no documents; add dataset_path, or custom_dataset with dataset_kwargs", "task")
         return None

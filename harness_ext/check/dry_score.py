@@ -19,16 +19,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import lm_eval.api.metrics
-from lm_eval.api.instance import Instance
-from lm_eval.api.task import ConfigurableTask
-
 from harness_ext.check.documents import Sampled
 from harness_ext.check.templates import gold_answers
 from harness_ext.check.tokens import cut_at_stop, stops_of
 from harness_ext.check.yaml_source import TaskSource
 from harness_ext.errors import described, suggest
 from harness_ext.metrics.known import PRIMARY_METRICS
+from harness_ext.protocol.lm_eval_api import (
+    ConfigurableTask,
+    Instance,
+    choices_of,
+    document_scores,
+    gen_prefix,
+    input_choice,
+    mean,
+    requests_for,
+)
 
 LIKELY, UNLIKELY, NEUTRAL = (0.0, True), (-50.0, False), (-10.0, False)
 NONSENSE = "zebra crossing"
@@ -111,16 +117,15 @@ def dry_score(task: ConfigurableTask, docs: Sequence[Doc], answer: Answer) -> Dr
     for name in filters:
         for number, (doc, group) in enumerate(zip(docs, requests, strict=True)):
             with _scoring(f"process_results fails on document {number} (answer {answer(doc)!r:.40})"):
-                scores = task.process_results(doc, [request.filtered_resps[name] for request in group])
+                scores = document_scores(task, doc, group, name)
             for metric, value in scores.items():
                 raw[metric, name].append(value)
     return _aggregated(task, raw, filters[0])
 
 
 def _requests(task: ConfigurableTask, doc: Doc, number: int) -> list[Instance]:
-    context = task.fewshot_context(doc, 0, gen_prefix=task.doc_to_prefix(doc))
-    requests = task.construct_requests(doc=doc, ctx=context, metadata=(task.task_name, number, task.config.repeats))
-    return requests if isinstance(requests, list) else [requests]
+    context = task.fewshot_context(doc, 0, gen_prefix=gen_prefix(task, doc))
+    return requests_for(task, doc, context, number=number)
 
 
 def _shared_contexts(requests: Sequence[Sequence[Instance]]) -> set[str]:
@@ -140,12 +145,12 @@ def _respond(task: ConfigurableTask, request: Instance, doc: Doc, answer: str) -
         return cut_at_stop(f"{task.config.target_delimiter}{answer}", stops_of(request.args[1]))
     if task.OUTPUT_TYPE != "multiple_choice":
         return LIKELY if request.args[1].strip() == answer.strip() else UNLIKELY
-    own = task.doc_to_choice(doc)
+    own = choices_of(task, doc)
     if answer not in own:
         return UNLIKELY
-    if isinstance(task.doc_to_text(doc), int):  # the choices are in the contexts
+    if input_choice(task, doc) is not None:  # the choices are in the contexts
         return LIKELY if request.idx == own.index(answer) else UNLIKELY
-    choice = task.doc_to_choice(request.doc)[own.index(answer)]  # a request may use other label words
+    choice = choices_of(task, request.doc)[own.index(answer)]  # a request may use other label words
     return LIKELY if request.args[1].strip() == choice.strip() else UNLIKELY
 
 
@@ -153,7 +158,7 @@ def _aggregated(task: ConfigurableTask, raw: Mapping[tuple[str, str], list[Any]]
     metrics: dict[str, float] = {}
     for (metric, name), values in raw.items():
         with _scoring(f"the aggregation of {metric!r} fails"):
-            aggregate = task.aggregation().get(metric, lm_eval.api.metrics.mean)
+            aggregate = task.aggregation().get(metric, mean)
             value = aggregate(values)
             metrics[metric if name == first else f"{metric},{name}"] = float(value)
     return DryScore(metrics, {metric: values for (metric, name), values in raw.items() if name == first})
@@ -183,16 +188,16 @@ def silent() -> Iterator[None]:
 
 
 def _gold(task: ConfigurableTask, doc: Doc) -> str:
-    if isinstance(index := task.doc_to_text(doc), int):
-        return str(task.doc_to_choice(doc)[index])
+    if (index := input_choice(task, doc)) is not None:
+        return str(choices_of(task, doc)[index])
     return gold_answers(task, doc)[0].strip(" ")
 
 
 def _wrong(task: ConfigurableTask, doc: Doc, gold: str) -> str:
     """Another choice, or words that are in no answer."""
     if task.OUTPUT_TYPE == "multiple_choice":
-        golds = set(gold_answers(task, doc)) if not isinstance(task.doc_to_text(doc), int) else {gold}
-        return next((str(choice) for choice in task.doc_to_choice(doc) if choice not in golds), NONSENSE)
+        golds = set(gold_answers(task, doc)) if input_choice(task, doc) is None else {gold}
+        return next((str(choice) for choice in choices_of(task, doc) if choice not in golds), NONSENSE)
     return NONSENSE
 
 
@@ -272,7 +277,7 @@ def _by_class(gold: DryScore, primary: str) -> str:
 
 def _example(task: ConfigurableTask, gold: DryScore, primary: str, sampled: Sampled, golds: Sequence[str]) -> str:
     """The first document whose gold answer scores 0."""
-    aggregate = task.aggregation().get(primary, lm_eval.api.metrics.mean)
+    aggregate = task.aggregation().get(primary, mean)
     for number, text, value in zip(sampled.numbers, golds, gold.per_document.get(primary, []), strict=False):
         with contextlib.suppress(Exception):  # an aggregation that needs more than one document
             if not (value if isinstance(value, (int, float)) else aggregate([value])):

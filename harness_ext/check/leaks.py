@@ -8,14 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2.meta
-from lm_eval.api.task import ConfigurableTask
-from lm_eval.utils import env
 
 from harness_ext.check.documents import Sampled
 from harness_ext.check.yaml_source import TaskSource
 from harness_ext.errors import described
 from harness_ext.findings import Level
 from harness_ext.protocol.fewshot import DEFAULT_SEED
+from harness_ext.protocol.lm_eval_api import ConfigurableTask, gen_prefix, jinja_environment
 
 TRIED_SHOTS = 3  # for a task that does not set num_fewshot
 BATCH = 10_000
@@ -54,7 +53,7 @@ def _leaks(task: ConfigurableTask, sampled: Sampled, shots: int) -> tuple[int, i
     with _recorded_examples(task) as drawn:
         for doc in sampled.docs:
             drawn.clear()
-            task.fewshot_context(doc, shots, gen_prefix=task.doc_to_prefix(doc))
+            task.fewshot_context(doc, shots, gen_prefix=gen_prefix(task, doc))
             leaked += doc in drawn
     return leaked, len(sampled.docs)
 
@@ -109,7 +108,7 @@ def _prompt_columns(task: ConfigurableTask, columns: Sequence[str], docs: Any) -
     if isinstance(template, str) and template in columns:
         names = {template}
     elif isinstance(template, str):
-        names = jinja2.meta.find_undeclared_variables(env.parse(template))
+        names = jinja2.meta.find_undeclared_variables(jinja_environment().parse(template))
     else:
         names = {name for name in columns if not name.lower().endswith("id")}
     return [name for name in columns if name in names and isinstance(docs[0][name], str)]

@@ -13,10 +13,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm_eval.api.group import Group
-from lm_eval.api.task import ConfigurableTask, Task
-from lm_eval.utils import env
-
 from harness_ext.check import documents, dry_score, leaks, settings, templates, tokens
 from harness_ext.check.dry_score import silent
 from harness_ext.check.report import Report
@@ -25,6 +21,15 @@ from harness_ext.check.yaml_source import Place, TaskSource, read_source
 from harness_ext.errors import DatasetError, TaskError, described, suggest
 from harness_ext.protocol import render
 from harness_ext.protocol.documents import hub_or_cache
+from harness_ext.protocol.lm_eval_api import (
+    ConfigurableTask,
+    Group,
+    Task,
+    is_plain,
+    jinja_environment,
+    names_like,
+    task_index,
+)
 
 YAML_ENDINGS = (".yaml", ".yml")
 
@@ -57,6 +62,7 @@ def check_tasks(
 @contextlib.contextmanager
 def _templates_compiled_once() -> Iterator[None]:
     """Cache compiled templates: lm-eval compiles them for every document, three quarters of the time of a check."""
+    env = jinja_environment()
     with contextlib.ExitStack() as undo:
         undo.callback(vars(env).pop, "from_string")
         vars(env)["from_string"] = functools.lru_cache(maxsize=256)(env.from_string)
@@ -103,7 +109,7 @@ def _is_task(file: Path) -> bool:
 def _files_of_name(name: str, include_path: Sequence[str | Path]) -> list[Path]:
     """YAML files of a task, a group (with its members) or a tag."""
     manager = render.task_manager([name], include_path=include_path)
-    matches = manager.match_tasks([name])
+    matches = names_like(manager, name)
     if not matches:
         raise TaskError(
             f"unknown task or folder {name!r} (`lm_eval ls tasks --include_path $(harness-ext tasks-path)` lists all "
@@ -111,11 +117,11 @@ def _files_of_name(name: str, include_path: Sequence[str | Path]) -> list[Path]:
         )
     files: list[Path] = []
     for match in matches:
-        entry = manager.task_index[match]
+        entry = task_index(manager)[match]
         if entry.yaml_path is not None:
             files.append(Path(entry.yaml_path))
         else:  # a tag
-            files += [Path(manager.task_index[member].yaml_path) for member in sorted(entry.tags)]
+            files += [Path(task_index(manager)[member].yaml_path) for member in sorted(entry.tags)]
     return files
 
 
@@ -227,7 +233,7 @@ def check_loaded(source: TaskSource, task: Any, encode: Encode | None) -> str | 
     """Check a task that lm-eval has built; returns what was verified, in words."""
     if not isinstance(task, ConfigurableTask):
         return f"loads ({type(task).__name__} is written in Python; its documents and scores were not checked)"
-    own_splits = type(task) is ConfigurableTask or task.config.validation_split or task.config.test_split
+    own_splits = is_plain(task) or task.config.validation_split or task.config.test_split
     if own_splits and not documents.check_splits(source, task):
         return None
     sampled = _check_documents(source, task)

@@ -10,23 +10,22 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import lm_eval.api.metrics  # noqa: F401  fills the registries
-from lm_eval.api.registry import (
-    aggregation_registry,
-    filter_registry,
-    higher_is_better_registry,
-    metric_agg_registry,
-    metric_registry,
-)
-from lm_eval.api.samplers import SAMPLER_REGISTRY
-from lm_eval.api.task import ALL_OUTPUT_TYPES
-from lm_eval.config.group import GroupConfig
-from lm_eval.config.task import FewshotConfig, TaskConfig
-from lm_eval.tasks._yaml_loader import _import_func_in_yml
-
 from harness_ext.check.yaml_source import FunctionName, TaskSource
 from harness_ext.errors import suggest
 from harness_ext.protocol.documents import load_documents
+from harness_ext.protocol.lm_eval_api import (
+    SAMPLER_REGISTRY,
+    FewshotConfig,
+    GroupConfig,
+    TaskConfig,
+    aggregation_names,
+    filter_registry,
+    has_aggregation,
+    has_direction,
+    import_function,
+    metric_names,
+    output_types,
+)
 
 STRUCTURE_KEYS = {"include", "group", "task_list", "class"}
 TASK_KEYS = {field.name for field in dataclasses.fields(TaskConfig)} | STRUCTURE_KEYS
@@ -110,8 +109,8 @@ def _check_kinds(source: TaskSource) -> bool:
 
 def _check_output_type(source: TaskSource) -> None:
     output_type = source.values.get("output_type", "generate_until")
-    if output_type not in ALL_OUTPUT_TYPES:
-        hint = suggest(str(output_type), ALL_OUTPUT_TYPES) or f"; use one of {', '.join(ALL_OUTPUT_TYPES)}"
+    if output_type not in (known := output_types()):
+        hint = suggest(str(output_type), known) or f"; use one of {', '.join(known)}"
         source.add("C08", "error", f"output_type {output_type!r} is unknown{hint}", "output_type")
     elif output_type == "multiple_choice" and "doc_to_choice" not in source.values and "class" not in source.values:
         source.add("C08", "error", "multiple_choice without doc_to_choice; add the choices", "output_type")
@@ -141,7 +140,7 @@ def _import_problem(name: str, folder: Path) -> str | None:
     if not module:
         return f"names no module; write `!function FILE.{name}` for a FILE.py next to this YAML"
     try:
-        _import_func_in_yml(name, folder)
+        import_function(name, folder)
     except AttributeError as error:
         if module_names := _names_of(module, folder):
             return f"module {module!r} has no {attribute!r}{suggest(attribute, module_names) or '; define it there'}"
@@ -201,22 +200,22 @@ def _check_metric(source: TaskSource, number: int, entry: Mapping[str, Any], *, 
     metric, aggregation = entry["metric"], entry.get("aggregation")
     own = isinstance(metric, FunctionName)
     where = ("metric_list", number)
-    if not own and not hooked and metric not in metric_registry and entry.get("hf_evaluate") is not True:
-        hint = suggest(str(metric), metric_registry.keys()) or (
+    if not own and not hooked and metric not in metric_names() and entry.get("hf_evaluate") is not True:
+        hint = suggest(str(metric), metric_names()) or (
             "; add hf_evaluate: true if it is a metric of Hugging Face Evaluate, or return it from process_results"
         )
         source.add("C09", "error", f"unknown metric {metric!r}{hint}", *where, "metric")
-    if aggregation is None and (own or metric not in metric_agg_registry):
+    if aggregation is None and (own or not has_aggregation(str(metric))):
         source.add("C10", "error", f"metric {str(metric)!r} has no aggregation; add `aggregation: mean`, or a function",
                    *where, "metric")  # fmt: skip
     elif isinstance(aggregation, FunctionName):
         pass  # check_functions imports it
-    elif aggregation is not None and aggregation not in aggregation_registry:
-        hint = suggest(str(aggregation), aggregation_registry.keys())
-        known = ", ".join(sorted(aggregation_registry.keys()))
+    elif aggregation is not None and aggregation not in (names := aggregation_names()):
+        hint = suggest(str(aggregation), names)
+        known = ", ".join(sorted(names))
         source.add("C11", "error", f"unknown aggregation {aggregation!r} of {str(metric)!r}"
                    f"{hint or f'; use one of {known}, or a !function'}", *where, "aggregation")  # fmt: skip
-    if "higher_is_better" not in entry and (own or metric not in higher_is_better_registry):
+    if "higher_is_better" not in entry and (own or not has_direction(str(metric))):
         source.add("C10", "warning", f"metric {str(metric)!r} does not say whether higher is better; add "
                    "`higher_is_better: true` or false", *where, "metric")  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -9,12 +10,19 @@ from typing import Any
 
 import jinja2
 import jinja2.meta
-from lm_eval.api.task import ConfigurableTask
-from lm_eval.utils import env
 
 from harness_ext.check.documents import Sampled, scores_whole_texts
 from harness_ext.check.yaml_source import TaskSource
 from harness_ext.errors import described, suggest
+from harness_ext.protocol.lm_eval_api import (
+    ConfigurableTask,
+    choices_of,
+    input_choice,
+    is_plain,
+    jinja_environment,
+    makes_scores_binary,
+    target_of,
+)
 
 TEMPLATES = ("description", "doc_to_text", "doc_to_target", "doc_to_choice", "gen_prefix")
 SINGLE_BRACES = re.compile(r"(?<!\{)\{\s*(\w+)\s*\}(?!\})")
@@ -32,7 +40,7 @@ def check_templates(source: TaskSource, task: ConfigurableTask, columns: Sequenc
     if any(finding.id == "C04" for finding in source.findings):
         return False  # a missing setting may be the mistyped key
     for field in ("doc_to_text", "doc_to_target"):
-        if getattr(task.config, field) is None and type(task) is ConfigurableTask:
+        if getattr(task.config, field) is None and is_plain(task):
             remedy = "add an empty one, since lm-eval requires it" if _is_unused(task, field) else (
                 "name a column, or write a template"
             )  # fmt: skip
@@ -57,11 +65,11 @@ def _check_template(
     source: TaskSource, task: ConfigurableTask, field: str, text: str, columns: Sequence[str], sampled: Sampled
 ) -> None:
     try:
-        tree = env.parse(text)
+        tree = jinja_environment().parse(text)
     except jinja2.TemplateSyntaxError as error:
         source.add("C18", "error", f"{field} is not a valid template ({error.message}); correct it", field)
         return
-    names = jinja2.meta.find_undeclared_variables(tree) - set(env.globals)
+    names = jinja2.meta.find_undeclared_variables(tree) - set(jinja_environment().globals)
     for name in sorted(names - set(columns)):
         hint = suggest(name, columns) or f"; use one of {', '.join(columns)}"
         source.add("C17", "error", f"{field} names {name!r}, which is not a column{hint}", field)
@@ -91,9 +99,12 @@ def _is_number(text: str) -> bool:
 
 def _check_rendering(source: TaskSource, task: ConfigurableTask, sampled: Sampled) -> bool:
     """Render each sampled document with lm-eval's own methods, and note the first failure of each field."""
-    fields: dict[str, Callable[[Doc], Any]] = {"doc_to_text": task.doc_to_text, "doc_to_target": task.doc_to_target}
+    fields: dict[str, Callable[[Doc], Any]] = {
+        "doc_to_text": task.doc_to_text,
+        "doc_to_target": functools.partial(target_of, task),
+    }
     if task.config.doc_to_choice is not None:
-        fields["doc_to_choice"] = task.doc_to_choice
+        fields["doc_to_choice"] = functools.partial(choices_of, task)
     valid = True
     for field, render in fields.items():
         empty = []
@@ -124,7 +135,7 @@ def check_choices(source: TaskSource, task: ConfigurableTask, sampled: Sampled) 
     problems: dict[str, list[int]] = {}
     outside: dict[str, list[int]] = {}
     for number, doc in zip(sampled.numbers, sampled.docs, strict=True):
-        choices = task.doc_to_choice(doc)
+        choices = choices_of(task, doc)
         # a hook may score the log-probability of a single answer
         if problem := _choice_problem(choices, needs_two=task.config.process_results is None):
             problems.setdefault(problem, []).append(number)
@@ -154,7 +165,8 @@ def _choice_problem(choices: Any, *, needs_two: bool) -> str | None:
 
 def _gold_outside(task: ConfigurableTask, doc: Doc, choices: Sequence[str]) -> str | None:
     """The first gold answer that is not one of the choices, in words."""
-    target = task.doc_to_text(doc) if isinstance(task.doc_to_text(doc), int) else task.doc_to_target(doc)
+    number = input_choice(task, doc)
+    target = target_of(task, doc) if number is None else number
     for gold in target if isinstance(target, list) else [target]:
         if isinstance(gold, str) and gold not in choices:
             return f"{gold!r}, which is not one of the {len(choices)} choices {choices!r:.80}"
@@ -167,14 +179,12 @@ def _gold_outside(task: ConfigurableTask, doc: Doc, choices: Sequence[str]) -> s
 
 def check_targets(source: TaskSource, task: ConfigurableTask, sampled: Sampled) -> None:
     """Note metrics that lm-eval turns into 0 or 1 because a document has several gold answers."""
-    if (
-        task.OUTPUT_TYPE != "generate_until"
-        or callable(task.config.process_results)
-        or type(task) is not ConfigurableTask
-    ):
+    if task.OUTPUT_TYPE != "generate_until" or callable(task.config.process_results) or not is_plain(task):
+        return
+    if not makes_scores_binary():
         return
     graded = sorted({name for name in task.aggregation() if name != "exact_match"})
-    if graded and any(isinstance(task.doc_to_target(doc), list) for doc in sampled.docs):
+    if graded and any(isinstance(target_of(task, doc), list) for doc in sampled.docs):
         source.add("C37", "warning", f"doc_to_target gives several answers, so lm-eval turns any {', '.join(graded)} "
                    "above 0 into 1; score with a process_results hook", "metric_list")  # fmt: skip
 
@@ -237,15 +247,15 @@ def _joint(text: str, delimiter: str, answer: str) -> str | None:
 def continuations(task: ConfigurableTask, doc: Doc) -> list[str]:
     """What may follow the prompt: the choices of a forced choice, else the gold answers."""
     if task.OUTPUT_TYPE == "multiple_choice":
-        return [str(choice) for choice in task.doc_to_choice(doc)]
+        return [str(choice) for choice in choices_of(task, doc)]
     return gold_answers(task, doc)
 
 
 def gold_answers(task: ConfigurableTask, doc: Doc) -> list[str]:
     """The gold answers of a document as text."""
-    target = task.doc_to_target(doc)
+    target = target_of(task, doc)
     golds = list(target) if isinstance(target, (list, tuple)) else [target]
     if task.config.doc_to_choice is not None:
-        choices = task.doc_to_choice(doc)
+        choices = choices_of(task, doc)
         return [choices[gold] if isinstance(gold, int) else str(gold) for gold in golds]
     return [str(gold) for gold in golds]

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lm_eval.api.task import ConfigurableTask
 from transformers import AutoConfig, AutoTokenizer
 
 from harness_ext.check.documents import Sampled
@@ -14,6 +13,7 @@ from harness_ext.check.templates import gold_answers
 from harness_ext.check.yaml_source import TaskSource
 from harness_ext.errors import ModelError
 from harness_ext.findings import Level
+from harness_ext.protocol.lm_eval_api import ConfigurableTask, choices_of
 from harness_ext.protocol.token_settings import check_appends_nothing
 
 Encode = Callable[[str], Sequence[int]]  # text to token ids, without special tokens
@@ -114,8 +114,8 @@ def check_label_tokens(source: TaskSource, task: ConfigurableTask, sampled: Samp
     """Note labels of a forced choice that begin with the same token or have several tokens."""
     if task.OUTPUT_TYPE != "multiple_choice" or not sampled.docs:
         return
-    choices = task.doc_to_choice(sampled.docs[0])
-    if any(task.doc_to_choice(doc) != choices for doc in sampled.docs):
+    choices = choices_of(task, sampled.docs[0])
+    if any(choices_of(task, doc) != choices for doc in sampled.docs):
         return  # each document has its own answers; these are not labels
     ids = {choice: list(encode(f"{task.config.target_delimiter}{choice}")) for choice in choices}
     by_first: dict[Any, list[str]] = defaultdict(list)

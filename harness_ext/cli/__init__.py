@@ -10,9 +10,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-import harness_ext
 from harness_ext.cli.parser import USAGE_ERROR, Parser
 from harness_ext.errors import HarnessExtError
+from harness_ext.version import __version__
 
 DESCRIPTION = """\
 Does this LoRA adapter really beat its base, under the same protocol?
@@ -93,7 +93,7 @@ def _parser_of_commands() -> argparse.ArgumentParser:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"harness-ext {harness_ext.__version__}")
+    parser.add_argument("--version", action="version", version=f"harness-ext {__version__}")
     parser.add_argument("command", nargs="?", choices=list(COMMANDS), metavar="COMMAND", help=", ".join(COMMANDS))
     return parser
 

@@ -12,14 +12,13 @@ from harness_ext.cli.parser import USAGE_ERROR, Parser
 from harness_ext.errors import HarnessExtError, first_line
 
 if TYPE_CHECKING:
-    from lm_eval.config.evaluate_config import EvaluatorConfig
-
     from harness_ext.engine.evaluate import VariantResults
+    from harness_ext.protocol.lm_eval_api import EvaluatorConfig
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of `harness-ext eval`."""
-    from lm_eval._cli.run import Run
+    from harness_ext.protocol.lm_eval_api import Run
 
     lm_eval_run = Run(argparse.ArgumentParser().add_subparsers())
     parser = Parser(
@@ -72,11 +71,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _config(options: argparse.Namespace) -> EvaluatorConfig:
     """The configuration from flags and --config file, checked by lm-eval; flags win."""
-    from lm_eval.api.registry import get_model
-    from lm_eval.config.evaluate_config import EvaluatorConfig
-
     from harness_ext.engine.evaluate import DEFAULT_MODEL
     from harness_ext.models.devices import choose_device
+    from harness_ext.protocol.lm_eval_api import EvaluatorConfig, get_model
 
     flags = {name: value for name, value in vars(options).items() if name not in ("run", "adapters", "func")}
     try:
@@ -88,13 +85,13 @@ def _config(options: argparse.Namespace) -> EvaluatorConfig:
     except (ValueError, TypeError, FileNotFoundError, RuntimeError) as error:
         raise HarnessExtError(f"eval: {first_line(error)}") from error
     for flag, package in (("wandb_args", "wandb"), ("trackio_args", "trackio")):
-        if getattr(config, flag) and importlib.util.find_spec(package) is None:
+        if getattr(config, flag, None) and importlib.util.find_spec(package) is None:
             raise HarnessExtError(f"--{flag} needs a package that is not installed; run `pip install {package}`")
     return config
 
 
 def _print_tables(config: EvaluatorConfig, evaluated: VariantResults) -> None:
-    from lm_eval.utils import handle_non_serializable, make_table
+    from harness_ext.protocol.lm_eval_api import handle_non_serializable, make_table
 
     if config.show_config:
         results = {name: value for name, value in evaluated.results.items() if name != "samples"}

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lm_eval.api.task import ConfigurableTask
-
 from harness_ext.comparison.compare import compare_runs, find_baseline
 from harness_ext.comparison.rows import Gain
 from harness_ext.doctor.case import Case, read_outputs
@@ -24,6 +22,7 @@ from harness_ext.doctor.logged.stopping import find_stopping
 from harness_ext.doctor.rescoring import Rescorer
 from harness_ext.errors import HarnessExtError, ResultsError, described, suggest
 from harness_ext.findings import Finding
+from harness_ext.protocol.lm_eval_api import ConfigurableTask
 from harness_ext.protocol.tasks import load_task
 from harness_ext.results.run import Run, TaskResult
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from lm_eval.api.instance import Instance
-from lm_eval.api.task import ConfigurableTask
 from numpy.typing import NDArray
+
+from harness_ext.protocol.lm_eval_api import ConfigurableTask, Instance, document_scores
 
 
 class Rescorer:
@@ -37,7 +37,7 @@ class Rescorer:
         try:
             task.apply_filters()
             scores = [
-                task.process_results(request.doc, [request.filtered_resps[self._filter]]).get(self._metric, np.nan)
+                document_scores(task, request.doc, [request], self._filter).get(self._metric, np.nan)
                 for request in task._instances
             ]
         finally:

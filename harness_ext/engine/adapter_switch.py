@@ -7,15 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from lm_eval.api.model import LM
-from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import configure_pad_token, resolve_max_length
-
 from harness_ext.engine.hf_tree import TreeLM
 from harness_ext.engine.variants import Variant
 from harness_ext.errors import AdapterError, HarnessExtError, ModelError, first_line
 from harness_ext.models.attach import attach, works_on_some_tokens_only
 from harness_ext.models.base_proof import BaseProof, settle
+from harness_ext.protocol.lm_eval_api import HFLM, LM, configure_pad_token, max_positions
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +180,7 @@ def within_tables(lm: LM) -> Iterator[None]:
         if "index out of range in self" not in str(error) or not isinstance(lm, HFLM):
             raise
         rows, ids = lm.model.get_input_embeddings().weight.shape[0], max(lm.tokenizer.get_vocab().values()) + 1
-        positions = resolve_max_length(lm.model.config, lm.tokenizer, default=lm.max_length)
+        positions = max_positions(lm)
         if ids <= rows and lm.max_length > positions:
             raise ModelError(
                 f"max_length={lm.max_length} is more than the model's {positions} positions; leave it out or lower it"

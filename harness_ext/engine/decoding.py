@@ -14,10 +14,11 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import transformers
-from lm_eval.models.utils_hf import MultiTokenEOSCriteria
 from torch import Tensor
 from transformers import EosTokenCriteria, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import GenerationMode, MaxLengthCriteria
+
+from harness_ext.protocol.lm_eval_api import MultiTokenEOSCriteria
 
 # They look at the scores of one step alone: one list serves all rows.
 SCORE_PROCESSORS = frozenset(

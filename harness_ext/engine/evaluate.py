@@ -19,13 +19,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import lm_eval
-from lm_eval.api.group import Group
-from lm_eval.api.task import Task
-from lm_eval.config.evaluate_config import EvaluatorConfig
-from lm_eval.loggers import EvaluationTracker, TrackioLogger, WandbLogger
-from lm_eval.tasks import TaskManager
-
 from harness_ext.engine.adapter_switch import within_tables
 from harness_ext.engine.hosts import Host, host_for, prompt_settings
 from harness_ext.engine.isolation import evaluate_isolated, one_line
@@ -33,6 +26,15 @@ from harness_ext.engine.provenance import cache_file, key_of_each, provenance
 from harness_ext.engine.variants import Variant
 from harness_ext.engine.writing import why_not_writable, write_results
 from harness_ext.errors import TaskError, first_line, suggest
+from harness_ext.protocol.lm_eval_api import (
+    EvaluationTracker,
+    EvaluatorConfig,
+    Group,
+    Task,
+    TaskManager,
+    loggers_of,
+    simple_evaluate,
+)
 from harness_ext.protocol.render import check_askable
 from harness_ext.protocol.tasks import load_tasks
 from harness_ext.protocol.ties import MOST_TIED, tied_choices
@@ -136,8 +138,8 @@ def _evaluate_variant(
     lm, model_args = host.lm, host.model_args(variant)
     tracker = _tracker(config)
     started = time.monotonic()
-    simple_evaluate = functools.partial(
-        lm_eval.simple_evaluate,
+    ask = functools.partial(
+        simple_evaluate,
         model=lm,
         model_args=model_args,
         task_manager=manager,
@@ -152,12 +154,14 @@ def _evaluate_variant(
                 "num_fewshot", "batch_size", "max_batch_size", "device", "limit", "samples", "check_integrity",
                 "write_out", "log_samples", "system_instruction", "apply_chat_template", "fewshot_as_multiturn",
                 "predict_only", "confirm_run_unsafe_code", "metadata",
+                "repeats",  # lm-eval 0.5
             )
+            if hasattr(config, name)
         },
         **_seeds(config),
     )  # fmt: skip
     results, failures = evaluate_isolated(
-        within_tables(lm)(lambda some: simple_evaluate(tasks=list(some), gen_kwargs=copy.deepcopy(config.gen_kwargs))),
+        within_tables(lm)(lambda some: ask(tasks=list(some), gen_kwargs=copy.deepcopy(config.gen_kwargs))),
         tasks,
         lm,
         explain=lambda task: check_askable(task, prompt_settings(config), host.hf),
@@ -220,13 +224,7 @@ def _seeds(config: EvaluatorConfig) -> dict[str, int | None]:
 def report_to_trackers(config: EvaluatorConfig, done: VariantResults) -> None:
     """Send one variant's results to W&B and trackio, where `--wandb_args` or `--trackio_args` asks for it."""
     results = {name: value for name, value in done.results.items() if name != "samples"}
-    for arguments, make in (
-        (config.wandb_args, lambda args: WandbLogger(args, config.wandb_config_args)),
-        (config.trackio_args, TrackioLogger),
-    ):
-        if not arguments:
-            continue
-        tracker = make(arguments)
+    for tracker in loggers_of(config):
         tracker.post_init(results)
         tracker.log_eval_result()
         if config.log_samples:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lm_eval.models.huggingface import HFLM
-
 from harness_ext.engine.hf_tree import RequestKey, TreeLM
+from harness_ext.protocol.lm_eval_api import HFLM
 
 
 def add_generation_records(

@@ -10,10 +10,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from lm_eval.api.instance import Instance
-from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
 
 from harness_ext.cpu.fast_paths import use_fast_paths
@@ -31,6 +27,14 @@ from harness_ext.engine.scoring import NanLogits, ScoredContinuation, score_cont
 from harness_ext.errors import ModelError, described, first_line
 from harness_ext.models.adapters import adapter_folder
 from harness_ext.models.attach import attach
+from harness_ext.protocol.lm_eval_api import (
+    HFLM,
+    Instance,
+    handle_stop_sequences,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+    register_model,
+)
 from harness_ext.trees.layout import PACK_TOKENS
 from harness_ext.trees.packs import TokenPair
 from harness_ext.trees.support import LOW_PRECISION_TOLERANCE, SUPPORT_TOLERANCE, why_no_trees

@@ -14,12 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from lm_eval.api.model import LM
-from lm_eval.api.registry import get_model
-from lm_eval.api.task import Task
-from lm_eval.config.evaluate_config import EvaluatorConfig
-from lm_eval.models.huggingface import HFLM
-
 from harness_ext.engine.adapter_switch import AdapterSwitch
 from harness_ext.engine.generation_records import add_generation_records
 from harness_ext.engine.hf_tree import DELTA_WITH_ADAPTER
@@ -28,6 +22,7 @@ from harness_ext.errors import AdapterError, ModelError, first_line
 from harness_ext.models.adapters import find_base
 from harness_ext.models.devices import choose_device, choose_dtype
 from harness_ext.models.sources import check_is_plain, resolve_model
+from harness_ext.protocol.lm_eval_api import HFLM, LM, EvaluatorConfig, Task, get_model
 from harness_ext.protocol.render import PromptSettings, check_chat_template, render
 from harness_ext.protocol.token_settings import check_appends_nothing
 

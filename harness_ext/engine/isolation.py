@@ -19,12 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lm_eval.api.group import Group
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
-from lm_eval.api.task import Task
-
 from harness_ext.errors import HarnessExtError, TaskError, described
+from harness_ext.protocol.lm_eval_api import LM, Group, Instance, Task
 
 logger = logging.getLogger(__name__)
 

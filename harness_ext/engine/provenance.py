@@ -15,11 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lm_eval.api.model import LM
-from lm_eval.api.task import Task
-from lm_eval.config.evaluate_config import EvaluatorConfig
 
-import harness_ext
 from harness_ext.engine.hosts import Host, prompt_settings
 from harness_ext.engine.isolation import Failures
 from harness_ext.engine.variants import Variant
@@ -28,7 +24,9 @@ from harness_ext.models.card import read_card
 from harness_ext.models.sources import weights_sha256
 from harness_ext.protocol import documents
 from harness_ext.protocol.fingerprint import PROMPT_FIELDS, Fingerprint, differing_fields, fingerprint
+from harness_ext.protocol.lm_eval_api import LM, EvaluatorConfig, Task
 from harness_ext.protocol.token_settings import token_settings
+from harness_ext.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +60,7 @@ def provenance(
     if variant.folder is not None:
         _warn_of_other_prompts(variant.folder, prints)
     return {
-        "version": harness_ext.__version__,
+        "version": __version__,
         "variant": variant.name,
         "base": host.base,
         "adapter": variant.adapter,

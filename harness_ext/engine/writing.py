@@ -9,11 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm_eval.loggers import EvaluationTracker
-from lm_eval.utils import handle_non_serializable
-
 from harness_ext.engine.isolation import Failures, one_line
 from harness_ext.errors import TaskError
+from harness_ext.protocol.lm_eval_api import EvaluationTracker, handle_non_serializable
 
 _NOT_JSON = (TypeError, ValueError, RecursionError)
 

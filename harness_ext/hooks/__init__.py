@@ -20,6 +20,7 @@ from harness_ext.hooks.answers import (
     bleu_1,
     corpus_bits_per_byte,
     exact_tuned,
+    references,
     score_answer,
     score_gold_bits,
     score_squad_v1,
@@ -45,7 +46,10 @@ from harness_ext.hooks.choices import (
 )
 from harness_ext.protocol.documents import load_documents
 from harness_ext.protocol.fewshot import BalancedSampler, FixedBalancedSampler
+from harness_ext.protocol.lm_eval_api import allow_hooked_metrics
 from harness_ext.protocol.requests import AbstainByProbability, CalibratedChoice, PromptSpread
+
+allow_hooked_metrics()
 
 __all__ = [
     "AbstainByProbability",
@@ -71,6 +75,7 @@ __all__ = [
     "mcc",
     "median",
     "minimum",
+    "references",
     "score_answer",
     "score_choice",
     "score_choice_calibrated",

@@ -149,6 +149,14 @@ def _say_once(level: int, message: str) -> None:
     logger.log(level, message)
 
 
+def references(doc: Doc) -> list[str]:
+    """All gold answers, or the word "unanswerable": a `doc_to_target`.
+
+    A function, since lm-eval 0.5 takes the list that a template writes for a text.
+    """
+    return _references(doc) or [ABSTENTION]
+
+
 def _references(doc: Doc) -> list[str]:
     """Gold answers of a document, from any of the usual formats."""
     answers = doc["answers"] if "answers" in doc else doc["answer"]

@@ -79,7 +79,7 @@ def score_prompts(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, 
     gold = _gold_label(doc, expected=size)
     logprobs = np.array([logprob for logprob, _ in results]).reshape(-1, size)  # (prompts, K)
     predicted = logprobs.argmax(axis=1).tolist()
-    correct = [float(each == gold) for each in predicted]
+    correct = tuple(float(each == gold) for each in predicted)  # no list: lm-eval 0.5 takes a list for repeats
     return {
         "acc_mean": statistics.fmean(correct),
         "consistency": float(len(set(predicted)) == 1),

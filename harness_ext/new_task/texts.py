@@ -185,7 +185,7 @@ def _middle(facts: Facts) -> str:
         return CHOICE.format(**texts)
     target, hook = "answers", "score_answer"
     if facts.unanswerable:
-        target, hook = f"\"{{{{answers or ['{UNANSWERABLE}']}}}}\"", "score_squad_v2"
+        target, hook = f"{HOOKED}references", "score_squad_v2"
     return GENERATE.format(**texts, target=target, hook=hook, stop=_quoted(facts.stop), max_gen_toks=facts.max_gen_toks)
 
 

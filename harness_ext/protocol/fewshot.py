@@ -19,9 +19,8 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
-from lm_eval.api.samplers import ContextSampler
-
 from harness_ext.errors import TaskError
+from harness_ext.protocol.lm_eval_api import ContextSampler
 
 DEFAULT_SEED = 1234  # lm-eval's default for few-shot examples
 

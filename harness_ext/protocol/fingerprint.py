@@ -11,10 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm_eval.api.task import ConfigurableTask
-from lm_eval.models.huggingface import HFLM
-
 from harness_ext.protocol import documents
+from harness_ext.protocol.lm_eval_api import HFLM, ConfigurableTask, dataset_name, filters_of, is_plain, metrics_of
 from harness_ext.protocol.render import PromptSettings
 
 PROMPT_FIELDS = (
@@ -99,10 +97,10 @@ def _protocol_values(task: ConfigurableTask, settings: PromptSettings, lm: HFLM 
         "output_type": config.output_type,
         "doc_to_target": _source(config.doc_to_target),
         "doc_to_choice": _source(config.doc_to_choice),
-        "generation_kwargs": config.generation_kwargs,
-        "filters": _source(config.filter_list),
+        "generation_kwargs": config.generation_kwargs or None,
+        "filters": _source(filters_of(task)),
         # Without a hook, the metrics and their options decide the score.
-        "process_results": _source(config.process_results or config.metric_list),
+        "process_results": _source(config.process_results or metrics_of(task)),
         "evaluation_split": config.test_split or config.validation_split,
         "version": str(task.VERSION),
         **_class_identity(task),
@@ -111,7 +109,7 @@ def _protocol_values(task: ConfigurableTask, settings: PromptSettings, lm: HFLM 
 
 def _class_identity(task: ConfigurableTask) -> dict[str, Any]:
     """The task class that a YAML names, and its settings; empty for an ordinary task."""
-    if type(task) is ConfigurableTask:
+    if is_plain(task):
         return {}
     metadata = task.config.metadata or {}
     return {"class": [_source(type(task)), {name: metadata[name] for name in CLASS_SETTINGS if name in metadata}]}
@@ -128,9 +126,9 @@ def _dataset_identity(task: ConfigurableTask) -> dict[str, Any]:
             "choices": kwargs.get("choices"),
             "sample": documents.is_sample(task.config.custom_dataset, kwargs, task.config.metadata),
         }
-    path = task.DATASET_PATH
+    path, config = dataset_name(task)
     name = Path(path).name if path and Path(path).exists() else path
-    return {"name": name, "config": task.DATASET_NAME, "revision": kwargs.get("revision")}
+    return {"name": name, "config": config, "revision": kwargs.get("revision")}
 
 
 def _source(value: Any) -> Any:

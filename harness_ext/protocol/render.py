@@ -12,16 +12,24 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lm_eval.api.task import ConfigurableTask, Task
-from lm_eval.api.utils import maybe_delimit
-from lm_eval.models.huggingface import HFLM
-
 from harness_ext.errors import HarnessExtError, ModelError, TaskError, described
 from harness_ext.protocol.fewshot import DEFAULT_SEED
+from harness_ext.protocol.lm_eval_api import (
+    HFLM,
+    ConfigurableTask,
+    Instance,
+    Task,
+    choices_of,
+    gen_prefix,
+    input_choice,
+    maybe_delimit,
+    requests_for,
+    target_of,
+)
 from harness_ext.protocol.tasks import load_task, load_tasks, task_manager
 
 __all__ = ["Encoded", "PromptSettings", "Rendered", "apply_settings", "check_askable", "check_chat_template", "encode",
@@ -100,7 +108,7 @@ def _check_contexts(task: Task, lm: HFLM) -> None:
 
 def _draws_from_evaluated(task: Task) -> bool:
     """Whether lm-eval excludes a document when it draws that document's few-shot examples."""
-    return isinstance(task, ConfigurableTask) and task.fewshot_cfg.split == task.config.test_split
+    return isinstance(task, ConfigurableTask) and task.config.fewshot_config.split == task.config.test_split
 
 
 def _check_shots(task: Task, num_fewshot: int, *, leaves_out: bool) -> None:
@@ -186,13 +194,13 @@ def prompts(
     Also works for tasks without a gold answer. Arguments and errors are those of `render`.
     """
     for _, requests in _with_requests(task, docs, settings, lm):
-        first = requests[0] if isinstance(requests, list) else requests
-        yield str(first.args[0])
+        scores_text = requests[0].request_type == "loglikelihood_rolling"
+        yield str(requests[0].args[-1 if scores_text else 0])
 
 
 def _with_requests(
     task: ConfigurableTask, docs: Iterable[Mapping[str, Any]], settings: PromptSettings, lm: HFLM
-) -> Iterator[tuple[Mapping[str, Any], Any]]:
+) -> Iterator[tuple[Mapping[str, Any], list[Instance]]]:
     """Documents with lm-eval's requests for them.
 
     A document must not be among its own few-shot examples, since its answer would be in the prompt. lm-eval ensures
@@ -211,15 +219,9 @@ def _with_requests(
                     apply_chat_template=bool(settings.apply_chat_template),
                     fewshot_as_multiturn=settings.multiturn,
                     chat_template=chat_template,
-                    gen_prefix=task.doc_to_prefix(doc),
+                    gen_prefix=gen_prefix(task, doc),
                 )
-            requests = task.construct_requests(
-                doc=doc,
-                ctx=context,
-                metadata=(task.task_name, number, 1),
-                apply_chat_template=bool(settings.apply_chat_template),
-                chat_template=chat_template,
-            )
+            requests = requests_for(task, doc, context, number=number, chat_template=chat_template)
         except HarnessExtError:
             raise
         except Exception as error:  # whatever templates and hooks raise
@@ -243,7 +245,11 @@ def _no_example_of_itself(task: ConfigurableTask, doc: Mapping[str, Any]) -> Ite
 
     def sample(n: int, eval_doc: Mapping[str, Any] | None = None, **options: Any) -> Any:
         drawn = type(sampler).sample(sampler, n, eval_doc=eval_doc, **options)
-        return type(sampler).sample(sampler, n, eval_doc=doc, **options) if doc in drawn else drawn
+        if doc in drawn:
+            drawn = type(sampler).sample(sampler, n, eval_doc=doc, **options)
+        if doc in drawn:  # `first_n` of lm-eval 0.5 does not leave it out
+            drawn = [each for each in type(sampler).sample(sampler, n + 1, **options) if each != doc][:n]
+        return drawn
 
     sampler.sample = sample
     try:
@@ -252,36 +258,36 @@ def _no_example_of_itself(task: ConfigurableTask, doc: Mapping[str, Any]) -> Ite
         del sampler.sample
 
 
-def _with_gold(task: ConfigurableTask, doc: Mapping[str, Any], requests: Any, chat: bool) -> Rendered:
+def _with_gold(task: ConfigurableTask, doc: Mapping[str, Any], requests: Sequence[Instance], chat: bool) -> Rendered:
     """Context and gold answer: the request of the gold choice, or for generation the prompt and the target."""
     if task.OUTPUT_TYPE == "multiple_choice":
-        gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+        number = input_choice(task, doc)
+        gold = target_of(task, doc) if number is None else number
         gold = gold[0] if isinstance(gold, list) else gold
-        gold = task.doc_to_choice(doc).index(gold) if isinstance(gold, str) else gold
-        choices = len(task.doc_to_choice(doc))  # acc_mutual_info makes twice as many requests
+        gold = choices_of(task, doc).index(gold) if isinstance(gold, str) else gold
+        choices = len(choices_of(task, doc))  # acc_mutual_info makes twice as many requests
         if not 0 <= gold < choices:
             raise IndexError(f"label {gold} is outside its {choices} choices")
         return Rendered(*requests[gold].args)
     if task.OUTPUT_TYPE == "loglikelihood":
-        return Rendered(*requests.args)
+        return Rendered(*requests[0].args)
     if task.OUTPUT_TYPE == "generate_until":
         # A task class of `protocol.requests` may add requests after the generation.
-        generation = requests[0] if isinstance(requests, list) else requests
-        return Rendered(generation.args[0], _delimited_answer(task, doc, chat))
+        return Rendered(requests[0].args[0], _delimited_answer(task, doc, chat))
     raise TaskError(f"task {task.task_name!r} ({task.OUTPUT_TYPE}) has no answer to train on")
 
 
 def _answer(task: ConfigurableTask, doc: Mapping[str, Any]) -> str:
-    target = task.doc_to_target(doc)
+    target = target_of(task, doc)
     if isinstance(target, int) and task.config.doc_to_choice is not None:
-        return str(task.doc_to_choice(doc)[target])
+        return str(choices_of(task, doc)[target])
     return str(target[0]) if isinstance(target, list) else str(target)
 
 
 def _delimited_answer(task: ConfigurableTask, doc: Mapping[str, Any], chat: bool) -> str:
     """The gold answer with its delimiter, as lm-eval writes it in few-shot examples."""
     answer = _answer(task, doc)
-    if prefix := task.doc_to_prefix(doc):
+    if prefix := gen_prefix(task, doc):
         return maybe_delimit(prefix, answer)[len(prefix) :]
     return answer if chat else f"{task.config.target_delimiter}{answer}"
 

@@ -17,13 +17,17 @@ contexts only once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from lm_eval.api.instance import Instance
-from lm_eval.api.task import ConfigurableTask
-from lm_eval.utils import apply_template
-
 from harness_ext.errors import TaskError
+from harness_ext.protocol.lm_eval_api import (
+    ConfigurableTask,
+    GenerateTask,
+    Instance,
+    MultipleChoiceTask,
+    apply_template,
+)
 
 Doc = Mapping[str, Any]
 
@@ -55,7 +59,7 @@ class ComposedTask(ConfigurableTask):
         return f"{before}{question}{after}"
 
 
-class CalibratedChoice(ComposedTask):
+class CalibratedChoice(ComposedTask, MultipleChoiceTask):
     """A forced choice, and the same choice after inputs without content: what the model prefers unasked.
 
     metadata.content_free: `column`, which holds a document's input, and `texts` to put there instead.
@@ -70,7 +74,7 @@ class CalibratedChoice(ComposedTask):
         return _numbered([ask(doc, context, **options) for context in contexts])
 
 
-class PromptSpread(ComposedTask):
+class PromptSpread(ComposedTask, MultipleChoiceTask):
     """A forced choice under several prompts at once.
 
     metadata.prompts: for each prompt its `text`, a template, and where they differ from the document's its `choices`.
@@ -89,7 +93,7 @@ class PromptSpread(ComposedTask):
         return _numbered(asked)
 
 
-class AbstainByProbability(ComposedTask):
+class AbstainByProbability(ComposedTask, GenerateTask):
     """An answer generated, and the abstention word scored after the same prompt.
 
     metadata.abstain_word, and metadata.abstain_threshold: the hook gets it as `threshold` and abstains for the model
@@ -98,11 +102,13 @@ class AbstainByProbability(ComposedTask):
 
     def construct_requests(self, doc: Doc, ctx: str, **options: Any) -> list[Instance]:
         """The generation, then the score of the abstention word."""
-        generation = super().construct_requests(doc, ctx, **options)
-        kept = {name: value for name, value in options.items() if name not in ("apply_chat_template", "chat_template")}
+        asked = super().construct_requests(doc, ctx, **options)
+        generation = asked[0] if isinstance(asked, list) else asked  # a list since lm-eval 0.5
         delimiter = "" if options.get("apply_chat_template") else self.config.target_delimiter
         arguments = (ctx, f"{delimiter}{self._setting('abstain_word')}")
-        word = Instance(request_type="loglikelihood", doc=doc, arguments=arguments, idx=1, **kept)
+        word = replace(
+            generation, request_type="loglikelihood", arguments=arguments, idx=1, resps=[], filtered_resps={}
+        )
         return [generation, word]
 
     def process_results(self, doc: Doc, results: Sequence[Any]) -> dict[str, Any]:

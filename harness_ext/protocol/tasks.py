@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from datasets.exceptions import DatasetsError
-from lm_eval.api.group import Group
-from lm_eval.api.task import ConfigurableTask, Task
-from lm_eval.tasks import TaskManager
-from lm_eval.tasks._factory import TaskFactory
-from lm_eval.tasks._index import Entry
 
 from harness_ext.errors import HarnessExtError, TaskError, described, suggest
+from harness_ext.protocol.lm_eval_api import (
+    ConfigurableTask,
+    Entry,
+    Group,
+    Task,
+    TaskFactory,
+    TaskManager,
+    allow_hooked_metrics,
+    names_like,
+    read_documents,
+)
 from harness_ext.protocol.task_folders import own_task_folders, tasks_path
 
 
@@ -27,7 +33,9 @@ class _TaskFactory(TaskFactory):
         self._tasks: dict[str, Task] = {}
 
     def _build_task(self, entry: Entry, overrides: dict[str, Any] | None) -> Task:
-        changes = {key: value for key, value in (overrides or {}).items() if (key, value) != ("task", entry.name)}
+        # lm-eval 0.5 names a member "group::task"; with its own name it is one task in all groups, as in 0.4.
+        overrides = {key: value for key, value in (overrides or {}).items() if key != "_qualified_name"}
+        changes = {key: value for key, value in overrides.items() if (key, value) != ("task", entry.name)}
         file = entry.yaml_path and str(Path(entry.yaml_path).resolve())
         key = json.dumps([file, entry.name, changes], sort_keys=True, default=repr)
         if key not in self._tasks:
@@ -42,9 +50,21 @@ class _TaskManager(TaskManager):
         super().__init__(**options)
         self._factory = _TaskFactory(meta=self.metadata)
 
-    @staticmethod
-    def _check_duplicates(built: list[Task | Group]) -> None:
-        pass
+    def load(self, specs: Any, *args: Any) -> Any:
+        """Names and loaded tasks and groups, as `simple_evaluate` hands them over."""
+        items = specs if isinstance(specs, list) else [specs]
+        if not all(isinstance(item, (Task, Group)) for item in items):
+            return super().load(specs, *args)
+        groups = [each for item in items if isinstance(item, Group) for each in (item, *item.get_all_groups())]
+        return {
+            "tasks": {leaf.task_name: leaf for item in items for leaf in _leaves(item)},
+            "groups": {group.name: group for group in groups},
+            "group_map": {group.name: group.child_names for group in groups},
+        }
+
+
+def _leaves(item: Task | Group) -> list[Task]:
+    return list(item.get_all_tasks()) if isinstance(item, Group) else [item]
 
 
 def task_manager(
@@ -54,9 +74,10 @@ def task_manager(
 
     lm-eval's own ten thousand tasks are indexed (which takes seconds) only if a name is not found otherwise.
     """
+    allow_hooked_metrics()
     paths = [str(tasks_path()), *map(str, own_task_folders(names)), *map(str, include_path)]
     manager = _TaskManager(include_path=paths, include_defaults=False, metadata=dict(metadata or {}))
-    if all(_is_yaml(name) or manager.match_tasks([name]) for name in names):
+    if all(_is_yaml(name) or names_like(manager, name) for name in names):
         return manager
     return _TaskManager(include_path=paths, metadata=dict(metadata or {}))
 
@@ -83,7 +104,7 @@ def _specs(manager: TaskManager, name: str) -> list[str]:
     """Arguments for `TaskManager.load`: the task names or the path that a name, a pattern or a path stands for."""
     if _is_yaml(name):
         return [str(Path(name).absolute())]
-    matches: list[str] = manager.match_tasks([name])
+    matches = names_like(manager, name)
     if not matches:
         raise TaskError(
             f"unknown task {name!r} (`lm_eval ls tasks --include_path $(harness-ext tasks-path)` lists all tasks)"
@@ -140,19 +161,21 @@ def _built(manager: TaskManager, spec: str) -> list[Task | Group]:
         raise TaskError(f"there is no task file {spec}; check the path")
     try:
         loaded = manager.load([spec])
+        for task in loaded["tasks"].values():
+            read_documents(task)
     except KeyError as error:
         # lm-eval looks up splits, and function references in the YAML, by name.
         raise TaskError(
             f"task {spec!r} names {error.args[0]!r}, which is neither a split nor a column of its data; "
             "add it to the data, or correct the YAML"
         ) from error
-    except (DatasetsError, OSError) as error:
+    except (DatasetsError, OSError, StopIteration) as error:
+        if found_no_rows(error):
+            raise TaskError(f"task {spec!r} has no documents: its files are empty; check dataset_kwargs") from error
         raise TaskError(
             f"the documents of task {spec!r} cannot be loaded: {described(error)}; connect to the Hub, or name local "
             "files in a copy of its YAML (dataset_path: parquet, dataset_kwargs: data_files)"
         ) from error
-    except StopIteration as error:  # raised by datasets when there are no rows
-        raise TaskError(f"task {spec!r} has no documents: its files are empty; check dataset_kwargs") from error
     except IndexError as error:  # lm-eval renders the templates on the first document
         raise TaskError(
             f"task {spec!r} cannot be built: it has no documents, or a template needs something that the first one "
@@ -169,6 +192,11 @@ def _built(manager: TaskManager, spec: str) -> list[Task | Group]:
     if outer := [group for name, group in groups.items() if name not in inner]:
         return list(outer)
     return list(loaded["tasks"].values())
+
+
+def found_no_rows(error: BaseException) -> bool:
+    """Whether `datasets` has read files without a row; it says so in another way since 4.8."""
+    return isinstance(error, StopIteration) or type(error.__cause__).__name__ == "SchemaInferenceError"
 
 
 def load_task(

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lm_eval.api.task import ConfigurableTask
-from lm_eval.models.huggingface import HFLM
 
 from harness_ext.errors import TrainingError
+from harness_ext.protocol.lm_eval_api import HFLM, ConfigurableTask
 from harness_ext.protocol.render import PromptSettings, encode, render
 from harness_ext.trees.layout import shared_prefix_length
 from harness_ext.trees.packs import Pack, TokenPair, padded_packs, tree_packs

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from safetensors import SafetensorError
 from torch import Tensor
@@ -39,6 +38,7 @@ from harness_ext.models.devices import choose_device, choose_dtype
 from harness_ext.models.sources import check_is_plain, resolve_model, weights_sha256
 from harness_ext.protocol import documents
 from harness_ext.protocol.fingerprint import Fingerprint, fingerprint
+from harness_ext.protocol.lm_eval_api import HFLM
 from harness_ext.protocol.render import training_docs
 from harness_ext.protocol.tasks import load_task
 from harness_ext.protocol.token_settings import check_appends_nothing

@@ -15,8 +15,8 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from versions import LM_EVAL_05, request
 
 from harness_ext.engine.adapter_switch import AdapterSwitch
 from harness_ext.engine.evaluate import evaluate
@@ -91,10 +91,7 @@ def both(folder: Path, **more: Any) -> tuple[HFLM, TreeLM]:
 
 
 def ask(lm: HFLM, settings: dict[str, Any], prompts: list[str] = PROMPTS) -> list[str]:
-    requests = [
-        Instance("generate_until", {}, (prompt, dict(settings)), 0, metadata=("t", number, 1))
-        for number, prompt in enumerate(prompts)
-    ]
+    requests = [request("generate_until", (prompt, dict(settings)), number) for number, prompt in enumerate(prompts)]
     answers: list[str] = lm.generate_until(requests, disable_tqdm=True)
     return answers
 
@@ -275,7 +272,7 @@ def test_reasoning_is_cut_off(tmp_path: Path, by_id: bool) -> None:
 def test_other_precisions_are_applied(tmp_path: Path, more: dict[str, Any]) -> None:
     hf, tree = both(save_model(tmp_path), **more)
     requests = [
-        Instance("loglikelihood", {}, (prompt, f" {word}"), 0, metadata=("t", number, 1))
+        request("loglikelihood", (prompt, f" {word}"), number)
         for number, (prompt, word) in enumerate(zip(PROMPTS, WORDS, strict=False))
     ]
     assert tree.loglikelihood(requests, disable_tqdm=True) == hf.loglikelihood(requests, disable_tqdm=True)
@@ -385,6 +382,7 @@ def write_task(folder: Path, **more: Any) -> str:
     return str(path)
 
 
+@pytest.mark.skipif(LM_EVAL_05, reason="lm-eval 0.5.0.dev1 misnumbers samples that --samples chooses")
 def test_records_are_of_the_response_that_was_scored(
     tmp_path: Path, make_prompt_tuning: Callable[[Path], Path]
 ) -> None:

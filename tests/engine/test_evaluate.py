@@ -10,6 +10,7 @@ from typing import Any
 import lm_eval
 import pytest
 from lm_eval.tasks import TaskManager
+from versions import LM_EVAL_05
 
 from harness_ext.engine.evaluate import evaluate
 from harness_ext.errors import AdapterError, HarnessExtError, ModelError, TaskError
@@ -21,7 +22,9 @@ TASKS = ["sst2_choice", "sst2_generate"]
 
 
 def numbers(results: Any, task: str) -> dict[str, float]:
-    return {name: value for name, value in results["results"][task].items() if isinstance(value, float)}
+    values = {name: value for name, value in results["results"][task].items() if isinstance(value, float)}
+    # lm-eval 0.5 resamples our aggregations for their standard errors, which takes hours; `evaluate` does not let it
+    return {name: value for name, value in values.items() if not (LM_EVAL_05 and "_stderr" in name)}
 
 
 @pytest.mark.parametrize("model", ["hf", "hf-tree"])
@@ -42,8 +45,9 @@ def test_one_process_gives_the_numbers_of_separate_stock_runs(
             **({"peft": str(adapter)} if adapter else {}),
         }
         stock = lm_eval.simple_evaluate(
-            "hf", model_args=arguments, tasks=TASKS, task_manager=manager, limit=12, batch_size=4, device="cpu"
-        )
+            "hf", model_args=arguments, tasks=TASKS, task_manager=manager, limit=12, batch_size=4, device="cpu",
+            **({"bootstrap_iters": 0} if LM_EVAL_05 else {}),
+        )  # fmt: skip
         for task in TASKS:
             assert numbers(done.results, task) == pytest.approx(numbers(stock, task), abs=1e-4)
     runs = load_runs(tmp_path / "results")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from lm_eval.api.instance import Instance
+from versions import request
 
 from harness_ext.engine import evaluate as engine
 from harness_ext.engine import hosts, provenance
@@ -264,7 +265,7 @@ class FakeTask:
 
     def __init__(self, name: str, *words: str) -> None:
         self.task_name = name
-        self.requests = [Instance("loglikelihood", {}, (word, " yes"), 0, (name, n, 1)) for n, word in enumerate(words)]
+        self.requests = [request("loglikelihood", (word, " yes"), n, task=name) for n, word in enumerate(words)]
         self._instances: list[Instance] | None = None
 
     @property
@@ -288,7 +289,7 @@ class FakeModel:
 def test_answers_of_an_earlier_run_are_not_served() -> None:
     """The tasks still hold the base's answers when the run of an adapter fails before anything is asked."""
     task, other = FakeTask("task", "a"), FakeTask("other")
-    task._instances = [Instance("loglikelihood", {}, ("a", " yes"), 0, ("task", 0, 1), resps=["the base's answer"])]
+    task._instances = [request("loglikelihood", ("a", " yes"), task="task", resps=["the base's answer"])]
     lm = FakeModel()
 
     def run(tasks: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from harness_ext.protocol.fingerprint import (
     differing_fields,
     fingerprint,
 )
+from harness_ext.protocol.lm_eval_api import build_task
 from harness_ext.protocol.render import PromptSettings
 from harness_ext.protocol.tasks import load_task
 
@@ -64,7 +65,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def made(config: Mapping[str, Any] = CONFIG, **more: Any) -> ConfigurableTask:
     # lm-eval keeps and modifies the dictionaries it gets
     fresh = {key: (dict(value) if isinstance(value, dict) else value) for key, value in {**config, **more}.items()}
-    return ConfigurableTask(config=fresh)
+    return build_task(fresh)
 
 
 def differing(one: Fingerprint, other: Fingerprint) -> list[str]:
