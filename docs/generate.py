@@ -30,13 +30,31 @@ keeps its meaning from release to release.
 DOCTOR = """\
 # Doctor: why a score is what it is
 
+Three commands, by what is at hand:
+
+```
+harness-ext doctor results/sst2                                       # logged outputs
+harness-ext doctor --adapter adapters/sst2                            # an adapter's weights
+harness-ext doctor --task sst2_choice --model smollm2-135m-instruct   # training examples, before training
+```
+
 `harness-ext doctor RESULTS` examines logged outputs, from any lm-eval results with `--log_samples`; no model is
 loaded. It takes each score apart first (how many outputs parsed, how good those were, how many ended at the token
 limit), then looks for the causes below. Where the task is installed, it scores the same outputs again in other
 readings: only the first line, without markup, the last label in the text, and others. A significant gain, corrected
 for the number of readings, is a **proof**: the answer was there. Other findings are suspicions with their numbers and
-examples; `--format json` has the examples in full. The exit code is 1 if a finding is an error. `harness-ext doctor
---explain D5` prints an entry.
+examples; `--format json` has the examples in full.
+
+`harness-ext doctor --adapter DIR` reports the norm of each layer's update, in percent of the weight where the base is
+at hand, and the scale. It finds updates that are zero, weights that are missing or unexpected, another scale than in
+training, and another base.
+
+`harness-ext doctor --task TASK --model MODEL` reads training examples back from collated batches and holds them against
+what the evaluator asks about the same documents, token by token. Then a copy of the model learns 8 examples by heart,
+in seconds, and the evaluator scores it on these documents: anything below full marks is an error (D29), since training
+and evaluation then do not speak of the same thing. `harness-ext train` does the same before its first step.
+
+The exit code is 1 if a finding is an error. `harness-ext doctor --explain D5` prints an entry.
 """
 
 COMMAND_LINE = """\

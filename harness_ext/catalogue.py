@@ -533,6 +533,32 @@ CATALOGUE: Mapping[str, Rule] = {
         "repetitions",
         "Train with an end token behind each answer, add a stop string to `until`, or raise `max_gen_toks`.",
     ),
+    "D7": Rule(
+        "End token that is never trained",
+        "A model stops writing where it has learned to put an end token. Without a supervised end token behind each "
+        "answer, it goes on to the token limit, and exact match falls although the answer is right. For a forced "
+        "choice nothing is generated, so it is a warning.",
+        "squad_v2_generate: 64 of 64 training examples have no supervised end token, so the model does not learn to "
+        "stop",
+        "End each answer with the tokenizer's end token, and do not mask it in the labels. A common cause is a pad "
+        "token that equals the end token: collators mask both.",
+    ),
+    "D9": Rule(
+        "Loss on prompt tokens",
+        "When the loss covers the prompt, most of the gradient goes into predicting the question. The answers, a few "
+        "tokens each, are hardly learned. It is reported when there are more than 1.05 supervised tokens to one token "
+        "of the answers.",
+        "squad_v2_generate: the loss is computed on 41.8 times as many tokens as the answers have, so also on the "
+        "prompt",
+        "Set the labels of prompt tokens to -100, or in TRL use `completion_only_loss=True`.",
+    ),
+    "D10": Rule(
+        "Answers that were cut in training",
+        "Examples longer than the limit lose their end, which is the answer. The model then learns to stop early or "
+        "never sees an answer. It is an error when more than 1 % of the examples are cut.",
+        "squad_v2_generate: 12 of 64 training examples lack a part of their answer, 180 characters in all",
+        "Raise `--max-length`, and cut prompts on the left instead of answers on the right.",
+    ),
     "D11": Rule(
         "Prompts that were cut",
         "A prompt that does not fit is cut at its beginning, which holds the instruction and the first examples.",
@@ -559,11 +585,41 @@ CATALOGUE: Mapping[str, Rule] = {
         "squad_v2_generate, qa: bleu 0.018 stands beside exact 5.0: one is probably on 0-1, the other on 0-100",
         "Declare the unit of each metric in the task's YAML, or scale the metric.",
     ),
+    "D15": Rule(
+        "Prompts that differ between training and evaluation",
+        "The adapter is trained on one prompt and asked with another: another template, other examples, another join "
+        "of prompt and answer. Token ids are compared, since texts that look alike may have other tokens. A join "
+        "inside a token is a warning.",
+        "sst2_choice: 64 of 64 prompts differ between training and evaluation: from token 0, 'Decide' ' whether' in "
+        "training and '<|im_start|>' 'system' in evaluation",
+        "Use the same chat template, few-shot examples and system instruction in both.",
+    ),
+    "D16": Rule(
+        "Begin token doubled or missing",
+        "If both the chat template and the tokenizer add a begin token, there are two; if neither does, there is "
+        "none. Models are sensitive to it, and most of all when training and evaluation differ, which is an error.",
+        "sst2_choice: prompts begin with 2 begin tokens ('<s>') in training and 1 in evaluation",
+        "Let only one of the two add it: `add_special_tokens=False` for text that a chat template has rendered.",
+    ),
+    "D18": Rule(
+        "Label words that are hard to tell apart",
+        "Labels that begin with the same token are told apart by a later one, which the model sees only after it has "
+        "committed to the first. Labels with more tokens tend to score lower, whatever the document says.",
+        "news: labels ' very good', ' very bad' begin with the same token, ' very'",
+        "Choose label words of one token each, with different first tokens.",
+    ),
     "D19": Rule(
         "Runs that are not comparable",
         "Prompts, documents or settings differ, so the difference in scores may come from them.",
         "sst2_choice, mine: was not evaluated like base: num_fewshot: 0 and 5",
         "Evaluate both runs with the same settings.",
+    ),
+    "D20": Rule(
+        "Adapter that does nothing or is incomplete",
+        "An adapter whose product B·A is zero leaves the model as it is. Weights that are missing, have no layer in "
+        "the base or are not finite mean that only a part of the adapter is applied. peft itself only warns of them.",
+        "adapters/mine: changes nothing: B·A is zero in all 210 layers",
+        "Train the adapter again; if weights do not fit, name the base it was trained on with `--model`.",
     ),
     "D21": Rule(
         "A question among its own examples",
@@ -585,11 +641,37 @@ CATALOGUE: Mapping[str, Rule] = {
         "sst2_choice, mine: all 872 outputs equal those of base",
         "Check how the adapter was given to the engine, and that it was trained.",
     ),
+    "D25": Rule(
+        "Updates with another scale than in training",
+        "LoRA adds alpha / r · B·A to a weight, rsLoRA alpha / sqrt(r) · B·A. An adapter that is loaded with another "
+        "alpha, rank or formula than it was trained with is too strong or too weak. Updates larger than the weights "
+        "themselves are a warning.",
+        "adapters/mine: updates are scaled by 5.65685, but the adapter was trained with 2 (alpha 16)",
+        "Set `lora_alpha`, `r` and `use_rslora` in `adapter_config.json` as they were in training.",
+    ),
     "D27": Rule(
         "A gain in form only",
         "The adapter parses, stops or abstains more often as the metric wants it; on documents that both runs "
         "answer in the same form, it is not better.",
         "sst2_generate, mine: the gain of +27.4 is form (parsing +27.4)",
         "Compare with a base that is asked in its own form (few-shot, chat template) before calling this a skill.",
+    ),
+    "D29": Rule(
+        "Examples known by heart do not get full marks",
+        "A copy of the model learns 8 training examples by heart, and the evaluator scores it on these very documents. "
+        "Anything below full marks means that training and evaluation do not speak of the same thing: the answer that "
+        "is trained is not the answer that is scored. More training cannot repair it.",
+        "squad_v2_generate: 8 of 8 training examples that a model knows by heart are scored as wrong by the evaluator "
+        "(exact 0 instead of 100): trained ' Par' 'is' '<|im_end|>', generated ' Par'",
+        "Compare the tokens that the finding shows. Look at filters, stop strings, `max_gen_toks` and "
+        "`process_results`, and at `doc_to_target` against what scoring accepts.",
+    ),
+    "D30": Rule(
+        "Adapter on another base than it was trained on",
+        "An adapter's card has the checksum of the base it was trained on. On other weights, even of the same "
+        "architecture, its updates point in directions that mean something else.",
+        "adapters/mine: was trained on other weights of org/base (sha256 a672150fb4f9…) than those of models/base "
+        "(09af31c2d7e4…)",
+        "Use the base that the card names, at the same revision and precision.",
     ),
 }

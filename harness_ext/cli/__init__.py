@@ -21,7 +21,7 @@ Does this LoRA adapter really beat its base, under the same protocol?
   train       train a LoRA adapter on any lm-eval task with a training split
   eval        evaluate a base and its adapters with lm-eval, in one process
   compare     compare results document by document: intervals, tests, a verdict
-  doctor      say why a score is what it is, from what was logged
+  doctor      say why a score is what it is; examine adapters and training examples
   check       check a task before any model is loaded; exit code 1 if it is broken
   new-task    make a task from a CSV, JSON lines or parquet file
   tasks-path  print the folder of the bundled tasks, for lm-eval's --include_path

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.cli.parser import add_include_path, command_parser
 
 if TYPE_CHECKING:
-    from harness_ext.training.trainer import TrainedAdapter
+    from harness_ext.training.recipe import Recipe
+    from harness_ext.training.trainer import TrainedAdapter, TrainingStart
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,6 +38,12 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run from its last checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing adapter or existing checkpoints")
+    parser.add_argument(
+        "--preflight", action=argparse.BooleanOptionalAction, default=True, help="before the first step, examine the "
+        "training examples, learn 8 of them by heart and let the evaluator score them; takes some seconds "
+        "(default: true)",
+    )  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="train although the preflight found an error")
     for field in dataclasses.fields(Recipe):
         if field.name == "task":
             continue
@@ -61,13 +70,15 @@ def run(options: argparse.Namespace) -> int:
     from harness_ext.training.seeds import train_seeds
     from harness_ext.training.trainer import train_adapter
 
+    inspect = functools.partial(_preflight, force=options.force) if options.preflight else None
+
     values = read_recipe(options.recipe) if options.recipe else {}
     for field in dataclasses.fields(Recipe):
         given = getattr(options, field.name)
         if given not in (None, []):  # repeatable flags start as an empty list
             values[field.name] = from_text(field.name, given) if isinstance(given, str) else given
     recipe = recipe_from(values, source=options.recipe or "train")
-    flags = {"resume": options.resume, "overwrite": options.overwrite}
+    flags = {"resume": options.resume, "overwrite": options.overwrite, "inspect": inspect}
     if options.seeds is None:
         adapters = [train_adapter(recipe, **flags)]
         _print_trained(adapters[0])
@@ -81,10 +92,43 @@ def run(options: argparse.Namespace) -> int:
     if adapters[0].card.sample_data:
         print("Trained on the small bundled sample, to try things out; its scores are not a benchmark.")
     folders, results = " ".join(str(trained.folder) for trained in adapters), Path(recipe.output.rstrip("/")).name
-    included = "".join(f" --include_path {folder}" for folder in recipe.include_paths)
+    included = "".join(f" --include_path {folder}" for folder in recipe.include_paths) + _prompt_flags(recipe)
     print(f"next: harness-ext eval --model_args pretrained={recipe.model} --adapters {folders} "
           f"--tasks {recipe.task}{included} --output_path results/{results} --log_samples")  # fmt: skip
     return 0
+
+
+def _prompt_flags(recipe: Recipe) -> str:
+    """The flags with which `eval` asks the prompts that were trained on."""
+    flags = "" if recipe.num_fewshot is None else f" --num_fewshot {recipe.num_fewshot}"
+    flags += " --apply_chat_template" if recipe.apply_chat_template else ""
+    if recipe.fewshot_as_multiturn is not None:
+        flags += f" --fewshot_as_multiturn {str(recipe.fewshot_as_multiturn).lower()}"
+    if recipe.system_instruction is not None:
+        flags += f" --system_instruction {shlex.quote(recipe.system_instruction)}"
+    return flags
+
+
+def _preflight(start: TrainingStart, *, force: bool) -> None:
+    """Examine a training run before its first step; an error stops it."""
+    from harness_ext.doctor.preflight.run import examine_training
+    from harness_ext.errors import TrainingError
+
+    examination = examine_training(start)
+    lines = [
+        f"{finding.level} {finding.id} {finding.text}"
+        for finding in examination.findings
+        if finding.level != "note" and (force or finding.level != "error")
+    ]
+    lines += [*examination.notes, examination.facts.get("trial", "")]
+    if not int(os.environ.get("RANK", "0")):
+        print("\n".join(f"preflight: {line}" for line in lines if line), flush=True)
+    if examination.errors and not force:
+        first, more = examination.errors[0], len(examination.errors) - 1
+        raise TrainingError(
+            f"{first.id} {first.text}{f' (and {more} more errors)' if more else ''}; {first.next_step}, see "
+            f"`harness-ext doctor --explain {first.id}`, or train all the same with --force"
+        )
 
 
 def _print_trained(trained: TrainedAdapter) -> None:

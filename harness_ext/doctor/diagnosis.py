@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from harness_ext.findings import Finding
 
@@ -46,3 +47,29 @@ class Diagnosis:
     def has_errors(self) -> bool:
         """Whether a finding is an error."""
         return any(finding.level == "error" for finding in self.findings)
+
+
+@dataclass(frozen=True)
+class MarkedExample:
+    """A training example as text: what is read, and what is learned."""
+
+    document: int  # number in the training split
+    context: str
+    supervised: str  # the tokens that the loss is computed on, end token included
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What is known about an adapter, or about training on a task, before anything is evaluated."""
+
+    subject: str
+    facts: Mapping[str, str]  # by name, in the order of reading
+    findings: Sequence[Finding]  # errors first
+    notes: Sequence[str]  # what could not be examined, and why
+    examples: Sequence[MarkedExample] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)  # numbers in full
+
+    @property
+    def errors(self) -> list[Finding]:
+        """The findings that are errors."""
+        return [finding for finding in self.findings if finding.level == "error"]

@@ -126,7 +126,7 @@ class TreeLM(HFLM):
         if self.backend != "causal" or not requests or self._asks_for_other_numbers():
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
         pairs = [self._cut(request) for request in requests]
-        if not self._takes_trees(pairs):
+        if not self.takes_trees(pairs):
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
         scores: list[ScoredContinuation | None] = [None] * len(pairs)
         lengths = [len(pair.context) + len(pair.continuation) for pair in pairs]
@@ -194,7 +194,7 @@ class TreeLM(HFLM):
                 "tokenizer=, an adapter that brings tokens brings its tokenizer, too"
             )
 
-    def _takes_trees(self, pairs: Sequence[TokenPair], *, new_tokens: int = 0) -> bool:
+    def takes_trees(self, pairs: Sequence[TokenPair], *, new_tokens: int = 0) -> bool:
         """Whether the model, with the adapter it has now, takes trees; decided on the first requests.
 
         Args:
@@ -241,7 +241,7 @@ class TreeLM(HFLM):
         stops = self._stop_strings(settings)
         rule = StopRule.of(prepared[0], self.tokenizer)
         pairs = [TokenPair(ids[:-1], ids[-1:]) for ids in prompts if len(ids) > 1]
-        if not pairs or rule.max_new_tokens < 1 or not self._takes_trees(pairs, new_tokens=rule.max_new_tokens):
+        if not pairs or rule.max_new_tokens < 1 or not self.takes_trees(pairs, new_tokens=rule.max_new_tokens):
             return super().generate_until(requests, disable_tqdm)
         choice = TokenChoice.of(prepared)
         generated = self._decode_all(prompts, choice, rule, disable_tqdm)

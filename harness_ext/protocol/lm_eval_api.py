@@ -133,6 +133,14 @@ def simple_evaluate(**options: Any) -> dict[str, Any] | None:
         metrics.stderr_for_metric = of_any_metric
 
 
+def evaluate(lm: Any, task: Any, **options: Any) -> dict[str, Any]:
+    """Ask and score one loaded task, without what `simple_evaluate` adds about machine and packages."""
+    loaded = {"tasks": {task.task_name: task}, "groups": {}}
+    results = importlib.import_module("lm_eval.evaluator").evaluate(lm=lm, task_dict=loaded, **options)
+    assert results is not None  # only of several processes do the others get None
+    return dict(results)
+
+
 def loggers_of(config: Any) -> list[Any]:
     """The experiment trackers that an `EvaluatorConfig` asks for; trackio is part of 0.4 only."""
     loggers = importlib.import_module("lm_eval.loggers")

@@ -33,7 +33,8 @@ from harness_ext.protocol.lm_eval_api import (
 from harness_ext.protocol.tasks import load_task, load_tasks, task_manager
 
 __all__ = ["Encoded", "PromptSettings", "Rendered", "apply_settings", "check_askable", "check_chat_template", "encode",
-           "load_task", "load_tasks", "prompts", "render", "task_manager", "training_docs"]  # fmt: skip
+           "load_task", "load_tasks", "no_example_of_itself", "prompts", "render", "task_manager",
+           "training_docs"]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +212,7 @@ def _with_requests(
     chat_template = lm.apply_chat_template if settings.apply_chat_template else None
     for number, doc in enumerate(docs):
         try:
-            with _no_example_of_itself(task, doc) if num_fewshot else contextlib.nullcontext():
+            with no_example_of_itself(task, doc) if num_fewshot else contextlib.nullcontext():
                 context = task.fewshot_context(
                     doc,
                     num_fewshot=num_fewshot,
@@ -239,7 +240,7 @@ def _cannot_render(task: ConfigurableTask, number: int, error: Exception) -> Tas
 
 
 @contextlib.contextmanager
-def _no_example_of_itself(task: ConfigurableTask, doc: Mapping[str, Any]) -> Iterator[None]:
+def no_example_of_itself(task: ConfigurableTask, doc: Mapping[str, Any]) -> Iterator[None]:
     """Draw a document's few-shot examples again if it is one of them; all other draws are lm-eval's."""
     sampler = task.sampler
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.padding import Padding
 from rich.text import Text
 
-from harness_ext.doctor.diagnosis import Diagnosis
+from harness_ext.doctor.diagnosis import Diagnosis, Examination, MarkedExample
 from harness_ext.findings import Finding
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "blue"}
@@ -31,7 +31,7 @@ def render(diagnoses: Sequence[Diagnosis], width: int) -> Iterator[Any]:
         if diagnosis.decomposition is not None:
             yield Padding(_factors(diagnosis), (0, 0, 0, 2))
         for finding in diagnosis.findings:
-            yield Padding(_finding(diagnosis, finding), (0, 0, 0, 2))
+            yield Padding(_finding(finding, f"{diagnosis.task}, {diagnosis.run}"), (0, 0, 0, 2))
             yield from (Padding(example, (0, 0, 0, 6)) for example in _examples(finding, width))
         if not diagnosis.findings and diagnosis.decomposition is not None:
             yield Text("  nothing found", style="green")
@@ -48,11 +48,35 @@ def _factors(diagnosis: Diagnosis) -> Text:
     return Text(": ".join([score, ", ".join(parts)]) if parts else score)
 
 
-def _finding(diagnosis: Diagnosis, finding: Finding) -> Text:
+def render_examination(examination: Examination, width: int) -> Iterator[Any]:
+    """Yield the facts about an adapter or a training run, marked examples, and the findings."""
+    yield Text(examination.subject, style="bold")
+    longest = max(map(len, examination.facts), default=0)
+    for name, value in examination.facts.items():
+        yield Padding(Text(f"{name:<{longest}}  {value}"), (0, 0, 0, 2))
+    for example in examination.examples:
+        yield Padding(_marked(example), (0, 0, 0, 2))
+    for finding in examination.findings:
+        yield Padding(_finding(finding, finding.where), (0, 0, 0, 2))
+        yield from (Padding(example, (0, 0, 0, 6)) for example in _examples(finding, width))
+    if not examination.findings:
+        yield Text("  nothing found", style="green")
+    for note in examination.notes:
+        yield Padding(Text(f"note: {note}", style="dim"), (0, 0, 0, 2))
+
+
+def _marked(example: MarkedExample) -> Text:
+    """The end of the prompt, and between double brackets what the loss is computed on."""
+    context = example.context if len(example.context) <= _SHOWN else f"…{example.context[-_SHOWN:]}"
+    line = Text(f"document {example.document}: {context!r} ", style="dim")
+    return line.append(f"[[{example.supervised!r}]]", style="bold")
+
+
+def _finding(finding: Finding, subject: str) -> Text:
     line = Text(f"{finding.level} {finding.id} ", style=_STYLES[finding.level])
     if finding.numbers.get("proved"):
         line.append("proved ", style="bold green")
-    line.append(finding.text.removeprefix(f"{diagnosis.task}, {diagnosis.run}: "), style="default")
+    line.append(finding.text.removeprefix(f"{subject}: "), style="default")
     if finding.next_step:
         line.append(f"\n  next: {finding.next_step}", style="cyan")
     return line

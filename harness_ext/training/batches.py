@@ -36,6 +36,7 @@ class ExampleSet:
     validation: list[TokenPair]
     data_sha256: str
     shortened: int  # contexts that were cut on the left
+    documents: list[int]  # number in the split of each training example's document
 
 
 def build_examples(
@@ -97,7 +98,7 @@ def build_examples(
     if len(pairs) == held_out:
         raise TrainingError(f"task {task.task_name!r} has no training documents; check its training split")
     digest = hashlib.sha256(repr([(p.context, p.continuation) for p in pairs]).encode()).hexdigest()
-    return ExampleSet(pairs[held_out:], pairs[:held_out], digest, shortened)
+    return ExampleSet(pairs[held_out:], pairs[:held_out], digest, shortened, numbers[held_out:])
 
 
 def group_by_prefix(examples: Sequence[TokenPair], *, min_shared: int = GROUP_MIN_SHARED) -> list[list[int]]:

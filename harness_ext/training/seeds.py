@@ -13,7 +13,7 @@ from pathlib import Path
 from harness_ext.errors import RecipeError, TrainingError
 from harness_ext.models.card import CARD_FILE, read_card
 from harness_ext.training.recipe import Recipe
-from harness_ext.training.trainer import TrainedAdapter, train_adapter
+from harness_ext.training.trainer import TrainedAdapter, TrainingStart, train_adapter
 from harness_ext.training.workspace import FREE_TO_CHANGE, last_checkpoint, workspace_of
 
 
@@ -39,6 +39,7 @@ def train_seeds(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    inspect: Callable[[TrainingStart], None] | None = None,
     train: Callable[..., TrainedAdapter] = train_adapter,
 ) -> Iterator[TrainedAdapter]:
     """Train one adapter per seed, and yield it as soon as it is written.
@@ -48,6 +49,7 @@ def train_seeds(
         count: number of seeds.
         resume: keep finished adapters, continue the interrupted one, and train the others.
         overwrite: replace existing adapters.
+        inspect: called before the first step of the first seed that is trained; see `train_adapter`.
         train: function that trains one adapter.
 
     Raises:
@@ -62,7 +64,8 @@ def train_seeds(
             yield trained
             continue
         has_checkpoint = last_checkpoint(workspace_of(seed_recipe.output)) is not None
-        yield train(seed_recipe, resume=resume and has_checkpoint, overwrite=overwrite)
+        yield train(seed_recipe, resume=resume and has_checkpoint, overwrite=overwrite, inspect=inspect)
+        inspect = None
 
 
 def _check_free(recipe: Recipe) -> None:

@@ -9,7 +9,7 @@ import dataclasses
 import importlib.metadata
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from harness_ext.models.devices import choose_device, choose_dtype
 from harness_ext.models.sources import check_is_plain, resolve_model, weights_sha256
 from harness_ext.protocol import documents
 from harness_ext.protocol.fingerprint import Fingerprint, fingerprint
-from harness_ext.protocol.lm_eval_api import HFLM
+from harness_ext.protocol.lm_eval_api import HFLM, ConfigurableTask
 from harness_ext.protocol.render import training_docs
 from harness_ext.protocol.tasks import load_task
 from harness_ext.protocol.token_settings import check_appends_nothing
@@ -75,13 +75,47 @@ class TrainedAdapter:
     card: AdapterCard
 
 
-def train_adapter(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> TrainedAdapter:
+@dataclass(frozen=True)
+class TrainingStart:
+    """What training starts from."""
+
+    recipe: Recipe
+    base: str  # folder or Hub id
+    task: ConfigurableTask
+    docs: Any  # of the training split
+    lm: HFLM  # holds the base and its tokenizer
+
+
+def start_training(recipe: Recipe) -> TrainingStart:
+    """Load the task and the base of a recipe, and seed all generators.
+
+    Raises:
+        HarnessExtError: one line on what is wrong.
+    """
+    base = resolve_model(recipe.model)
+    task = load_task(recipe.task, include_path=recipe.include_paths)
+    docs = training_docs(task)
+    set_seed(recipe.seed)
+    model, tokenizer = _load_base(base, recipe)
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", max_length=recipe.max_length)
+    return TrainingStart(recipe, base, task, docs, lm)
+
+
+def train_adapter(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    inspect: Callable[[TrainingStart], None] | None = None,
+) -> TrainedAdapter:
     """Train a LoRA adapter on a task and write it to `recipe.output`.
 
     Args:
         recipe: all settings of the run.
         resume: continue from the last checkpoint of an interrupted run.
         overwrite: replace an existing adapter.
+        inspect: called before the first step of a run that is not resumed; what it raises stops the run. It has to
+            leave the model and all random generators as they are.
 
     Returns:
         The adapter's folder, which is written only at the end, and its card.
@@ -92,26 +126,24 @@ def train_adapter(recipe: Recipe, *, resume: bool = False, overwrite: bool = Fal
     processes = PartialState(cpu=choose_device().type == "cpu")  # for `accelerate launch`; also selects this one's GPU
     with processes.main_process_first():
         workspace = claim_workspace(recipe.output, resume=resume, overwrite=overwrite)
-    base = resolve_model(recipe.model)
-    task = load_task(recipe.task, include_path=recipe.include_paths)
-    docs = training_docs(task)
-    set_seed(recipe.seed)
-    model, tokenizer = _load_base(base, recipe)
-    learning_rate = recipe.learning_rate_for(model.num_parameters())
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", max_length=recipe.max_length)
+    start = start_training(recipe)
+    task, lm = start.task, start.lm
+    learning_rate = recipe.learning_rate_for(lm.model.num_parameters())
     examples = build_examples(
-        task, docs, recipe.prompt, lm,
+        task, start.docs, recipe.prompt, lm,
         limit=recipe.limit, validation_size=recipe.validation_size, max_length=lm.max_length, seed=recipe.seed,
     )  # fmt: skip
-    peft_model = _add_lora(model, recipe)
+    if inspect is not None and not resume:
+        inspect(start)
+    peft_model = add_lora(lm.model, recipe)
     use_fast_paths(peft_model)
-    start = _starting_point(peft_model)
+    before = _starting_point(peft_model)
     with kept_only_with_checkpoint(workspace):
         if processes.is_main_process:
             prepare(workspace, peft_model, recipe, examples, resume=resume)
-        trainer, interrupt = _make_trainer(peft_model, tokenizer, examples, recipe, workspace, learning_rate)
+        trainer, interrupt = _make_trainer(peft_model, lm.tokenizer, examples, recipe, workspace, learning_rate)
         _fit(trainer, interrupt, recipe, workspace, resume=resume)
-    if _changes_nothing(peft_model, start, _save_dtype(recipe)):
+    if _changes_nothing(peft_model, before, _save_dtype(recipe)):
         shutil.rmtree(workspace, ignore_errors=True)
         steps = trainer.state.global_step
         raise TrainingError(
@@ -119,7 +151,7 @@ def train_adapter(recipe: Recipe, *, resume: bool = False, overwrite: bool = Fal
             f"adapter equals its initialisation and is not written; raise --learning-rate ({learning_rate:g})"
         )
     sample = documents.is_sample(task.config.custom_dataset, task.config.dataset_kwargs, task.config.metadata)
-    card = _card(recipe, base, fingerprint(task, recipe.prompt, lm), examples, trainer, sample)
+    card = _card(recipe, start.base, fingerprint(task, recipe.prompt, lm), examples, trainer, sample)
     if processes.is_main_process:
         _write(trainer, recipe, card, workspace)
     processes.wait_for_everyone()
@@ -149,7 +181,12 @@ def _load_base(base: str, recipe: Recipe) -> tuple[Any, Any]:
     return model.to(device), tokenizer
 
 
-def _add_lora(model: Any, recipe: Recipe) -> PeftModel:
+def add_lora(model: Any, recipe: Recipe) -> PeftModel:
+    """Put a recipe's LoRA, untrained, on a model.
+
+    Raises:
+        RecipeError: peft refuses it.
+    """
     initialisation: Any = {"default": True}.get(recipe.init_lora_weights, recipe.init_lora_weights)
     try:
         config = LoraConfig(

@@ -83,7 +83,7 @@ def test_examples_longer_than_a_pack_are_computed_once(
     arguments += SCORING["choices of several tokens"]
     requests = requests_of("loglikelihood", arguments)
     pairs = [TokenPair(*tree_lm._encode_pair(*each)) for each in arguments]
-    assert tree_lm._takes_trees(pairs)
+    assert tree_lm.takes_trees(pairs)
     computed = []
     whole = TreePack.target_logits
 
@@ -195,7 +195,7 @@ def test_out_of_memory_halves_the_packs(
     tree_lm: TreeLM, plain_lm: HFLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     requests = requests_of("loglikelihood", SCORING["choices of several tokens"] + SCORING["a shared passage"])
-    assert tree_lm._takes_trees([TokenPair([1, 2], [3]), TokenPair([1, 2, 4], [3])])
+    assert tree_lm.takes_trees([TokenPair([1, 2], [3]), TokenPair([1, 2, 4], [3])])
     whole = TreePack.target_logits
 
     def small_memory(pack: TreePack, *given: Any) -> Any:
@@ -228,7 +228,7 @@ def test_a_tree_that_is_refused_half_way_is_scored_as_by_hf(
 
 
 def test_nan_logits_name_the_document(tree_lm: TreeLM) -> None:
-    assert tree_lm._takes_trees([tree_lm._cut(((""), [1, 2], [3])), tree_lm._cut(((""), [1, 2, 4], [3]))])  # type: ignore[arg-type]
+    assert tree_lm.takes_trees([tree_lm._cut(((""), [1, 2], [3])), tree_lm._cut(((""), [1, 2, 4], [3]))])  # type: ignore[arg-type]
     with torch.no_grad():
         tree_lm.model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(ModelError, match=r"NaN for 'The last words of a prompt'") as raised:

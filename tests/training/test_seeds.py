@@ -25,8 +25,10 @@ class Recorder:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int, bool]] = []
+        self.inspected: list[bool] = []
 
-    def __call__(self, each: Recipe, *, resume: bool, overwrite: bool) -> TrainedAdapter:
+    def __call__(self, each: Recipe, *, resume: bool, overwrite: bool, inspect: Any) -> TrainedAdapter:
+        self.inspected.append(inspect is not None)
         self.calls.append((Path(each.output).name, each.seed, resume))
         made = {field.name: None for field in dataclasses.fields(AdapterCard)}
         made |= {"recipe": {**each.for_card(), "learning_rate": 0.001}, "seed": each.seed}
@@ -48,7 +50,9 @@ def test_no_seed_is_refused(tmp_path: Path, count: int) -> None:
 
 def test_every_seed_is_trained_in_turn(tmp_path: Path) -> None:
     train = Recorder()
-    folders = [trained.folder.name for trained in train_seeds(recipe(tmp_path), 3, train=train)]
+    inspecting = train_seeds(recipe(tmp_path), 3, inspect=lambda _: None, train=train)
+    folders = [trained.folder.name for trained in inspecting]
+    assert train.inspected == [True, False, False]
     assert folders == ["mine-seed0", "mine-seed1", "mine-seed2"]
     assert train.calls == [("mine-seed0", 0, False), ("mine-seed1", 1, False), ("mine-seed2", 2, False)]
 

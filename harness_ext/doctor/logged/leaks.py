@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from harness_ext.doctor.case import Case
 from harness_ext.findings import Finding
@@ -40,24 +40,33 @@ def _own_example(case: Case) -> list[Finding]:
 def _overlap(case: Case, training_documents: Iterable[Mapping[str, object]] | None) -> list[Finding]:
     if training_documents is None:
         return []
-    texts: set[str] = set()
-    grams: set[tuple[str, ...]] = set()
-    for doc in training_documents:
-        question = _words(_question(doc))
-        texts.add(" ".join(question))
-        grams.update(_grams(question))
-    seen = [
-        index
-        for index, output in enumerate(case.outputs)
-        if (words := _words(_question(output.doc)))
-        and (" ".join(words) in texts or any(gram in grams for gram in _grams(words)))
-    ]
+    seen = overlapping([output.doc for output in case.outputs], training_documents)
     if not seen:
         return []
     text = f"{case.where}: {len(seen):,} of {len(case.outputs):,} evaluated questions stand in the training split"
     numbers = {"documents": len(seen), "examples": case.examples(seen)}
     remedy = "remove them from the training split and train again, or evaluate on other documents"
     return [Finding("D22", "warning", case.where, text, numbers, remedy)]
+
+
+def overlapping(
+    evaluated: Sequence[Mapping[str, object]], training_documents: Iterable[Mapping[str, object]]
+) -> list[int]:
+    """Numbers of the evaluated documents that stand in a training split: by their whole question, or by a 13-gram.
+
+    The evaluated documents are held in memory; the training split is read once.
+    """
+    places: dict[str | tuple[str, ...], list[int]] = {}
+    for number, doc in enumerate(evaluated):
+        if words := _words(_question(doc)):
+            for key in _keys(words):
+                places.setdefault(key, []).append(number)
+    seen: set[int] = set()
+    for doc in training_documents:
+        words = _words(_question(doc))
+        for key in _keys(words):
+            seen.update(places.get(key, ()))
+    return sorted(seen)
 
 
 def _question(doc: Mapping[str, object]) -> str:
@@ -71,6 +80,11 @@ def _question(doc: Mapping[str, object]) -> str:
 
 def _words(text: str) -> list[str]:
     return text.casefold().split() if len(text) >= LEAST_CHARACTERS else []
+
+
+def _keys(words: list[str]) -> list[str | tuple[str, ...]]:
+    """The whole text, and its 13-grams."""
+    return [" ".join(words), *_grams(words)]
 
 
 def _grams(words: list[str]) -> list[tuple[str, ...]]:
