@@ -16,6 +16,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from harness_ext.errors import TaskError
@@ -112,7 +113,8 @@ def max_positions(lm: Any) -> int:
 def simple_evaluate(**options: Any) -> dict[str, Any] | None:
     """lm-eval's `simple_evaluate`, without standard errors for aggregations that are not lm-eval's own.
 
-    lm-eval 0.4 has none for them; 0.5 evaluates each of them 100,000 times, which takes hours.
+    lm-eval 0.4 has none for them; 0.5 evaluates each of them 100,000 times, which takes hours. Outside a git repository
+    lm-eval is not asked for the commit, since git would print an error.
     """
     metrics: Any = importlib.import_module("lm_eval.api.metrics")
     of_any_metric = metrics.stderr_for_metric
@@ -121,7 +123,10 @@ def simple_evaluate(**options: Any) -> dict[str, Any] | None:
         own = str(getattr(metric, "__module__", "")).split(".")[0] == "lm_eval"
         return of_any_metric(metric=metric, bootstrap_iters=bootstrap_iters) if own else None
 
-    evaluate = importlib.import_module("lm_eval.evaluator").simple_evaluate
+    evaluator: Any = importlib.import_module("lm_eval.evaluator")
+    if not any((folder / ".git").exists() for folder in (Path.cwd(), *Path.cwd().parents)):
+        evaluator.get_git_commit_hash = lambda: None
+    evaluate = evaluator.simple_evaluate
     if not _is_05():
         return evaluate(**options)
     if options.get("samples") and options.get("log_samples"):
