@@ -68,7 +68,7 @@ def knows(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
         monkeypatch.setattr(ConditionalLM, "condition", staticmethod(condition), raising=False)
         monkeypatch.setattr(ConditionalLM, "answer", staticmethod(answer), raising=False)
 
-    yield set_
+    return set_
 
 
 @pytest.fixture(scope="session")
