@@ -559,6 +559,23 @@ CATALOGUE: Mapping[str, Rule] = {
         "squad_v2_generate, qa: bleu 0.018 stands beside exact 5.0: one is probably on 0-1, the other on 0-100",
         "Declare the unit of each metric in the task's YAML, or scale the metric.",
     ),
+    "D15": Rule(
+        "Training and evaluation prompts differ",
+        "A model that is trained on one prompt and asked another answers worse, though nothing looks wrong: another "
+        "join of prompt and answer, another number of examples, another system prompt. `--replay` changes each of "
+        "them; a significant gain proves the cause.",
+        "sst2_generate, mine: acc rises from 41.0 to 88.5 (+47.5 [+38.0, +57.0], n=64) with a newline between prompt "
+        "and answer: prompt and answer were joined differently in training",
+        "Evaluate with the prompt of training: the printed command does. Or train again with the task's own prompt.",
+    ),
+    "D16": Rule(
+        "Another number of begin tokens than in training",
+        "Tokenizers add a begin token by themselves, and chat templates write one, too. A prompt with two of them, or "
+        "with none where the model has always seen one, is read differently.",
+        "sst2_generate, mine: acc rises from 52.0 to 90.0 (+38.0 [+27.0, +49.0], n=64) with one begin token: the "
+        "prompts of the run begin with 2 begin tokens, those of training with another number",
+        "Set `add_bos_token` in the model arguments, and remove begin tokens from the task's texts.",
+    ),
     "D19": Rule(
         "Runs that are not comparable",
         "Prompts, documents or settings differ, so the difference in scores may come from them.",
@@ -585,11 +602,68 @@ CATALOGUE: Mapping[str, Rule] = {
         "sst2_choice, mine: all 872 outputs equal those of base",
         "Check how the adapter was given to the engine, and that it was trained.",
     ),
+    "D24": Rule(
+        "Another template than in training",
+        "An adapter that was trained in a chat template and is asked in plain text, or the other way round, has never "
+        "seen such a prompt. `--replay` asks the same documents in the common templates (ChatML, Llama 2 and 3, "
+        "Alpaca, Vicuna, Zephyr, Phi, Gemma) and in the tokenizers' own; the one that restores the score is the cause.",
+        "squad_v2_generate, qa: exact rises from 5.0 to 48.4 (+43.4 [+35.0, +52.0], n=128) with the ChatML template: "
+        "the adapter was trained in that template",
+        "Evaluate in that template: `--apply_chat_template` where the tokenizer has it, else a copy of the task. The "
+        "printed command does so.",
+    ),
+    "D25": Rule(
+        "Another scale of the adapter than in training",
+        "LoRA multiplies its update by α/r, rsLoRA by α/√r. An `adapter_config.json` that says the wrong one, or an "
+        "adapter that is put on a base into which it is merged already, changes every answer.",
+        "sst2_generate, mine: acc rises from 55.0 to 90.5 (+35.5 [+25.0, +46.0], n=64) with the adapter's scale α/√r: "
+        "the adapter was trained with the scale α/√r, and its configuration says α/r",
+        "Correct `use_rslora` in `adapter_config.json`, or leave the adapter out where the base contains it.",
+    ),
+    "D26": Rule(
+        "Difference below the noise floor",
+        "In low precision, answers can change with the order of the documents or with the other prompts of a batch. A "
+        "difference that is no larger than that says nothing.",
+        "sst2_generate, mine: acc differs by 1.6 when only the order and the packs of the documents change, and by 1.0 "
+        "from the base",
+        "Evaluate in float32, or on more documents.",
+    ),
     "D27": Rule(
         "A gain in form only",
         "The adapter parses, stops or abstains more often as the metric wants it; on documents that both runs "
         "answer in the same form, it is not better.",
         "sst2_generate, mine: the gain of +27.4 is form (parsing +27.4)",
         "Compare with a base that is asked in its own form (few-shot, chat template) before calling this a skill.",
+    ),
+    "D30": Rule(
+        "Another tokenizer than in training",
+        "An adapter can bring a tokenizer with other tokens, other begin tokens or another chat template. With the "
+        "base's tokenizer it reads other ids than those it was trained on.",
+        "sst2_generate, mine: acc rises from 50.0 to 91.0 (+41.0 [+30.0, +52.0], n=64) with the adapter's own "
+        "tokenizer",
+        "Name it: `--model_args pretrained=BASE,peft=ADAPTER,tokenizer=ADAPTER`.",
+    ),
+    "D31": Rule(
+        "A stop string cuts off the answer",
+        "A model that begins its answer with a newline, or writes a stop string within it, is cut off too early; often "
+        "the output is then empty.",
+        "squad_v2_generate, base: exact rises from 3.1 to 25.0 (+21.9 [+11.5, +32.2], n=64) without stop strings",
+        "Remove the string from `generation_kwargs: until`, and cut the answer in a filter instead.",
+    ),
+    "D32": Rule(
+        "Decoding settings that change the answers",
+        "A model's `generation_config.json` may ask for sampling or penalise repetitions, and `generation_kwargs` may, "
+        "too. A short answer that stands in the passage is then avoided.",
+        "squad_v2_generate, qa: exact rises from 31.0 to 48.0 (+17.0 [+8.5, +25.5], n=128) with plain greedy decoding",
+        "Set `do_sample=False` and neutral penalties with --gen_kwargs.",
+    ),
+    "D33": Rule(
+        "The logged score is not reproduced",
+        "Asked again with nothing changed, the model does not score as logged. It is then not the model that was "
+        "evaluated (another base, another adapter, another scale), or its engine answered otherwise. Nothing can be "
+        "proved about the logged score with it.",
+        "sst2_generate, mine: acc is 51.6 in the results and 89.1 when the same 64 documents are asked again with "
+        "nothing changed",
+        "Check the names of base and adapter, then evaluate again with `harness-ext eval`.",
     ),
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,10 @@ def next_command(case: Case, asking: Asking, settings: LoggedSettings, task: Con
     if asking.template is not None:
         chat = _is_own_template(asking.template, tokenizer)
         if not chat:
-            name, made = _task_in_template(name, asking.template, task)
+            name, made = _task_in_template(asking.template, task)
             first.append(made)
     if asking.join is not None:
-        name, made = _task_with(name, {"target_delimiter": asking.join})
+        name, made = _task_with(task, {"target_delimiter": asking.join})
         first.append(made)
     if asking.scale == 0.0:
         arguments.pop("peft", None)
@@ -129,8 +130,6 @@ def next_command(case: Case, asking: Asking, settings: LoggedSettings, task: Con
 
 def _gen_kwargs(values: Mapping[str, Any]) -> str:
     """As lm-eval reads it: `a=1,b=2`, or JSON where a value is a list."""
-    import json
-
     if any(isinstance(value, (list, dict)) for value in values.values()):
         return json.dumps(dict(values), ensure_ascii=False)
     return ",".join(f"{key}={value}" for key, value in values.items())
@@ -149,7 +148,7 @@ def _is_own_template(template: Template, tokenizer: Any) -> bool:
     return template.around("QUESTION").strip() in str(text)
 
 
-def _task_in_template(name: str, template: Template, task: ConfigurableTask) -> tuple[str, str]:
+def _task_in_template(template: Template, task: ConfigurableTask) -> tuple[str, str]:
     """A task that asks in a template, and the command that writes it."""
     config = task.config
     question = config.doc_to_text
@@ -161,19 +160,17 @@ def _task_in_template(name: str, template: Template, task: ConfigurableTask) -> 
     if config.output_type == "generate_until":
         stops = [until] if isinstance(until, str) else list(until)
         changes["generation_kwargs"] = {**(config.generation_kwargs or {}), "until": [*stops, template.end]}
-    return _task_with(name, changes, suffix=template.name.lower().replace(" ", ""))
+    return _task_with(task, changes, suffix=template.name.lower().replace(" ", ""))
 
 
-def _task_with(name: str, changes: Mapping[str, Any], suffix: str = "joined") -> tuple[str, str]:
-    """A task that includes another with changes, and the command that writes its YAML."""
-    import json
+def _task_with(task: ConfigurableTask, changes: Mapping[str, Any], suffix: str = "joined") -> tuple[str, str]:
+    """The YAML of a task that includes another with changes, and the command that writes it.
 
-    own = name.removesuffix(".yaml")
-    file = f"{own}_{suffix}.yaml"
-    lines = {"include": f"{own}.yaml", "task": f"{own}_{suffix}", **changes}
+    It is written into the current folder; beside the other task where that names its data by relative paths.
+    """
+    source = Path(str((task.config.metadata or {}).get("config_source", f"{task.task_name}.yaml")))
+    name = f"{task.task_name}_{suffix}"
+    local = {"data_files", "data_dir"} & (task.config.dataset_kwargs or {}).keys()
+    file = shlex.quote(str(source.with_name(f"{name}.yaml")) if local else f"{name}.yaml")
+    lines = {"include": str(source.resolve()), "task": name, **changes}
     return file, f"echo {shlex.quote(json.dumps(lines, ensure_ascii=False))} > {file}"
-
-
-def ruled_out(names: Sequence[str]) -> str:
-    """Changes without a significant gain, in one line."""
-    return "; ".join(names)

@@ -16,10 +16,11 @@ import torch
 
 from harness_ext.engine.hosts import PeftHost
 from harness_ext.engine.variants import Variant
-from harness_ext.errors import HarnessExtError, ModelError
+from harness_ext.errors import ModelError
 from harness_ext.models.devices import choose_device
+from harness_ext.protocol.fewshot import DEFAULT_SEED
 from harness_ext.protocol.lm_eval_api import HFLM, EvaluatorConfig, Task, get_model
-from harness_ext.protocol.render import DEFAULT_FEWSHOT_SEED, PromptSettings
+from harness_ext.protocol.render import PromptSettings
 from harness_ext.results.file import read_payload
 from harness_ext.results.load import SPEED_ARGUMENTS
 from harness_ext.results.run import Run, TaskResult
@@ -54,7 +55,7 @@ def logged_settings(result: TaskResult) -> LoggedSettings:
         apply_chat_template=bool(template),
         fewshot_as_multiturn=bool(payload.get("fewshot_as_multiturn")) if template else None,
         system_instruction=payload.get("system_instruction") or None,
-        fewshot_seed=seed if isinstance(seed, int) else DEFAULT_FEWSHOT_SEED,
+        fewshot_seed=seed if isinstance(seed, int) else DEFAULT_SEED,
     )
     gen_kwargs = config.get("gen_kwargs")
     return LoggedSettings(
@@ -79,17 +80,14 @@ def model_arguments(run: Run) -> dict[str, Any]:
     Raises:
         ModelError: the run names no model.
     """
-    if run.base is None:
-        raise ModelError(f"the results of {run.name} name no model, so it cannot be asked again")
+    if run.base is None and run.adapter is None:
+        raise ModelError(f"the results of {run.name} name no model")
     logged = dict(run.model_args)
     is_hf = _is_hf(str(run.config.get("model", "hf")))
     names = [name for name in logged if name not in NOT_ARGUMENTS] if is_hf else KEPT_ARGUMENTS
     arguments = {name: _value(logged[name]) for name in names if logged.get(name) not in (None, "")}
-    arguments["pretrained"] = run.base
-    arguments.pop("peft", None)
-    if run.adapter:
-        arguments["peft"] = run.adapter
-    return arguments
+    named = {"pretrained": run.base, "peft": run.adapter}  # an adapter alone names its base
+    return {**arguments, **{name: value for name, value in named.items() if value}}
 
 
 def _value(logged: Any) -> Any:
@@ -177,8 +175,3 @@ def _free_memory() -> int | None:
         return None
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def why_not(error: HarnessExtError) -> str:
-    """One line for a run that cannot be asked again."""
-    return f"not asked again: {error}"
