@@ -18,7 +18,7 @@ from harness_ext.doctor.case import Case, Output
 from harness_ext.doctor.diagnose import Examined, examine, in_order
 from harness_ext.doctor.diagnosis import Diagnosis
 from harness_ext.doctor.replay.ask import Answers, Asker, begin_tokens, decodes_otherwise, lora_layers
-from harness_ext.doctor.replay.report import proved_findings
+from harness_ext.doctor.replay.report import again, proved_findings
 from harness_ext.doctor.replay.restore import LoggedSettings, Restored, logged_settings, restored
 from harness_ext.doctor.replay.search import LOOKS, Outcome, Search
 from harness_ext.doctor.replay.variants import AS_LOGGED, Asking, Facts, changes
@@ -180,16 +180,11 @@ def _not_reproduced(asker: Asker, outputs: Sequence[Output], answers: Answers) -
         alone = asker.answers(WITHOUT_ADAPTER, outputs)
         if _agree(logged, alone.scores) and _same_outputs(outputs, alone) >= REPRODUCED:
             text += "; the base alone answers as logged: the adapter was not applied"
-            command = f"harness-ext eval --model_args pretrained={case.run.base},peft={case.run.adapter} --tasks "
-            command += f"{case.result.task} --log_samples --output_path results/again"
-            return Finding("D23", "error", case.where, text, {**numbers, "proved": True}, command)
+            return Finding("D23", "error", case.where, text, {**numbers, "proved": True}, again(case))
     text += (
         ": the model here is not the one that was evaluated, or its engine answers otherwise; nothing else was tried"
     )
-    command = f"harness-ext eval --model_args pretrained={case.run.base}"
-    command += f",peft={case.run.adapter}" if case.run.adapter else ""
-    command += f" --tasks {case.result.task} --log_samples --output_path results/again"
-    return Finding("D33", "warning", case.where, text, numbers, command)
+    return Finding("D33", "warning", case.where, text, numbers, again(case))
 
 
 def _logged_scores(case: Case, outputs: Sequence[Output]) -> np.ndarray:
@@ -305,9 +300,7 @@ def _noise_finding(case: Case, outcome: Outcome) -> list[Finding]:
     if effect is not None:
         text += f", and by {100 * effect:.1f} from the base"
     numbers = {"noise": noise, "effect": effect}
-    arguments = f"pretrained={case.run.base}" + (f",peft={case.run.adapter}" if case.run.adapter else "")
-    command = f"harness-ext eval --model_args {arguments},dtype=float32 --tasks {case.result.task} --log_samples"
-    return [Finding("D26", "warning", case.where, text, numbers, f"{command} --output_path results/float32")]
+    return [Finding("D26", "warning", case.where, text, numbers, again(case, dtype="float32"))]
 
 
 def _notes(case: Case, outcome: Outcome) -> list[str]:

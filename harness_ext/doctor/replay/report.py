@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from harness_ext.doctor.case import MAX_EXAMPLES, Case
-from harness_ext.doctor.replay.restore import LoggedSettings
+from harness_ext.doctor.replay.ask import DEFAULT_LIMIT
+from harness_ext.doctor.replay.restore import LoggedSettings, model_arguments
 from harness_ext.doctor.replay.search import Outcome, Proof
 from harness_ext.doctor.replay.variants import Asking, Template
 from harness_ext.findings import Finding, Level
@@ -79,53 +80,72 @@ def _examples(case: Case, proof: Proof) -> list[dict[str, Any]]:
 # -- the next command --------------------------------------------------------------------------------------------
 
 
+def again(case: Case, **changed: Any) -> str:
+    """The command that evaluates the task of a run once more, with other model arguments."""
+    return _eval({**model_arguments(case.run), **changed}, [case.result.task])
+
+
 def next_command(case: Case, asking: Asking, settings: LoggedSettings, task: ConfigurableTask, tokenizer: Any) -> str:
     """The command that evaluates the run as a change asks it."""
-    run, name = case.run, case.result.task
-    arguments: dict[str, Any] = {
-        key: value for key, value in run.model_args.items() if key in ("revision", "tokenizer", "add_bos_token")
-    }
-    arguments |= {"pretrained": run.base, **({"peft": run.adapter} if run.adapter else {})}
-    first: list[str] = []
-    flags: list[str] = []
-    gen_kwargs = dict(settings.gen_kwargs)
+    before, arguments = _model(case, asking)
     chat = bool(settings.prompts.apply_chat_template) if asking.chat is None else asking.chat
     if asking.template is not None:
         chat = _is_own_template(asking.template, tokenizer)
-        if not chat:
-            name, made = _task_in_template(asking.template, task)
-            first.append(made)
+    changes = {} if asking.template is None or chat else _in_template(asking.template, task)
     if asking.join is not None:
-        name, made = _task_with(task, {"target_delimiter": asking.join})
-        first.append(made)
+        changes["target_delimiter"] = asking.join
+    name = case.result.task
+    if changes:
+        name, written = _task_with(task, changes)
+        before.append(written)
+    shots = settings.prompts.num_fewshot if asking.num_fewshot is None else asking.num_fewshot
+    system = settings.prompts.system_instruction if asking.system is None else asking.system
+    generation = _generation(asking, settings)
+    flags = ["--num_fewshot", str(shots)] if shots or asking.num_fewshot is not None else []
+    flags += ["--apply_chat_template"] if chat else []
+    flags += ["--system_instruction", system] if system else []
+    flags += ["--gen_kwargs", _gen_kwargs(generation)] if generation else []
+    return " && ".join([*before, _eval(arguments, [name, *flags])])
+
+
+def _eval(arguments: Mapping[str, Any], task_and_flags: Sequence[str]) -> str:
+    listed = ",".join(f"{name}={value}" for name, value in arguments.items())
+    words = ["harness-ext", "eval", "--model_args", listed, "--tasks", *task_and_flags]
+    return shlex.join([*words, "--log_samples", "--output_path", RUNS_TO])
+
+
+def _model(case: Case, asking: Asking) -> tuple[list[str], dict[str, Any]]:
+    """Commands that correct the adapter, and the model arguments."""
+    before: list[str] = []
+    arguments = {**model_arguments(case.run), **dict(asking.model_args or ())}
+    adapter = case.run.adapter
     if asking.scale == 0.0:
         arguments.pop("peft", None)
-    elif asking.scale is not None and run.adapter:
+    elif asking.scale is not None and adapter:
         was, now = ("true", "false") if asking.scale < 1 else ("false", "true")
-        config = shlex.quote(str(Path(run.adapter) / "adapter_config.json"))
-        first.append(f"""sed -i 's/"use_rslora": {was}/"use_rslora": {now}/' {config}""")
-    if asking.tokenizer and run.adapter:
-        arguments["tokenizer"] = run.adapter
+        config = shlex.quote(str(Path(adapter) / "adapter_config.json"))
+        before.append(f"""sed -i 's/"use_rslora": {was}/"use_rslora": {now}/' {config}""")
+    if asking.tokenizer and adapter:
+        arguments["tokenizer"] = adapter
     if asking.bos is not None:
         arguments["add_bos_token"] = asking.bos > 0
+    if asking.whole_prompt:
+        arguments.pop("max_length", None)
+    return before, arguments
+
+
+def _generation(asking: Asking, settings: LoggedSettings) -> dict[str, Any]:
+    """What --gen_kwargs has to say."""
+    values = dict(settings.gen_kwargs)
     if asking.longer is not None:
-        gen_kwargs["max_gen_toks"] = asking.longer * int(settings.generation.get("max_gen_toks", 256))
+        values["max_gen_toks"] = asking.longer * int(settings.generation.get("max_gen_toks", DEFAULT_LIMIT))
     if asking.generation_config is False:
-        gen_kwargs["do_sample"] = False
+        values["do_sample"] = False
     if asking.stops is not None:
         until = settings.generation.get("until") or []
         until = [until] if isinstance(until, str) else list(until)
-        gen_kwargs["until"] = [*until, *asking.stops] if asking.stops else []
-    arguments |= dict(asking.model_args or ())
-    shots = settings.prompts.num_fewshot if asking.num_fewshot is None else asking.num_fewshot
-    system = settings.prompts.system_instruction if asking.system is None else asking.system
-    flags += ["--num_fewshot", str(shots)] if shots or asking.num_fewshot is not None else []
-    flags += ["--apply_chat_template"] if chat else []
-    flags += ["--system_instruction", system] if system else []
-    flags += ["--gen_kwargs", _gen_kwargs(gen_kwargs)] if gen_kwargs else []
-    words = ["harness-ext", "eval", "--model_args", ",".join(f"{key}={value}" for key, value in arguments.items())]
-    words += ["--tasks", name, *flags, "--log_samples", "--output_path", RUNS_TO]
-    return " && ".join([*first, shlex.join(words)])
+        values["until"] = [*until, *asking.stops] if asking.stops else []
+    return values
 
 
 def _gen_kwargs(values: Mapping[str, Any]) -> str:
@@ -148,28 +168,27 @@ def _is_own_template(template: Template, tokenizer: Any) -> bool:
     return template.around("QUESTION").strip() in str(text)
 
 
-def _task_in_template(template: Template, task: ConfigurableTask) -> tuple[str, str]:
-    """A task that asks in a template, and the command that writes it."""
+def _in_template(template: Template, task: ConfigurableTask) -> dict[str, Any]:
+    """What a task's YAML says differently when it asks in a template."""
     config = task.config
-    question = config.doc_to_text
     changes: dict[str, Any] = {"target_delimiter": template.delimiter}
-    if isinstance(question, str) and isinstance(config.description, str):
+    if isinstance(config.doc_to_text, str) and isinstance(config.description, str):
         changes["description"] = template.before + config.description.lstrip()
-        changes["doc_to_text"] = question + template.after
-    until = (config.generation_kwargs or {}).get("until") or []
+        changes["doc_to_text"] = config.doc_to_text + template.after
     if config.output_type == "generate_until":
+        until = (config.generation_kwargs or {}).get("until") or []
         stops = [until] if isinstance(until, str) else list(until)
         changes["generation_kwargs"] = {**(config.generation_kwargs or {}), "until": [*stops, template.end]}
-    return _task_with(task, changes, suffix=template.name.lower().replace(" ", ""))
+    return changes
 
 
-def _task_with(task: ConfigurableTask, changes: Mapping[str, Any], suffix: str = "joined") -> tuple[str, str]:
+def _task_with(task: ConfigurableTask, changes: Mapping[str, Any]) -> tuple[str, str]:
     """The YAML of a task that includes another with changes, and the command that writes it.
 
     It is written into the current folder; beside the other task where that names its data by relative paths.
     """
     source = Path(str((task.config.metadata or {}).get("config_source", f"{task.task_name}.yaml")))
-    name = f"{task.task_name}_{suffix}"
+    name = f"{task.task_name}_as_trained"
     local = {"data_files", "data_dir"} & (task.config.dataset_kwargs or {}).keys()
     file = shlex.quote(str(source.with_name(f"{name}.yaml")) if local else f"{name}.yaml")
     lines = {"include": str(source.resolve()), "task": name, **changes}
