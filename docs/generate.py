@@ -54,6 +54,27 @@ what the evaluator asks about the same documents, token by token. Then a copy of
 in seconds, and the evaluator scores it on these documents: anything below full marks is an error (D29), since training
 and evaluation then do not speak of the same thing. `harness-ext train` does the same before its first step.
 
+## Proof by asking again
+
+`harness-ext doctor RESULTS --replay` loads the model of a run and asks 64 to 200 of its documents again with one thing
+changed. It works for adapters made by any trainer. First the same documents are asked with nothing changed: if that
+does not give the logged score, the model here is not the one that was evaluated, and the replay stops (D33).
+
+1. **Ranking.** Each change is scored by how well the model then knows the reference answers (bits per byte), on a few
+   documents: with and without the chat template; the templates ChatML, Llama 2, Llama 3, Alpaca, Vicuna, Zephyr, Phi-3
+   and Gemma; the adapter's own tokenizer; 0, 1 or 2 begin tokens; a blank, a newline or nothing before the answer; 0, 1
+   or 5 examples; a system prompt; the adapter's scale α/r or α/√r, or no adapter; float32 and merging, unless the run
+   was in float32.
+2. **Asking.** The best four are asked and scored with the task's own filters and metric. So are changes that show only
+   in whole answers: other stop strings, four times `max_gen_toks`, plain greedy decoding, no `max_length`.
+3. **Pairs.** The best four are combined in pairs, and every answer is also cut at further stop strings. A pair counts
+   only if it is significantly better than each of its parts.
+4. **Stopping.** The documents are looked at after 64, 128 and 200. The p-value of a gain is corrected by Holm over all
+   changes, those that were only ranked included, times the number of looks. The interval is the paired 95 % interval.
+
+A gain must also exceed the *noise floor*: how much the score changes when the same documents are asked in another order
+and in other packs. If nothing helps, the notes list what was ruled out.
+
 The exit code is 1 if a finding is an error. `harness-ext doctor --explain D5` prints an entry.
 """
 

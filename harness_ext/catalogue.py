@@ -589,7 +589,7 @@ CATALOGUE: Mapping[str, Rule] = {
         "Prompts that differ between training and evaluation",
         "The adapter is trained on one prompt and asked with another: another template, other examples, another join "
         "of prompt and answer. Token ids are compared, since texts that look alike may have other tokens. A join "
-        "inside a token is a warning.",
+        "inside a token is a warning. `--replay` changes the prompt; a significant gain proves the cause.",
         "sst2_choice: 64 of 64 prompts differ between training and evaluation: from token 0, 'Decide' ' whether' in "
         "training and '<|im_start|>' 'system' in evaluation",
         "Use the same chat template, few-shot examples and system instruction in both.",
@@ -641,13 +641,32 @@ CATALOGUE: Mapping[str, Rule] = {
         "sst2_choice, mine: all 872 outputs equal those of base",
         "Check how the adapter was given to the engine, and that it was trained.",
     ),
+    "D24": Rule(
+        "Another template than in training",
+        "An adapter that was trained in a chat template and is asked in plain text, or the other way round, has never "
+        "seen such a prompt. `--replay` asks the same documents in the common templates (ChatML, Llama 2 and 3, "
+        "Alpaca, Vicuna, Zephyr, Phi, Gemma) and in the tokenizers' own; the one that restores the score is the cause.",
+        "squad_v2_generate, qa: exact rises from 5.0 to 48.4 (+43.4 [+35.0, +52.0], n=128) with the ChatML template: "
+        "the adapter was trained in that template",
+        "Evaluate in that template: `--apply_chat_template` where the tokenizer has it, else a copy of the task. The "
+        "printed command does so.",
+    ),
     "D25": Rule(
-        "Updates with another scale than in training",
+        "Another scale of the adapter than in training",
         "LoRA adds alpha / r · B·A to a weight, rsLoRA alpha / sqrt(r) · B·A. An adapter that is loaded with another "
-        "alpha, rank or formula than it was trained with is too strong or too weak. Updates larger than the weights "
-        "themselves are a warning.",
+        "alpha, rank or formula than it was trained with, or that is put on a base into which it is merged already, is "
+        "too strong or too weak. `--replay` changes the scale; a significant gain proves the cause. Updates larger "
+        "than the weights themselves are a warning.",
         "adapters/mine: updates are scaled by 5.65685, but the adapter was trained with 2 (alpha 16)",
         "Set `lora_alpha`, `r` and `use_rslora` in `adapter_config.json` as they were in training.",
+    ),
+    "D26": Rule(
+        "Difference below the noise floor",
+        "In low precision, answers can change with the order of the documents or with the other prompts of a batch. A "
+        "difference that is no larger than that says nothing.",
+        "sst2_generate, mine: acc differs by 1.6 when only the order and the packs of the documents change, and by 1.0 "
+        "from the base",
+        "Evaluate in float32, or on more documents.",
     ),
     "D27": Rule(
         "A gain in form only",
@@ -667,6 +686,37 @@ CATALOGUE: Mapping[str, Rule] = {
         "`process_results`, and at `doc_to_target` against what scoring accepts.",
     ),
     "D30": Rule(
+        "Another tokenizer than in training",
+        "An adapter can bring a tokenizer with other tokens, other begin tokens or another chat template. With the "
+        "base's tokenizer it reads other ids than those it was trained on.",
+        "sst2_generate, mine: acc rises from 50.0 to 91.0 (+41.0 [+30.0, +52.0], n=64) with the adapter's own "
+        "tokenizer",
+        "Name it: `--model_args pretrained=BASE,peft=ADAPTER,tokenizer=ADAPTER`.",
+    ),
+    "D31": Rule(
+        "A stop string cuts off the answer",
+        "A model that begins its answer with a newline, or writes a stop string within it, is cut off too early; often "
+        "the output is then empty.",
+        "squad_v2_generate, base: exact rises from 3.1 to 25.0 (+21.9 [+11.5, +32.2], n=64) without stop strings",
+        "Remove the string from `generation_kwargs: until`, and cut the answer in a filter instead.",
+    ),
+    "D32": Rule(
+        "Decoding settings that change the answers",
+        "A model's `generation_config.json` may ask for sampling or penalise repetitions, and `generation_kwargs` may, "
+        "too. A short answer that stands in the passage is then avoided.",
+        "squad_v2_generate, qa: exact rises from 31.0 to 48.0 (+17.0 [+8.5, +25.5], n=128) with plain greedy decoding",
+        "Set `do_sample=False` and neutral penalties with --gen_kwargs.",
+    ),
+    "D33": Rule(
+        "The logged score is not reproduced",
+        "Asked again with nothing changed, the model does not score as logged. It is then not the model that was "
+        "evaluated (another base, another adapter, another scale), or its engine answered otherwise. Nothing can be "
+        "proved about the logged score with it.",
+        "sst2_generate, mine: acc is 51.6 in the results and 89.1 when the same 64 documents are asked again with "
+        "nothing changed",
+        "Check the names of base and adapter, then evaluate again with `harness-ext eval`.",
+    ),
+    "D34": Rule(
         "Adapter on another base than it was trained on",
         "An adapter's card has the checksum of the base it was trained on. On other weights, even of the same "
         "architecture, its updates point in directions that mean something else.",

@@ -30,6 +30,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "training": ("training", "folders", "protocol", "models", "trees", "cpu", "metrics", "errors"),
     "engine": ("engine", "version", "protocol", "models", "trees", "cpu", "metrics", "errors"),
     "doctor": ("doctor", "comparison", "results", "stats", "protocol", "metrics", "findings", "errors"),
+    "doctor/replay": ("doctor", "engine", "models", "comparison", "results", "stats", "protocol", "findings", "errors"),
     "doctor/diagnosis": ("findings",),
     "doctor/preflight": (
         "doctor/preflight",

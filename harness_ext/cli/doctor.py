@@ -18,9 +18,10 @@ def parser() -> argparse.ArgumentParser:
     """The parser of `harness-ext doctor`."""
     parser = command_parser(
         "doctor", run, "Say why a score is what it is: from what was logged, from an adapter's weights, or from the "
-        "examples that an adapter would be trained on. Exit code 1 if there is an error.",
+        "examples that an adapter would be trained on. With --replay, the model is asked again with one thing changed. "
+        "Exit code 1 if there is an error.",
         "  harness-ext doctor results/sst2\n  harness-ext doctor results/* --tasks squad_v2_generate --format json\n"
-        "  harness-ext doctor --adapter adapters/sst2\n"
+        "  harness-ext doctor results/squad_v2 --replay --documents 128\n  harness-ext doctor --adapter adapters/sst2\n"
         "  harness-ext doctor --task sst2_choice --model smollm2-135m-instruct",
     )  # fmt: skip
     parser.add_argument("results", nargs="*", metavar="RESULTS", help="as for `harness-ext compare`")
@@ -40,6 +41,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--apply_chat_template", "--apply-chat-template", action="store_true", help="with --task: use the chat template"
     )
+    parser.add_argument(
+        "--replay", action="store_true", help="ask each adapter again: other templates, stop strings, shots, scale ..."
+    )
+    parser.add_argument(
+        "--documents", type=int, default=200, metavar="N", help="with --replay: ask at most N documents (200)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="with --replay: draws the documents (0)")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="json has complete examples")
     add_include_path(parser)
     add_explain(parser)
@@ -100,12 +108,14 @@ def _diagnoses(options: argparse.Namespace) -> list[Diagnosis]:
     """Of results."""
     if not options.results:
         return []
-    from harness_ext.doctor.diagnose import diagnose
     from harness_ext.results.load import load_runs
 
-    return diagnose(
-        load_runs(*options.results),
-        baseline=options.baseline,
-        tasks=options.tasks,
-        include_path=options.include_path,
-    )
+    runs = load_runs(*options.results)
+    how = {"baseline": options.baseline, "tasks": options.tasks, "include_path": options.include_path}
+    if options.replay:
+        from harness_ext.doctor.replay.replay import diagnose_by_replay
+
+        return diagnose_by_replay(runs, documents=options.documents, seed=options.seed, **how)
+    from harness_ext.doctor.diagnose import diagnose
+
+    return diagnose(runs, **how)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,27 @@ def diagnose(
     Raises:
         HarnessExtError: no such task, or no baseline can be told.
     """
+    examined = examine(runs, baseline=baseline, tasks=tasks, include_path=include_path)
+    return [each.diagnosis for each in examined]
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A diagnosis, and what it was made from."""
+
+    diagnosis: Diagnosis
+    case: Case | None  # None if no samples were logged
+    task: ConfigurableTask | None  # None if it is not installed here
+
+
+def examine(
+    runs: Sequence[Run],
+    *,
+    baseline: str | None = None,
+    tasks: Sequence[str] = (),
+    include_path: Sequence[str | Path] = (),
+) -> list[Examined]:
+    """As `diagnose`, with what further examinations need."""
     known = {task for run in runs for task in run.tasks}
     if unknown := [task for task in tasks if task not in known]:
         raise ResultsError(
@@ -61,16 +82,17 @@ def diagnose(
     ordered = [run for run in runs if run is base_run] + [run for run in runs if run is not base_run]
     installed: dict[str, ConfigurableTask | str] = {}
     bases: dict[str, Case] = {}
-    diagnoses = []
+    examined = []
     for run in ordered:
         for name, result in run.tasks.items():
             if result.is_group or (tasks and name not in tasks):
                 continue
             diagnosis, case = _diagnose(run, result, bases.get(name), installed, include_path, base_run)
-            diagnoses.append(diagnosis)
+            task = installed.get(name)
+            examined.append(Examined(diagnosis, case, None if isinstance(task, str) else task))
             if run is base_run and case is not None:
                 bases[name] = case
-    return diagnoses
+    return examined
 
 
 def _diagnose(
@@ -102,8 +124,18 @@ def _diagnose(
         findings += find(case)
     findings += find_leaks(case, _training_documents(task))
     findings += find_against_base(case, _gain(base_run, run, name) if base is not None else None)
-    ordered = sorted(findings, key=lambda each: (_LEVELS[each.level], not each.numbers.get("proved", False)))
-    return Diagnosis(name, run.name, metric.metric, len(outputs), decompose(case), ordered, notes), case
+    return Diagnosis(name, run.name, metric.metric, len(outputs), decompose(case), in_order(findings), notes), case
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Errors first; within a level proved findings first, those with the largest gain before the others."""
+
+    def key(finding: Finding) -> tuple[int, bool, float]:
+        numbers = finding.numbers
+        gain = float(numbers.get("after", 0.0)) - float(numbers.get("before", 0.0))
+        return _LEVELS[finding.level], not numbers.get("proved", False), -gain
+
+    return sorted(findings, key=key)
 
 
 def _installed(

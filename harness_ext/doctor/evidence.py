@@ -46,6 +46,8 @@ def gains(
     before: NDArray[np.float64],
     changes: Mapping[str, NDArray[np.float64]],
     clusters: Clusters | None = None,
+    *,
+    untested: int = 0,
 ) -> list[Gain]:
     """The gain of each change, the largest first.
 
@@ -53,10 +55,12 @@ def gains(
         before: (n,) scores as they are, shares.
         changes: (n,) scores of the same documents after each change.
         clusters: units of the documents, or None.
+        untested: further changes that Holm's correction covers: tried without success, or looked at more than once.
     """
     scored = {name: after for name, after in changes.items() if len(after) == len(before) > 1}
     pairs = {name: paired_difference(before, after, clusters) for name, after in scored.items()}
-    decisions = decide([Hypothesis(pair, MARGIN) for pair in pairs.values()])
+    others = [paired_difference(before, before)] * untested
+    decisions = decide([Hypothesis(pair, MARGIN) for pair in [*pairs.values(), *others]])[: len(pairs)]
     found = [
         Gain(
             change=name,

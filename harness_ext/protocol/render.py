@@ -33,7 +33,7 @@ from harness_ext.protocol.lm_eval_api import (
 from harness_ext.protocol.tasks import load_task, load_tasks, task_manager
 
 __all__ = ["Encoded", "PromptSettings", "Rendered", "apply_settings", "check_askable", "check_chat_template", "encode",
-           "load_task", "load_tasks", "no_example_of_itself", "prompts", "render", "task_manager",
+           "load_task", "load_tasks", "no_example_of_itself", "prompts", "render", "requests", "task_manager",
            "training_docs"]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -197,6 +197,14 @@ def prompts(
     for _, requests in _with_requests(task, docs, settings, lm):
         scores_text = requests[0].request_type == "loglikelihood_rolling"
         yield str(requests[0].args[-1 if scores_text else 0])
+
+
+def requests(
+    task: ConfigurableTask, docs: Iterable[Mapping[str, Any]], settings: PromptSettings, lm: HFLM
+) -> Iterator[list[Instance]]:
+    """lm-eval's requests for each document, in its order; arguments and errors are those of `render`."""
+    for _, asked in _with_requests(task, docs, settings, lm):
+        yield asked
 
 
 def _with_requests(

@@ -348,7 +348,7 @@ def test_weights_that_are_not_finite(adapter: Path) -> None:
 
 def test_another_base(adapter: Path, model_folder: Path) -> None:
     change_json(adapter / "card.json", base_sha256="0" * 64)
-    finding = only(examine_adapter(adapter, base=str(model_folder)), "D30")
+    finding = only(examine_adapter(adapter, base=str(model_folder)), "D34")
     assert finding.level == "error"
     assert finding.numbers["trained"] == "0" * 64
 

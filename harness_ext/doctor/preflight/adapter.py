@@ -225,7 +225,7 @@ def _other_base(folder: Path, card: AdapterCard | None, place: str | None) -> li
         f"{place} ({found[:12]}…)"
     )
     numbers = {"trained": card.base_sha256, "found": found}
-    return [Finding("D30", "error", str(folder), text, numbers, f"name the weights of {card.base} with --model")]
+    return [Finding("D34", "error", str(folder), text, numbers, f"name the weights of {card.base} with --model")]
 
 
 def _misfit(folder: Path, model: Any, place: str) -> list[Finding]:
