@@ -161,7 +161,7 @@ def _facts(case: TrainingCase) -> dict[str, str]:
         "join": join_of(case, first),
     }
     if labels := labels_of(case):
-        facts["labels"] = ", ".join(f"{case.decode(label)!r} ({len(label)} tokens)" for label in labels)
+        facts["labels (tokens)"] = ", ".join(f"{case.decode(label)!r} ({len(label)})" for label in labels)
     return facts
 
 
