@@ -123,8 +123,9 @@ class Change:
         return replace(AS_LOGGED, **self.settings)
 
     def with_(self, other: Change) -> Change | None:
-        """Both changes together; None if they set the same field, or one of them loads the model anew."""
-        if self.settings.keys() & other.settings.keys() or {"model_args"} & {*self.settings, *other.settings}:
+        """Both changes together; None if they exclude each other, or one of them loads the model anew."""
+        both = {*self.settings, *other.settings}
+        if self.settings.keys() & other.settings.keys() or "model_args" in both or {"template", "chat"} <= both:
             return None
         return Change(
             name=f"{self.name} and {other.name}",
