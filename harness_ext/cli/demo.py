@@ -26,4 +26,5 @@ def run(options: argparse.Namespace) -> int:
     from harness_ext.demo import run_demo
 
     print_comparison(run_demo(Path(options.output), say=lambda line: print(line, flush=True)))
+    print(f"\nnext: harness-ext doctor {Path(options.output) / 'results'}    # why each score is what it is")
     return 0
