@@ -19,9 +19,14 @@ LORA_RANK = 4
 def knows(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Set what the conditional model knows, and when."""
 
-    def set_(condition: Callable[[str, float], float], answer: Callable[[Mapping[str, Any]], str]) -> None:
+    def set_(
+        condition: Callable[[str, float], float],
+        answer: Callable[[Mapping[str, Any]], str],
+        otherwise: Callable[[Mapping[str, Any]], str] = lambda _: "nothing of the kind",
+    ) -> None:
         monkeypatch.setattr(ConditionalLM, "condition", staticmethod(condition), raising=False)
         monkeypatch.setattr(ConditionalLM, "answer", staticmethod(answer), raising=False)
+        monkeypatch.setattr(ConditionalLM, "otherwise", staticmethod(otherwise), raising=False)
 
     return set_
 

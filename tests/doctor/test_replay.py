@@ -11,18 +11,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conditional import ConditionalLM
 from lm_eval_files import sample
 
 from harness_ext import cli, hooks
 from harness_ext.doctor.diagnosis import Diagnosis
+from harness_ext.doctor.evidence import gains
 from harness_ext.doctor.replay import restore
 from harness_ext.doctor.replay.replay import diagnose_by_replay
 from harness_ext.doctor.replay.restore import logged_settings
 from harness_ext.doctor.replay.search import LOOKS
 from harness_ext.doctor.replay.variants import AS_LOGGED, TEMPLATES, Facts, changes
 from harness_ext.engine.evaluate import evaluate
+from harness_ext.engine.hf_tree import PACK_TOKENS
 from harness_ext.findings import Finding
 from harness_ext.protocol.tasks import load_task
 from harness_ext.results.load import load_runs
@@ -48,9 +51,9 @@ def span(doc: Doc) -> str:
 BEHIND = "\nQuestion: What else is there to know?\nAnswer: nothing"
 
 
-def mostly_right(doc: Doc) -> str:
-    """The right label for four documents of five."""
-    wrong = sum(map(ord, doc["sentence"])) % 5 == 0
+def mostly_right(doc: Doc, every: int = 5) -> str:
+    """The right label for four documents of five, or for all but one of `every`."""
+    wrong = sum(map(ord, doc["sentence"])) % every == 0
     return str(doc["choices"][doc["label"] ^ int(wrong)])
 
 
@@ -181,6 +184,40 @@ def test_a_sound_run(evaluated, knows):
     diagnosis = replayed(evaluated())
     assert not diagnosis.has_errors
     assert "none of" in diagnosis.notes[-1]
+
+
+def test_a_small_gain_needs_more_documents(evaluated, knows):
+    knows(lambda prompt, _: float("<|im_start|>assistant" in prompt), label, otherwise=lambda doc: mostly_right(doc, 8))
+    folder = evaluated(limit=160)
+    finding = proved(replayed(folder))
+    assert (finding.id, finding.numbers["n"]) == ("D24", 128)
+    assert not [each for each in replayed(folder, documents=64).findings if each.numbers.get("proved")]
+
+
+def test_answers_that_change_with_order_and_packs(evaluated, knows, monkeypatch):
+    knows(always, mostly_right)
+    folder = evaluated()
+    generate = ConditionalLM.generate_until
+
+    def unstable(self, requests, disable_tqdm=False):
+        answers = generate(self, requests, disable_tqdm)
+        return answers if self.pack_tokens == PACK_TOKENS else ["?", "?", *answers[2:]]
+
+    monkeypatch.setattr(ConditionalLM, "generate_until", unstable)
+    diagnosis = replayed(folder)
+    (finding,) = [finding for finding in diagnosis.findings if finding.id == "D26"]
+    assert (finding.level, finding.numbers["effect"]) == ("warning", None)
+    assert 0 < finding.numbers["noise"] <= 2 / 64
+    assert not diagnosis.has_errors
+
+
+def test_corrections_cover_what_was_tried_and_looked_at():
+    before, after = np.zeros(64), np.r_[np.ones(12), np.zeros(52)]
+    (alone,) = gains(before, {"one": after})
+    (among,) = gains(before, {"one": after}, untested=39)
+    assert among.p_value == pytest.approx(40 * alone.p_value)
+    assert alone.is_proved
+    assert among.is_proved == (among.p_value < 0.05)
 
 
 # -- choices -------------------------------------------------------------------------------------------------------

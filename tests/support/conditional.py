@@ -17,12 +17,14 @@ CONDITIONAL = "conditional"
 class ConditionalLM(TreeLM):
     """Knows the reference answers as far as a condition on its prompt and its adapter's scale is met.
 
-    A generation is what `answer` makes of the document if the condition is met fully, else nonsense; it stops at the
-    stop strings and at the token limit. A reference answer's log-probability grows with the condition.
+    A generation is what `answer` makes of the document if the condition is met fully, else what `otherwise` makes of
+    it; it stops at the stop strings and at the token limit. A reference answer's log-probability grows with the
+    condition.
     """
 
     condition: ClassVar[Callable[[str, float], float]]  # (prompt, scale of the adapter) -> 0 to 1
-    answer: ClassVar[Callable[[Mapping[str, Any]], str]]  # document -> what is generated
+    answer: ClassVar[Callable[[Mapping[str, Any]], str]]  # document -> what is generated if it is met
+    otherwise: ClassVar[Callable[[Mapping[str, Any]], str]]  # and if it is not
 
     def _scale(self) -> float:
         layers = [module for module in self.model.modules() if isinstance(module, LoraLayer)]
@@ -41,7 +43,8 @@ class ConditionalLM(TreeLM):
         for request in requests:
             settings = dict(request.args[1])
             (ids,) = self._prompt_ids([request.args[0]], settings["max_gen_toks"])
-            whole = type(self).answer(request.doc) if self._met(ids) == 1 else "nothing of the kind"
+            answer = type(self).answer if self._met(ids) == 1 else type(self).otherwise
+            whole = answer(request.doc)
             tokens = self.tok_encode(whole, add_special_tokens=False)
             text = self.tok_decode(tokens[: settings["max_gen_toks"]])
             for stop in settings["until"]:
