@@ -66,7 +66,8 @@ does not give the logged score, the model here is not the one that was evaluated
    or 5 examples; a system prompt; the adapter's scale α/r or α/√r, or no adapter; float32 and merging, unless the run
    was in float32.
 2. **Asking.** The best four are asked and scored with the task's own filters and metric. So are changes that show only
-   in whole answers: other stop strings, four times `max_gen_toks`, plain greedy decoding, no `max_length`.
+   in whole answers: other stop strings, blank lines skipped, four times `max_gen_toks`, plain greedy decoding, no
+   `max_length`.
 3. **Pairs.** The best four are combined in pairs, and every answer is also cut at further stop strings. A pair counts
    only if it is significantly better than each of its parts.
 4. **Stopping.** The documents are looked at after 64, 128 and 200. The p-value of a gain is corrected by Holm over all

@@ -137,6 +137,15 @@ def test_a_missing_stop_string(evaluated, knows):
     assert (finding.id, finding.level, finding.numbers["after"]) == ("D5", "error", 1.0)
 
 
+def test_a_stop_string_before_the_answer(evaluated, knows):
+    knows(always, lambda doc: f"\n\n{span(doc)}{BEHIND}")
+    finding = proved(replayed(evaluated(SQUAD, gen_kwargs={"max_gen_toks": 200})))
+    assert (finding.id, finding.numbers["change"], finding.numbers["after"]) == (
+        "D31", "if blank lines before the answer are skipped", 1.0,
+    )  # fmt: skip
+    assert "filter_list" in finding.next_step
+
+
 def test_a_token_limit_that_is_too_small(evaluated, knows):
     knows(always, lambda doc: f"the answer: {label(doc)}" if doc["label"] else label(doc))
     diagnosis = replayed(evaluated(gen_kwargs={"max_gen_toks": 3}))

@@ -25,6 +25,7 @@ from harness_ext.protocol.render import PromptSettings, render, requests
 Scores = NDArray[np.float64]
 GENERATION, SCORE = "generate_until", "loglikelihood"
 DEFAULT_LIMIT = 256  # lm-eval's own max_gen_toks
+MODEL_SIDE = ("scale", "generation_config", "whole_prompt", "skips_blank")  # fields that token ids do not show
 DECODING = ("until", "max_gen_toks", "do_sample")  # all that is left of generation_kwargs in plain greedy decoding
 
 
@@ -195,7 +196,7 @@ class Asker:
             asked = self.requests(asking, output)
             ids = [[self.lm.tok_encode(request.context), request.continuation, request.generation] for request in asked]
             gold = self._gold_ids(asking, output)
-        model = {name: asking.changed().get(name) for name in ("scale", "generation_config", "whole_prompt")}
+        model = {name: asking.changed().get(name) for name in MODEL_SIDE}
         return json.dumps([ids, gold, model, asking.model_args], default=str)
 
     def signal(self, asking: Asking, outputs: Sequence[Output]) -> Scores:
@@ -263,7 +264,8 @@ class Asker:
             for kind, ask in ((SCORE, self.lm.loglikelihood), (GENERATION, self.lm.generate_until)):
                 if wanted := [instance for instance in flat if instance.request_type == kind]:
                     for instance, answer in zip(wanted, ask(wanted, disable_tqdm=True), strict=True):
-                        instance.resps.append(answer)
+                        skips = asking.skips_blank and kind == GENERATION
+                        instance.resps.append(_first_line(str(answer)) if skips else answer)
             at_limit = np.array([any(self._is_at_limit(instance) for instance in row) for row in asked])
         texts = tuple(next((each.resps[0] for each in row if each.request_type == GENERATION), None) for row in asked)
         prompts = tuple(row[0].args[0] for row in asked)
@@ -383,6 +385,10 @@ def _cut(text: str, stops: Sequence[str]) -> str:
     for stop in stops:
         text = text.split(stop, maxsplit=1)[0]
     return text
+
+
+def _first_line(text: str) -> str:
+    return next((line for line in text.splitlines() if line.strip()), "")
 
 
 def _number(value: Any) -> float:

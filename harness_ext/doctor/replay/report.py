@@ -19,6 +19,7 @@ from harness_ext.findings import Finding, Level
 from harness_ext.protocol.lm_eval_api import ConfigurableTask
 
 RUNS_TO = "results/replayed"  # of the command that is printed
+FIRST_LINE = [{"function": "regex", "regex_pattern": r"(\S[^\n]*)"}, {"function": "take_first"}]  # steps of a filter
 
 
 def proved_findings(
@@ -94,6 +95,8 @@ def next_command(case: Case, asking: Asking, settings: LoggedSettings, task: Con
     changes = {} if asking.template is None or chat else _in_template(asking.template, task)
     if asking.join is not None:
         changes["target_delimiter"] = asking.join
+    if asking.skips_blank:
+        changes["filter_list"] = [{"name": case.metric.filter, "filter": FIRST_LINE}]
     name = case.result.task
     if changes:
         name, written = _task_with(task, changes)

@@ -297,7 +297,9 @@ class Search:
 
 
 def _matters(change: Change, baseline: Answers) -> bool:
-    """Whether a later end of answers can change any of them."""
+    """Whether another end of answers can change any of them."""
+    if change.asking.skips_blank:
+        return not all((text or "").strip() for text in baseline.texts)
     return change.asking.longer is None or bool(baseline.at_limit.any())
 
 

@@ -74,6 +74,7 @@ class Asking:
     bos: int | None = None  # begin tokens before the prompt
     join: str | None = None  # white space between prompt and answer
     stops: tuple[str, ...] | None = None  # further stop strings; an empty tuple: no stop strings at all
+    skips_blank: bool | None = None  # True: of each answer, its first line that is not blank is scored
     longer: int | None = None  # times max_gen_toks
     num_fewshot: int | None = None
     system: str | None = None
@@ -100,7 +101,7 @@ class Asking:
     @property
     def same_prompts(self) -> bool:
         """Whether the model reads the same as in the run and only ends its answers elsewhere."""
-        return not self.changed().keys() - {"stops", "longer", "generation_config"}
+        return not self.changed().keys() - {"stops", "skips_blank", "longer", "generation_config"}
 
 
 AS_LOGGED = Asking()
@@ -236,6 +237,10 @@ def _ends(facts: Facts) -> list[Change]:
         Change("if answers stop at the end of a line", "D5", "the answer is followed by text", {"stops": FIRST_LINE}),
         Change("if answers stop at turn markers", "D5", "the answer is followed by text", {"stops": END_MARKERS}),
         Change("without stop strings", "D31", "a stop string cuts off the answer", {"stops": ()}),
+        Change(
+            "if blank lines before the answer are skipped", "D31", "a stop string comes before the answer",
+            {"stops": (), "skips_blank": True},
+        ),
         Change(
             f"with max_gen_toks={facts.max_gen_toks * LONGER}", "D6",
             f"the answers are longer than max_gen_toks={facts.max_gen_toks}", {"longer": LONGER},
