@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +168,19 @@ def test_what_is_imported_of_lm_eval_is_there() -> None:
     assert wanted >= {"HFLM", "TaskManager", "requests_for"}
     assert not [name for name in wanted if not hasattr(lm_eval_api, name)]
     assert lm_eval_api.HOMES.keys() <= wanted, "nobody uses these"
+
+
+def test_entry_points_lead_somewhere() -> None:
+    """To a class or a function, as lm-eval's registries load them; for tasks, to a package in our wheel."""
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    points = project["project"]["entry-points"]
+    (tasks,) = points.pop("lm_eval.tasks").values()
+    assert tasks.replace(".", "/") in project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"].values()
+    for group in points.values():
+        for value in group.values():
+            module, _, name = value.partition(":")
+            assert callable(getattr(importlib.import_module(module), name))
 
 
 def test_public_surface() -> None:

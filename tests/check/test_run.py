@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from transformers import AutoTokenizer
+from versions import LM_EVAL_05
 
 from harness_ext.catalogue import CATALOGUE
 from harness_ext.check.report import Report
@@ -537,6 +538,7 @@ def test_a_group_with_settings_of_its_own(tmp_path: Path) -> None:
     assert finding.id == "C13"
 
 
+@pytest.mark.skipif(LM_EVAL_05, reason="lm-eval 0.5 takes a list that a template writes for a text")
 def test_several_answers_and_a_metric_that_becomes_binary(tmp_path: Path) -> None:
     yaml = GENERATE.replace(HOOK, "").replace("doc_to_target: answer", "doc_to_target: \"{{[answer, 'x']}}\"")
     yaml = yaml.replace(METRIC, "  - metric: chrf\n    aggregation: mean\n    higher_is_better: true\n")

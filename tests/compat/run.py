@@ -159,7 +159,7 @@ def _run(uv: str, environment: Environment) -> dict[str, Any]:
         return {**empty, "tests": f"cannot be installed: {problem}", "failed": True}
     print(f"  installed in {time.monotonic() - started:.0f} s", flush=True)
     versions = json.loads(_output([str(python), "-c", VERSIONS]))
-    tests, tests_failed = _tests(python)
+    tests, tests_failed = _tests(python, environment)
     figures, differ = _figures(python, environment)
     shutil.rmtree(folder)  # with torch's libraries, several GB
     return {
@@ -203,9 +203,9 @@ def _install(uv: str, environment: Environment, interpreter: str, folder: Path) 
     return None
 
 
-def _tests(python: Path) -> tuple[str, bool]:
+def _tests(python: Path, environment: Environment) -> tuple[str, bool]:
     """The last line of pytest in words, and whether it failed; the whole output stays beside the environment."""
-    log = python.parents[1].with_suffix(".log")
+    log = FOLDER / f"{environment.name}.log"
     command = [python, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow and not real", "--tb=short", *TESTS]
     with log.open("w") as file:
         done = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False)
