@@ -16,7 +16,7 @@ from harness_ext.models import devices
 
 FAULTS = """
 import resource, sys, torch
-from harness_ext.models.devices import keep_freed_memory
+from harness_ext.cpu.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 torch.set_num_threads(1)

