@@ -302,7 +302,7 @@ def test_a_model_whose_cache_is_wrong_is_found_out(length: int | None) -> None:
 
     def forgetful(**given: Any) -> Any:
         for layer in getattr(given.get("past_key_values"), "layers", ()):
-            layer.keys = layer.keys.roll(1, dims=2)
+            layer.keys.copy_(layer.keys.roll(1, dims=2))  # in place: the layer's keys are part of a larger tensor
         return forward(**given)
 
     model.forward = forgetful
