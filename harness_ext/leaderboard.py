@@ -25,26 +25,30 @@ class Leaderboard(Comparison):
     """A comparison that renders itself as terminal tables, Markdown, CSV, JSON, LaTeX, HTML or pandas."""
 
     def to_markdown(self, view: tables.View = "auto") -> str:
-        """Return Markdown tables, followed by warnings and notes."""
+        """Return Markdown tables, followed by errors, warnings and notes."""
         parts = [f"Baseline: **{escape_markdown(self.baseline)}**\n"]
         parts += [grid.to_markdown() for grid in tables.grids_of(self, view)]
+        if self.errors:
+            parts.append("**Errors**\n\n" + _bullets(self.errors))
         if self.warnings:
             parts.append("**Warnings**\n\n" + _bullets(self.warnings))
         return "\n".join([*parts, "**How to read this**\n\n" + _bullets(tables.notes_of(self, view))])
 
     def to_latex(self, view: tables.View = "auto") -> str:
-        """Return booktabs tables, followed by warnings and notes as comments."""
+        """Return booktabs tables, followed by errors, warnings and notes as comments."""
         parts = [grid.to_latex() for grid in tables.grids_of(self, view)]
         comments = [
+            *(f"% error: {line}" for line in self.errors),
             *(f"% warning: {line}" for line in self.warnings),
             *(f"% {line}" for line in tables.notes_of(self, view)),
         ]
         return "\n".join([f"% baseline: {self.baseline}", *parts, *comments]) + "\n"
 
     def to_html(self, view: tables.View = "auto") -> str:
-        """Return HTML tables, followed by warnings and notes, for use within a page."""
+        """Return HTML tables, followed by errors, warnings and notes, for use within a page."""
         parts = [f"<p>Baseline: <b>{html.escape(self.baseline)}</b></p>"]
         parts += [grid.to_html() for grid in tables.grids_of(self, view)]
+        parts += [html_list(self.errors, "<b>Error:</b> {}")]
         parts += [html_list(self.warnings, "<b>Warning:</b> {}")]
         return "".join([*parts, html_list(tables.notes_of(self, view), "<small>{}</small>")])
 
@@ -57,15 +61,15 @@ class Leaderboard(Comparison):
         return records.to_json(self)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return a data frame with the columns of the CSV; warnings and notes are in `.attrs`."""
+        """Return a data frame with the columns of the CSV; errors, warnings and notes are in `.attrs`."""
         import pandas
 
         frame = pandas.DataFrame([records.flat(row) for row in self.rows])
-        frame.attrs.update(baseline=self.baseline, warnings=list(self.warnings), notes=list(self.notes))
+        frame.attrs.update(baseline=self.baseline, errors=self.errors, warnings=self.warnings, notes=list(self.notes))
         return frame
 
     def to_terminal(self, width: int, view: tables.View = "auto") -> list[RenderableType]:
-        """Return rich tables, warnings and notes for a terminal of `width` characters."""
+        """Return rich tables, errors, warnings and notes for a terminal of `width` characters."""
         return list(terminal.render(self, view, width))
 
     def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,9 @@ from harness_ext.errors import HarnessExtError
 if TYPE_CHECKING:
     from harness_ext.leaderboard import Leaderboard
     from harness_ext.render.tables import View
+    from harness_ext.results.run import Run
+
+logger = logging.getLogger(__name__)
 
 FORMATS = ("table", "markdown", "csv", "json", "latex", "html")
 
@@ -117,8 +122,9 @@ def run(options: argparse.Namespace) -> int:
     if not options.results:
         raise HarnessExtError("compare needs RESULTS, folders or results files; see harness-ext compare --help")
     margin, margins = _margins(options.margin)
+    runs = load_runs(*options.results)
     comparison = compare_runs(
-        load_runs(*options.results),
+        runs,
         baseline=options.baseline,
         metric=options.metric,
         margin=margin,
@@ -132,6 +138,7 @@ def run(options: argparse.Namespace) -> int:
         sort=options.sort,
         group_seeds=not options.each_seed,
     )
+    comparison = with_errors(comparison, runs)
     if options.format == "table" and not options.output:
         print_comparison(comparison, options.view)
     else:
@@ -140,6 +147,20 @@ def run(options: argparse.Namespace) -> int:
         print(f"harness-ext: {reason}", file=sys.stderr)
         return CHECK_FAILED
     return 0
+
+
+def with_errors(comparison: Leaderboard, runs: Sequence[Run]) -> Leaderboard:
+    """With what the doctor finds in the outputs of the compared runs: errors only, without loading a task."""
+    from harness_ext.doctor.diagnose import find_errors
+
+    compared = [run for run in runs if run.name in (comparison.baseline, *comparison.runs)]
+    tasks = sorted({row.task for row in comparison.rows})
+    try:
+        errors = find_errors(compared, baseline=comparison.baseline, tasks=tasks)
+    except HarnessExtError as error:  # the comparison stands without it
+        logger.debug("the outputs were not examined: %s", error)
+        return comparison
+    return replace(comparison, findings=[*errors, *comparison.findings])
 
 
 def _pairs(flag: str, given: Sequence[str], form: str) -> dict[str, str]:

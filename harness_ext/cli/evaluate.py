@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import logging
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from harness_ext.cli.parser import USAGE_ERROR, Parser
@@ -14,6 +16,8 @@ from harness_ext.errors import HarnessExtError, first_line
 if TYPE_CHECKING:
     from harness_ext.engine.evaluate import VariantResults
     from harness_ext.protocol.lm_eval_api import EvaluatorConfig
+
+logger = logging.getLogger(__name__)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,12 +54,12 @@ def run(options: argparse.Namespace) -> int:
 
     config = _config(options)
     failures: dict[str, list[str]] = {}  # message -> names of the variants that failed with it
-    with_results = 0
+    evaluated_names: list[str] = []
     try:
         for evaluated in run(config, adapters=options.adapters):
             failed = Failures(evaluated.failures)
             if evaluated.results:
-                with_results += 1
+                evaluated_names.append(evaluated.variant.name)
                 _print_tables(config, evaluated)
                 with failed.catching("tracking"):
                     report_to_trackers(config, evaluated)
@@ -64,8 +68,10 @@ def run(options: argparse.Namespace) -> int:
     finally:
         for line, variants in failures.items():
             print(f"harness-ext: failed for {', '.join(variants)}: {line}", file=sys.stderr)
-    if with_results > 1 and config.output_path and config.log_samples:
-        print(f"next: harness-ext compare {config.output_path}")
+    if evaluated_names and config.output_path and config.log_samples:
+        _print_errors(str(config.output_path), evaluated_names)
+        if len(evaluated_names) > 1:
+            print(f"next: harness-ext compare {config.output_path}")
     return USAGE_ERROR if failures else 0
 
 
@@ -88,6 +94,22 @@ def _config(options: argparse.Namespace) -> EvaluatorConfig:
         if getattr(config, flag, None) and importlib.util.find_spec(package) is None:
             raise HarnessExtError(f"--{flag} needs a package that is not installed; run `pip install {package}`")
     return config
+
+
+def _print_errors(results: str, names: Sequence[str]) -> None:
+    """Print what the doctor finds in the outputs that were just written: errors only, without loading a task."""
+    from harness_ext.doctor.diagnose import find_errors
+    from harness_ext.results.load import load_runs
+
+    try:
+        errors = [error for run in load_runs(results) if run.name in names for error in find_errors([run])]
+    except HarnessExtError as error:  # the evaluation stands without it
+        logger.debug("the outputs were not examined: %s", error)
+        return
+    for error in errors:
+        print(f"error: {error.id} {error.text}")
+    if errors:
+        print(f"next: harness-ext doctor {results}")
 
 
 def _print_tables(config: EvaluatorConfig, evaluated: VariantResults) -> None:

@@ -123,6 +123,7 @@ def compare_runs(
         notes=notes,
         costs=costs_of(candidates, rows),
         sort=sort,
+        runs=tuple(run.name for run in compared),
     )
 
 

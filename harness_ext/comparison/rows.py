@@ -121,8 +121,18 @@ class Comparison:
     notes: list[str]  # how the numbers were computed, and what may not be concluded from them
     costs: list[Cost] = field(default_factory=list)
     sort: str | None = None  # order of the rows; None: rows by name, a board by mean rank
+    runs: tuple[str, ...] = ()  # names of the runs that were compared with the baseline; seeds one by one
 
     @property
     def warnings(self) -> list[str]:
-        """Texts of all findings but notes, without duplicates."""
-        return list(dict.fromkeys(finding.text for finding in self.findings if finding.level != "note"))
+        """Texts of the warnings, without duplicates."""
+        return list(dict.fromkeys(finding.text for finding in self.findings if finding.level == "warning"))
+
+    @property
+    def errors(self) -> list[str]:
+        """Id, text and next step of the errors: scores that do not say what they seem to."""
+        return [
+            f"{finding.id} {finding.text}" + (f". Next: {finding.next_step}" if finding.next_step else "")
+            for finding in self.findings
+            if finding.level == "error"
+        ]

@@ -20,6 +20,12 @@ _END_OF_TURN = re.compile(
 )
 _REASONING = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)|\A.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 _ANSWER_PHRASE = re.compile(r"\A.*?\b(?:final )?answer\s*(?:is|:)\s*", re.DOTALL | re.IGNORECASE)
+_ABSTENTION = re.compile(
+    r"\W*(?:(?:the )?(?:question|answer|it|this)?\s*(?:is|are|can ?not|cannot|can't)?\s*(?:be )?"
+    r"(?:unanswerable|not answerable|answered|no answer|none|n/?a|unknown|not (?:given|mentioned|stated|specified))"
+    r")\b",
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _MARKUP = "`*_#>\"'“”‘’«»()[]{} \t\r\n"
 
@@ -64,6 +70,16 @@ def last_label(output: Output) -> str:
     return _label(output, first=False)
 
 
+def as_abstention(output: Output) -> str:
+    """The empty answer where the text says that there is none."""
+    return "" if abstains(_text(output)) else _text(output)
+
+
+def abstains(text: str) -> bool:
+    """Whether a text says that the question has no answer."""
+    return _ABSTENTION.match(text) is not None
+
+
 TEXT_AFTER_ANSWER: Mapping[str, Reading] = {
     "if only the first line is scored": first_line,
     "if only the first sentence is scored": first_sentence,
@@ -76,7 +92,8 @@ OTHER_FORM: Mapping[str, Reading] = {
     "if the first label in the text counts": first_label,
     "if the last label in the text counts": last_label,
 }
-READINGS: Mapping[str, Reading] = {**TEXT_AFTER_ANSWER, **OTHER_FORM}
+AS_ABSTENTION: Mapping[str, Reading] = {"if abstentions count as the empty answer": as_abstention}
+READINGS: Mapping[str, Reading] = {**TEXT_AFTER_ANSWER, **OTHER_FORM, **AS_ABSTENTION}
 
 
 def _text(output: Output) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,6 +29,24 @@ class Output:
     choices: tuple[float, ...]  # log-probabilities of the choices; empty for a generated text
     target: str
     logged: Mapping[str, Any] = field(repr=False)  # the whole sample: metrics, finish reason, token counts
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The reference answers; lm-eval logs a list of them as text."""
+        if self.target.startswith("[") and self.target.endswith("]"):
+            try:
+                listed = ast.literal_eval(self.target)
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                return (self.target,)
+            return tuple(str(answer) for answer in listed)
+        return (self.target,)
+
+    @property
+    def is_unanswerable(self) -> bool:
+        """Whether the question has no answer, by its scores or by its empty list of answers."""
+        answers = self.doc.get("answers")
+        texts = answers.get("text") if isinstance(answers, Mapping) else answers
+        return "NoAns_exact" in self.logged or (texts is not None and len(texts) == 0)
 
 
 @dataclass(frozen=True)

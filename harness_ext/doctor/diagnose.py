@@ -15,9 +15,12 @@ from harness_ext.doctor.decomposition import decompose
 from harness_ext.doctor.diagnosis import Diagnosis
 from harness_ext.doctor.logged.abstaining import find_abstaining
 from harness_ext.doctor.logged.against_base import find_against_base
+from harness_ext.doctor.logged.checkpoints import find_earlier_checkpoint
+from harness_ext.doctor.logged.cut_answers import find_cut_answers
 from harness_ext.doctor.logged.form import find_form
 from harness_ext.doctor.logged.labels import find_labels
 from harness_ext.doctor.logged.leaks import find_leaks
+from harness_ext.doctor.logged.readings import rescored
 from harness_ext.doctor.logged.stopping import find_stopping
 from harness_ext.doctor.rescoring import Rescorer
 from harness_ext.errors import HarnessExtError, ResultsError, described, suggest
@@ -28,6 +31,7 @@ from harness_ext.results.run import Run, TaskResult
 
 logger = logging.getLogger(__name__)
 
+MOST_DOCUMENTS = 20_000  # of a task, for a look at its outputs on the side
 _LEVELS = {"error": 0, "warning": 1, "note": 2}
 
 
@@ -56,6 +60,35 @@ def diagnose(
     return [each.diagnosis for each in examined]
 
 
+def find_errors(runs: Sequence[Run], *, baseline: str | None = None, tasks: Sequence[str] = ()) -> list[Finding]:
+    """The findings of level error that show in the logged outputs alone: no task is loaded, nothing is scored again.
+
+    Runs that are not comparable (D19) are left to `compare`, which refuses them. Tasks with more than 20,000 documents
+    are left out.
+
+    Args:
+        runs: as returned by `load_runs`.
+        baseline: name of the baseline; None: the run without an adapter, if there are several runs.
+        tasks: names of tasks; empty: all.
+
+    Raises:
+        HarnessExtError: no such task, or no baseline can be told.
+    """
+    small = [
+        replace(run, tasks={name: result for name, result in run.tasks.items() if result.n <= MOST_DOCUMENTS})
+        for run in runs
+    ]
+    kept = [task for task in tasks if any(task in run.tasks for run in small)]
+    if tasks and not kept:
+        return []
+    examined = examine(small, baseline=baseline, tasks=kept, rescores=False)
+    findings = [finding for each in examined for finding in each.diagnosis.findings]
+    return [finding for finding in findings if finding.level == "error" and finding.id != "D19"]
+
+
+NOT_LOADED = "the task was not loaded"
+
+
 @dataclass(frozen=True)
 class Examined:
     """A diagnosis, and what it was made from."""
@@ -71,8 +104,9 @@ def examine(
     baseline: str | None = None,
     tasks: Sequence[str] = (),
     include_path: Sequence[str | Path] = (),
+    rescores: bool = True,
 ) -> list[Examined]:
-    """As `diagnose`, with what further examinations need."""
+    """As `diagnose`, with what further examinations need; tasks are loaded only if `rescores`."""
     known = {task for run in runs for task in run.tasks}
     if unknown := [task for task in tasks if task not in known]:
         raise ResultsError(
@@ -87,20 +121,33 @@ def examine(
         for name, result in run.tasks.items():
             if result.is_group or (tasks and name not in tasks):
                 continue
-            diagnosis, case = _diagnose(run, result, bases.get(name), installed, include_path, base_run)
-            task = installed.get(name)
-            examined.append(Examined(diagnosis, case, None if isinstance(task, str) else task))
+            task = _installed(name, installed, include_path) if rescores else NOT_LOADED
+            diagnosis, case = _diagnose(run, result, bases.get(name), task, base_run if rescores else None)
             if run is base_run and case is not None:
                 bases[name] = case
-    return examined
+            kept = case if rescores else None  # the samples of all runs need not be in memory at once
+            examined.append(Examined(diagnosis, kept, None if isinstance(task, str) else task))
+    return _with_checkpoints(examined)
+
+
+def _with_checkpoints(examined: Sequence[Examined]) -> list[Examined]:
+    """With what only shows beside other checkpoints of the same training."""
+    cases = [each.case for each in examined if each.case is not None]
+    done = []
+    for each in examined:
+        if each.case is not None:
+            of_task = [case for case in cases if case.result.task == each.case.result.task]
+            findings = in_order([*each.diagnosis.findings, *find_earlier_checkpoint(each.case, of_task)])
+            each = replace(each, diagnosis=replace(each.diagnosis, findings=findings))
+        done.append(each)
+    return done
 
 
 def _diagnose(
     run: Run,
     result: TaskResult,
     base: Case | None,
-    installed: dict[str, ConfigurableTask | str],
-    include_path: Sequence[str | Path],
+    task: ConfigurableTask | str,
     base_run: Run | None,
 ) -> tuple[Diagnosis, Case | None]:
     name = result.task
@@ -112,15 +159,15 @@ def _diagnose(
     case = Case(run, result, metric, outputs, base)
     if not outputs:
         note = "no samples were logged, so nothing can be examined; evaluate again with --log_samples"
-        return Diagnosis(name, run.name, metric.metric, 0, None, find_abstaining(case), (note,)), None
+        return Diagnosis(name, run.name, metric.metric, 0, None, find_abstaining(case, {}), (note,)), None
     notes = []
-    task = _installed(name, installed, include_path)
     if isinstance(task, str):
         notes.append(f"the outputs are not scored in other readings: {task}")
     elif case.is_generated:
         case = replace(case, rescorer=Rescorer(task, metric.metric, metric.filter))
-    findings: list[Finding] = []
-    for find in (find_form, find_labels, find_stopping, find_abstaining):
+    proved = rescored(case)
+    findings = [*find_form(case, proved), *find_abstaining(case, proved)]
+    for find in (find_labels, find_stopping, find_cut_answers):
         findings += find(case)
     findings += find_leaks(case, _training_documents(task))
     findings += find_against_base(case, _gain(base_run, run, name) if base is not None else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "generation_kwargs": {"max_gen_toks": 32},
     },
 }
+FOUNDING_TASKS = Path(__file__).parents[2] / "benchmarks" / "founding" / "tasks"
 Write = Callable[..., Path]
 Doc = dict[str, Any]
 
@@ -172,6 +174,69 @@ def test_abstentions_that_count_as_wrong(examine, documents):
         if "NoAns_exact" in line:
             line["exact"] = line["NoAns_exact"] = 0.0
     assert only(examine(SQUAD, samples), "D12").level == "error"
+
+
+def test_abstentions_are_proved_to_count_as_wrong(documents, write_run, tmp_path):
+    # the task compares "unanswerable" with the empty reference letter by letter
+    raw = tmp_path / "tasks"
+    shutil.copytree(FOUNDING_TASKS, raw)
+    samples = []
+    for line, doc in zip(logged(SQUAD, documents[SQUAD], lambda doc, _: gold(doc)), documents[SQUAD], strict=True):
+        exact = 100.0 * bool(doc["answers"]["text"])
+        samples.append({**line, "exact": exact, "metrics": ["exact"]})
+    config = {"founding_squad_raw": CONFIGS[SQUAD]}
+    folder = write_run("out/raw", {"founding_squad_raw": samples}, configs=config, model_args="pretrained=org/tiny")
+    (diagnosis,) = diagnose(load_runs(folder), include_path=[str(raw)])
+    finding = only(diagnosis, "D12")
+    assert diagnosis.findings[0] is finding
+    assert (finding.numbers["after"], finding.level) == (1.0, "error")
+    assert finding.numbers["change"] == "if abstentions count as the empty answer"
+
+
+def test_answers_that_were_cut_in_training(examine, documents):
+    samples = logged(SQUAD, documents[SQUAD], lambda doc, _: gold(doc)[:4], finish_reason="stop")
+    finding = only(examine(SQUAD, samples), "D10")
+    assert finding.level == "error"
+    assert finding.numbers["cut"] > len(samples) / 2
+    at_limit = logged(SQUAD, documents[SQUAD], lambda doc, _: gold(doc)[:4], finish_reason="length")
+    assert "D10" not in ids(examine(SQUAD, at_limit))  # the token limit cut them
+    first_words = logged(SQUAD, documents[SQUAD], lambda doc, _: gold(doc).split()[0], finish_reason="stop")
+    assert "D10" not in ids(examine(SQUAD, first_words))  # shorter answers, but whole words
+
+
+def test_text_after_one_of_several_references(examine, documents):
+    samples = logged(SQUAD, documents[SQUAD], lambda doc, _: f"{gold(doc)}. That is what the passage says.")
+    for line, doc in zip(samples, documents[SQUAD], strict=True):
+        line["target"] = str(["an answer that nobody gives", gold(doc)])  # lm-eval logs a list as text
+    finding = only(examine(SQUAD, samples), "D5")
+    assert finding.numbers["contained"] >= sum(bool(doc["answers"]["text"]) for doc in documents[SQUAD]) - 1
+
+
+def test_an_earlier_checkpoint_that_is_better(write_run, documents, tmp_path):
+    def written(name: str, adapter: str, wrong_every: int) -> None:
+        docs = documents[SST2]
+        samples = logged(SST2, docs, lambda doc, n: label(doc, wrong=n % wrong_every == 0), finish_reason="stop")
+        write_run(f"out/{name}", {SST2: samples}, configs=CONFIGS, model_args=f"pretrained=org/tiny,peft={adapter}")
+
+    def found() -> dict[str, list[Finding]]:
+        diagnoses = diagnose(load_runs(tmp_path / "out"))
+        return {each.run: [finding for finding in each.findings if finding.id == "D28"] for each in diagnoses}
+
+    write_run(
+        "out/base", {SST2: logged(SST2, documents[SST2], lambda doc, n: label(doc, wrong=n % 2 == 0))},
+        configs=CONFIGS, model_args="pretrained=org/tiny",
+    )  # fmt: skip
+    written("last", "out/mine", 3)
+    written("first", "out/mine/checkpoint-10", 12)
+    written("second", "out/mine/checkpoint-20", 4)
+    by_run = found()
+    (finding,) = by_run["mine"]
+    assert finding.numbers["change"] == "checkpoint-10"
+    assert finding.numbers["low"] > 0
+    assert not by_run["checkpoint-10"]
+    assert not by_run["checkpoint-20"]  # a later one is there
+    written("last", "out/mine", 12)
+    assert not found()["mine"]  # no better than the last one
 
 
 def test_credit_from_empty_answers_only(examine, documents):

@@ -2,46 +2,49 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 
 import numpy as np
 
+from harness_ext.doctor.alternatives import AS_ABSTENTION, abstains
 from harness_ext.doctor.case import Case
 from harness_ext.doctor.decomposition import decompose
+from harness_ext.doctor.evidence import Gain
+from harness_ext.doctor.logged.readings import best, numbers_of
 from harness_ext.findings import Finding
 
 MOST_EMPTY = 0.3
 MOSTLY = 0.9  # of the credit
 LEAST_ABSTENTIONS = 0.05  # share of the unanswerable documents
-_ABSTENTION = re.compile(
-    r"\W*(?:(?:the )?(?:question|answer|it|this)?\s*(?:is|are|can ?not|cannot|can't)?\s*(?:be )?"
-    r"(?:unanswerable|not answerable|answered|no answer|none|n/?a|unknown|not (?:given|mentioned|stated|specified))"
-    r")\b",
-    re.IGNORECASE,
-)
 
 
-def find_abstaining(case: Case) -> list[Finding]:
-    """What abstaining contributes to a SQuAD v2 score, and metrics that are on other scales than their neighbours."""
-    return [*_scored_wrong(case), *_only_empties(case), *_mixed_scales(case)]
+def find_abstaining(case: Case, proved: Mapping[str, Gain]) -> list[Finding]:
+    """What abstaining contributes to a SQuAD v2 score, and metrics that are on other scales than their neighbours.
+
+    Args:
+        case: any task.
+        proved: other readings of the outputs that score more, as `rescored` returns.
+    """
+    return [*_scored_wrong(case, best(proved, AS_ABSTENTION)), *_only_empties(case), *_mixed_scales(case)]
 
 
-def _unanswerable(case: Case) -> np.ndarray:
-    return ~np.isnan(case.column("NoAns_exact"))
-
-
-def _scored_wrong(case: Case) -> list[Finding]:
-    unanswerable = np.flatnonzero(_unanswerable(case)).tolist()
-    abstained = [index for index in unanswerable if _ABSTENTION.match(case.outputs[index].text or "")]
-    if not unanswerable or len(abstained) < LEAST_ABSTENTIONS * len(unanswerable):
-        return []
-    if np.nansum(case.values[abstained]) > 0:
+def _scored_wrong(case: Case, gain: Gain | None) -> list[Finding]:
+    unanswerable = [index for index, output in enumerate(case.outputs) if output.is_unanswerable]
+    abstained = [index for index in unanswerable if abstains(case.outputs[index].text or "")]
+    earned = np.nansum(case.values[abstained]) > 0
+    if gain is None and (earned or not abstained or len(abstained) < LEAST_ABSTENTIONS * len(unanswerable)):
         return []
     text = (
         f"{case.where}: {len(abstained):,} of {len(unanswerable):,} unanswerable questions are answered with an "
-        f"abstention such as {(case.outputs[abstained[0]].text or '').strip()[:40]!r}, and none of them counts as right"
+        f"abstention such as {(case.outputs[abstained[0]].text or '').strip()[:40]!r}, and "
+        f"{np.nansum(case.values[abstained]):,.0f} of them count as right"
     )
-    numbers = {"abstained": len(abstained), "unanswerable": len(unanswerable), "examples": case.examples(abstained)}
+    numbers: dict[str, object] = {
+        "abstained": len(abstained), "unanswerable": len(unanswerable), "examples": case.examples(abstained),
+    }  # fmt: skip
+    if gain is not None:
+        text += f"; {case.metric.metric} rises from {gain} {gain.change}"
+        numbers |= numbers_of(gain)
     remedy = "map abstention words to the empty answer before scoring, as `harness_ext.hooks.score_squad_v2` does"
     return [Finding("D12", "error", case.where, text, numbers, remedy)]
 
