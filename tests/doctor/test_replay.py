@@ -288,6 +288,7 @@ def only_note(diagnosis: Diagnosis) -> str:
         ("pretrained=MODEL,peft=/nowhere/adapter", "no adapter folder /nowhere/adapter"),
         ("peft=HOMELESS", "a folder that is not on this machine"),
         ("dtype=float32", "name no model"),
+        ("pretrained=MODEL,peft=ADAPTER,trust_remote_code=True", "runs no code that results name"),
     ],
 )
 def test_a_model_that_is_not_here(model_args, expected, write_run, adapter, tiny_model_folder, tmp_path):
