@@ -102,12 +102,12 @@ def _print_errors(results: str, names: Sequence[str]) -> None:
     from harness_ext.results.load import load_runs
 
     try:
-        errors = [error for run in load_runs(results) if run.name in names for error in find_errors([run])]
+        errors = [finding for run in load_runs(results) if run.name in names for finding in find_errors([run])]
     except HarnessExtError as error:  # the evaluation stands without it
         logger.debug("the outputs were not examined: %s", error)
         return
-    for error in errors:
-        print(f"error: {error.id} {error.text}")
+    for finding in errors:
+        print(f"error: {finding.id} {finding.text}")
     if errors:
         print(f"next: harness-ext doctor {results}")
 

@@ -129,12 +129,12 @@ def restored(
         changed: model arguments other than those of the run.
 
     Raises:
-        HarnessExtError: a model or adapter that is missing here, damaged, or too large for this machine's memory; or one
-            that runs code of its own, which results from elsewhere could name.
+        HarnessExtError: a model or adapter that is missing here, damaged, too large for this machine's memory, or that
+            runs code of its own, which results from elsewhere could name.
     """
     arguments = {**model_arguments(run), **(changed or {})}
     if arguments.get("trust_remote_code"):
-        raise ModelError(f"{run.base} was loaded with trust_remote_code, and a replay runs no code that results name")
+        raise ModelError(f"{run.base} needs trust_remote_code, and a replay runs no code that results name")
     logged = str(run.config.get("model", ENGINE))
     config = EvaluatorConfig(
         model=logged if _is_hf(logged) and logged not in ("hf", "huggingface", "hf-auto") else ENGINE,
