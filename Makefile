@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast fuzz compat check bench results docs pages fetch wordnet clean
+.PHONY: demo test test-fast fuzz compat check bench results founding docs pages fetch wordnet clean
 
 demo: $(INSTALLED)          ## the main job on a real model: fetch, evaluate, train, evaluate, compare
 	$(BIN)/harness-ext demo
@@ -33,6 +33,10 @@ bench: $(INSTALLED)         ## hf against hf-tree, TRL against our training, sid
 
 results: $(INSTALLED)       ## base and shipped adapters on the full evaluation sets -> docs/results.md
 	$(BIN)/python benchmarks/results.py --output docs/results.md
+
+founding: $(INSTALLED)      ## planted mistakes, and what the doctor says of them -> docs/founding-experiment.md
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench,report]'
+	$(BIN)/python benchmarks/founding/run.py
 
 docs: $(VENV)/.docs         ## the documentation as a site -> site/; needs a network for its packages only
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

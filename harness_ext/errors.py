@@ -68,13 +68,13 @@ class ComparisonError(HarnessExtError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, without the full stop; its type if there is no message.
+    """The first line of an error's message, without its closing mark; its type if there is no message.
 
     >>> first_line(ValueError("no such file.\\nCall stack: ...")), first_line(KeyError())
     ('no such file', 'KeyError')
     """
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return lines[0].rstrip(".?!") if lines else type(error).__name__
 
 
 def described(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,21 @@ class Training:
         (_trl if self.trainer == "TRL" else _loop)(self, base, pairs, output)
 
 
+def batches(training: Training, base: str, pairs: Sequence[Pair], output: Path) -> Iterable[Mapping[str, torch.Tensor]]:
+    """The batches that a training reads, without training."""
+    if training.trainer == "TRL":
+        return _trl_trainer(training, base, pairs, output).get_train_dataloader()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    return _batches(training, tokenizer, [_tokens(training, tokenizer, pair) for pair in pairs])
+
+
 def _trl(training: Training, base: str, pairs: Sequence[Pair], output: Path) -> None:
+    trainer = _trl_trainer(training, base, pairs, output)
+    trainer.train()
+    trainer.model.save_pretrained(output)
+
+
+def _trl_trainer(training: Training, base: str, pairs: Sequence[Pair], output: Path) -> Any:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -54,15 +68,13 @@ def _trl(training: Training, base: str, pairs: Sequence[Pair], output: Path) -> 
         save_strategy="no", logging_steps=5, bf16=False, gradient_checkpointing=False, disable_tqdm=True,
         completion_only_loss=not training.on_prompt,
     )  # fmt: skip
-    trainer = SFTTrainer(
+    return SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
         args=arguments,
         train_dataset=Dataset.from_list([_row(pair, chat=training.chat) for pair in pairs]),
         processing_class=AutoTokenizer.from_pretrained(base),
         peft_config=LoraConfig(**LORA),
     )
-    trainer.train()
-    trainer.model.save_pretrained(output)
 
 
 def _row(pair: Pair, *, chat: bool) -> dict[str, Any]:
