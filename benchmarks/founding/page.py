@@ -30,6 +30,7 @@ class Case:
     task: str
     run: str
     expected: tuple[str, ...] = ()  # findings that name the mistake
+    replays: bool = True  # False where the logged outputs prove it
 
     @property
     def training(self) -> str | None:
@@ -39,13 +40,13 @@ class Case:
 
 SQUAD = "founding_squad"
 CASES = (
-    Case("sst2", "the base's whole text is compared with the label", "founding_sst2", "base", ("D1",)),
+    Case("sst2", "the base's whole text is compared with the label", "founding_sst2", "base", ("D1",), replays=False),
     Case("proper", "none", SQUAD, "proper"),
     Case("no_end_token", "(a) no supervised end token", SQUAD, "no_end_token", ("D7", "D6", "D5")),
     Case("loss_on_prompt", "(b) loss on prompt tokens", SQUAD, "loss_on_prompt", ("D9",)),
     Case("other_template", "(c) another template in evaluation", SQUAD, "other_template", ("D24", "D15")),
     Case("cut_answers", "(d) truncated answers", SQUAD, "cut_answers", ("D10",)),
-    Case("raw", '(e) "unanswerable" scored as it is', "founding_squad_raw", "proper", ("D12",)),
+    Case("raw", '(e) "unanswerable" scored as it is', "founding_squad_raw", "proper", ("D12",), replays=False),
     Case(
         "no_end_token_other_template", "(a) and (c) together", SQUAD, "no_end_token_other_template",
         ("D24", "D7", "D6", "D5", "D15"),

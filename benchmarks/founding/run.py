@@ -20,6 +20,7 @@ from page import CASES, Case, write_page
 from trainers import batches
 
 from adapters import MODEL, TRAININGS, train_all, training_pairs
+from harness_ext.doctor.diagnose import diagnose
 from harness_ext.doctor.replay.replay import diagnose_by_replay
 from harness_ext.engine.evaluate import evaluate
 from harness_ext.models.fetch import fetch_model
@@ -71,16 +72,10 @@ def diagnose_once(case: Case, results: Path) -> None:
     print(f"diagnosing {case.name}", flush=True)
     runs = [run for run in load_runs(results / case.task) if run.name in ("base", case.run)]
     started = time.monotonic()
-    diagnoses = diagnose_by_replay(runs, include_path=[TASKS]) if case.run != "base" else logged(runs)
+    examine = diagnose_by_replay if case.replays else diagnose
+    diagnoses = examine(runs, include_path=[TASKS])
     (diagnosis,) = [each for each in diagnoses if each.run == case.run]
     write_json(file, {**asdict(diagnosis), "seconds": time.monotonic() - started})
-
-
-def logged(runs: Sequence[Any]) -> list[Any]:
-    """The doctor's first layer alone."""
-    from harness_ext.doctor.diagnose import diagnose
-
-    return diagnose([run for run in runs if run.name == "base"], include_path=[TASKS])
 
 
 def examine_once(base: str, name: str, results: Path) -> None:

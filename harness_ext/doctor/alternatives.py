@@ -76,8 +76,8 @@ def as_abstention(output: Output) -> str:
 
 
 def abstains(text: str) -> bool:
-    """Whether a text says that the question has no answer."""
-    return _ABSTENTION.match(text) is not None
+    """Whether a text says that the question has no answer, and nothing more in further lines."""
+    return _ABSTENTION.match(text) is not None and "\n" not in text.strip()
 
 
 TEXT_AFTER_ANSWER: Mapping[str, Reading] = {

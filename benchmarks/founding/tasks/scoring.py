@@ -8,7 +8,6 @@ from typing import Any
 from harness_ext.hooks import score_squad_v2
 from harness_ext.metrics import squad
 
-
 KEPT = ("exact", "f1", "HasAns_exact", "NoAns_exact", "abstain_baseline", "empty_rate", "bleu")
 
 

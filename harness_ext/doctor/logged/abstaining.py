@@ -10,12 +10,13 @@ from harness_ext.doctor.alternatives import AS_ABSTENTION, abstains
 from harness_ext.doctor.case import Case
 from harness_ext.doctor.decomposition import decompose
 from harness_ext.doctor.evidence import Gain
-from harness_ext.doctor.logged.readings import best, numbers_of
-from harness_ext.findings import Finding
+from harness_ext.doctor.logged.readings import best, clusters_of, numbers_of
+from harness_ext.findings import Finding, Level
+from harness_ext.stats.paired import paired_difference
 
 MOST_EMPTY = 0.3
 MOSTLY = 0.9  # of the credit
-LEAST_ABSTENTIONS = 0.05  # share of the unanswerable documents
+LEAST_ABSTENTIONS, MANY_ABSTENTIONS = 0.05, 0.5  # share of the unanswerable documents
 
 
 def find_abstaining(case: Case, proved: Mapping[str, Gain]) -> list[Finding]:
@@ -46,7 +47,8 @@ def _scored_wrong(case: Case, gain: Gain | None) -> list[Finding]:
         text += f"; {case.metric.metric} rises from {gain} {gain.change}"
         numbers |= numbers_of(gain)
     remedy = "map abstention words to the empty answer before scoring, as `harness_ext.hooks.score_squad_v2` does"
-    return [Finding("D12", "error", case.where, text, numbers, remedy)]
+    many = len(abstained) >= MANY_ABSTENTIONS * len(unanswerable)
+    return [Finding("D12", "error" if gain is not None or many else "warning", case.where, text, numbers, remedy)]
 
 
 def _only_empties(case: Case) -> list[Finding]:
@@ -79,7 +81,22 @@ def _only_empties(case: Case) -> list[Finding]:
         text += f". F1 ({f1:.1f}) equals exact match ({exact:.1f}): nearly all credit comes from empty answers"
     numbers = {"has_answer": parts.has_answer, "no_answer": parts.no_answer, "floor": floor}
     remedy = "read HasAns_exact and NoAns_exact separately; train on more questions that have an answer"
-    return [Finding("D13", "error" if parts.score <= floor else "warning", case.where, text, numbers, remedy)]
+    is_error = (mostly_empty and parts.score <= floor) or _is_below_abstaining(case)
+    level: Level = "error" if is_error else "warning"
+    return [Finding("D13", level, case.where, text, numbers, remedy)]
+
+
+def _is_below_abstaining(case: Case) -> bool:
+    """Whether always abstaining would score significantly more on the same documents."""
+    scored = ~np.isnan(case.values)
+    if scored.sum() < 2:
+        return False
+    abstaining = np.array([float(output.is_unanswerable) for output in case.outputs])
+    clusters = clusters_of(case, scored)
+    try:
+        return paired_difference(abstaining[scored], case.values[scored], clusters).interval.high < 0
+    except ValueError:  # all documents share one passage
+        return False
 
 
 def _mixed_scales(case: Case) -> list[Finding]:
