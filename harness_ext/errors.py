@@ -63,6 +63,10 @@ class ResultsError(HarnessExtError):
     """A results folder that cannot be read."""
 
 
+class WriteError(HarnessExtError):
+    """A file or folder that cannot be written; what was there before is as it was."""
+
+
 class ComparisonError(HarnessExtError):
     """Runs that cannot be compared."""
 

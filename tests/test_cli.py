@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
@@ -453,6 +454,23 @@ def test_compare_refuses_in_one_line(
 ) -> None:
     assert run("compare", results, *flags) == 2
     assert_one_line(capsys, (expected,))
+
+
+@pytest.mark.parametrize("format", ["table", "markdown", "csv", "json", "latex", "html"])
+def test_a_full_disk_keeps_the_last_comparison(
+    format: str, results: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "comparison"
+    assert run("compare", results, "--format", format, "--output", str(output)) == 0
+    before = output.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert run("compare", results, "--format", format, "--output", str(output)) == 2
+    assert_one_line(capsys, ("no space left on device",))
+    assert output.read_bytes() == before
 
 
 # -- check, new-task ---------------------------------------------------------------------------------------------

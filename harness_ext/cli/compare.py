@@ -8,9 +8,9 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness_ext.atomic import write_text
 from harness_ext.cli.parser import CHECK_FAILED, add_explain, command_parser
 from harness_ext.errors import HarnessExtError
 
@@ -203,12 +203,7 @@ def _write_comparison(comparison: Leaderboard, options: argparse.Namespace) -> N
     if not options.output:
         print(text)
         return
-    try:
-        Path(options.output).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise HarnessExtError(
-            f"{options.output} cannot be written ({error.strerror}); choose another --output"
-        ) from error
+    write_text(options.output, text + "\n")
 
 
 def print_comparison(comparison: Leaderboard, view: View = "auto") -> None:

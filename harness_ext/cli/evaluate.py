@@ -54,12 +54,13 @@ def run(options: argparse.Namespace) -> int:
 
     config = _config(options)
     failures: dict[str, list[str]] = {}  # message -> names of the variants that failed with it
-    evaluated_names: list[str] = []
+    written: list[str] = []  # names of the variants whose results are on the disk
     try:
         for evaluated in run(config, adapters=options.adapters):
             failed = Failures(evaluated.failures)
             if evaluated.results:
-                evaluated_names.append(evaluated.variant.name)
+                if evaluated.folder is not None:
+                    written.append(evaluated.variant.name)
                 _print_tables(config, evaluated)
                 with failed.catching("tracking"):
                     report_to_trackers(config, evaluated)
@@ -68,9 +69,9 @@ def run(options: argparse.Namespace) -> int:
     finally:
         for line, variants in failures.items():
             print(f"harness-ext: failed for {', '.join(variants)}: {line}", file=sys.stderr)
-    if evaluated_names and config.output_path and config.log_samples:
-        _print_errors(str(config.output_path), evaluated_names)
-        if len(evaluated_names) > 1:
+    if written and config.log_samples:
+        _print_errors(str(config.output_path), written)
+        if len(written) > 1:
             print(f"next: harness-ext compare {config.output_path}")
     return USAGE_ERROR if failures else 0
 

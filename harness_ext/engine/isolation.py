@@ -33,15 +33,18 @@ class Failures(dict[str, str]):
     """What went wrong, in one line for each name of a task or group; the first reason stays."""
 
     @contextlib.contextmanager
-    def catching(self, name: str, what: str = "") -> Iterator[None]:
+    def catching(self, name: str, what: str = "", *, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
         """Note whatever is raised in the block, and go on behind it.
 
         Args:
             name: of the task.
             what: what could not be done, where the task itself has not failed.
+            but: errors that are passed on, since they are not this task's alone.
         """
         try:
             yield
+        except but:
+            raise
         except Exception as error:  # whatever a metric, a task's own code or lm-eval raises
             logger.debug("%s failed", name, exc_info=error)
             self.setdefault(name, f"{what}{one_line(error)}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from harness_ext.errors import ResultsError
+from harness_ext.protocol.sample_files import samples_file
 from harness_ext.protocol.token_settings import parse_model_args, token_settings
 from harness_ext.results.run import MetricValue, Run, TaskResult
 
@@ -169,7 +170,8 @@ def _is_number(value: Any) -> TypeGuard[float]:
 def _samples_path(task: str, file: Path) -> Path | None:
     """The samples file of the same date; for a renamed results file, the only samples file of the task."""
     if date := date_of(file):
-        path = file.parent / f"samples_{task}_{date}.jsonl"
+        path = file.parent / samples_file(task, date)
         return path if path.is_file() else None
-    paths = [path for path in file.parent.glob("samples_*.jsonl") if DATE.sub("", path.stem) == f"samples_{task}"]
+    name = samples_file(task, "").removesuffix("_.jsonl")
+    paths = [path for path in file.parent.glob("samples_*.jsonl") if DATE.sub("", path.stem) == name]
     return paths[0] if len(paths) == 1 else None

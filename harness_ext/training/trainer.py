@@ -29,9 +29,9 @@ from transformers import (
 )
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
+from harness_ext.atomic import replacing_folder
 from harness_ext.cpu.fast_paths import use_fast_paths
-from harness_ext.errors import ModelError, RecipeError, TrainingError, first_line
-from harness_ext.folders import replacing_folder
+from harness_ext.errors import ModelError, RecipeError, TrainingError, WriteError, first_line
 from harness_ext.models.adapters import save_adapter
 from harness_ext.models.card import AdapterCard, hub_name
 from harness_ext.models.devices import choose_device, choose_dtype
@@ -338,9 +338,10 @@ def _write(trainer: PackTrainer, recipe: Recipe, card: AdapterCard, workspace: P
         with replacing_folder(output) as partial:
             saved = trainer.accelerator.unwrap_model(trainer.model)
             save_adapter(saved, partial, card=card, readme=readme, dtype=_save_dtype(recipe), initial=initial)
-    except (OSError, SafetensorError) as error:
+    except (WriteError, SafetensorError) as error:
+        reason = error.__cause__ if isinstance(error, WriteError) and error.__cause__ else error
         raise TrainingError(
-            f"{recipe.output} cannot be written ({first_line(error)}); free some space, then run again with --resume"
+            f"{recipe.output} cannot be written ({first_line(reason)}); free some space, then run again with --resume"
         ) from error
     shutil.rmtree(workspace, ignore_errors=True)
 

@@ -19,7 +19,8 @@ from typing import Any
 
 from peft import PeftModel
 
-from harness_ext.errors import TrainingError
+from harness_ext.atomic import replacing_folder, write_text
+from harness_ext.errors import TrainingError, WriteError
 from harness_ext.training.batches import ExampleSet
 from harness_ext.training.recipe import Recipe, flag
 
@@ -103,10 +104,11 @@ def prepare(workspace: Path, model: PeftModel, recipe: Recipe, examples: Example
                 f"not enough disk space for {recipe.output}: its checkpoints need {needed / 1e6:.0f} MB, "
                 f"{free / 1e6:.0f} MB are free; free some space, or choose another --output"
             )
-        file.write_text(json.dumps(state, indent=2), encoding="utf-8")
+        write_text(file, json.dumps(state, indent=2))
         if recipe.changes_base:
-            model.save_pretrained(str(workspace / INITIAL_FOLDER))
-    except OSError as error:
+            with replacing_folder(workspace / INITIAL_FOLDER) as initial:
+                model.save_pretrained(str(initial))
+    except (OSError, WriteError) as error:
         raise TrainingError(f"{recipe.output} cannot be written ({error}); choose another --output") from error
 
 
