@@ -11,6 +11,8 @@ HarnessExtError            an error that users can fix; the command line prints 
 ├── RecipeError            a training recipe with unknown or invalid settings
 ├── TrainingError          training that cannot start or continue
 ├── ResultsError           a results folder that cannot be read
+│   └── CutShortError      a run that ended before all of its samples were written
+├── WriteError             a file or folder that cannot be written
 └── ComparisonError        runs that cannot be compared
 ```
 
@@ -61,6 +63,10 @@ class TrainingError(HarnessExtError):
 
 class ResultsError(HarnessExtError):
     """A results folder that cannot be read."""
+
+
+class CutShortError(ResultsError):
+    """A run that ended before all of its samples were written."""
 
 
 class WriteError(HarnessExtError):

@@ -114,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
     from harness_ext.findings import explain
     from harness_ext.leaderboard import compare_runs
     from harness_ext.metrics.declarations import load_statistics
-    from harness_ext.results.load import load_runs
+    from harness_ext.results.load import load_results
 
     if options.explain:
         print(explain(options.explain))
@@ -122,9 +122,10 @@ def run(options: argparse.Namespace) -> int:
     if not options.results:
         raise HarnessExtError("compare needs RESULTS, folders or results files; see harness-ext compare --help")
     margin, margins = _margins(options.margin)
-    runs = load_runs(*options.results)
+    loaded = load_results(*options.results)
     comparison = compare_runs(
-        runs,
+        loaded.runs,
+        unreadable=loaded.unreadable,
         baseline=options.baseline,
         metric=options.metric,
         margin=margin,
@@ -138,7 +139,7 @@ def run(options: argparse.Namespace) -> int:
         sort=options.sort,
         group_seeds=not options.each_seed,
     )
-    comparison = with_errors(comparison, runs)
+    comparison = with_errors(comparison, loaded.runs)
     if options.format == "table" and not options.output:
         print_comparison(comparison, options.view)
     else:

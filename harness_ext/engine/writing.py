@@ -53,12 +53,14 @@ def write_results(
     }
     date = datetime.now().isoformat().replace(":", "-")
     file = _results_file(tracker, date)
+    hashes: dict[str, str] = {}
     with creating_folder(file.parent), _removed_on_failure() as made:
         for name, rows in samples.items():
             with failures.catching(name, "its samples could not be written: ", but=(WriteError,)):
                 made.append(file.parent / samples_file(name, date))
                 write_chunks(made[-1], _lines(rows))
-        written["task_hashes"] = {name: _hash_of_samples(rows) for name, rows in samples.items()}
+                hashes[name] = _hash_of_samples(rows)
+        written["task_hashes"] = hashes
         written.update(asdict(tracker.general_config_tracker))
         write_text(file, _json(written, indent=2))
     _push(tracker, written, samples)

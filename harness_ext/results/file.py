@@ -98,6 +98,8 @@ def _parse_task(task: str, file: Path, payload: Mapping[str, Any]) -> TaskResult
         metrics=_parse_metrics(entry, _mapping(_mapping(payload, "higher_is_better"), task)),
         fingerprint=_text(_mapping(extension, "fingerprints").get(task)),
         n=count if isinstance(count, int) else 0,
+        documents=None if is_group else _documents(task, payload),
+        digest=_text(_mapping(payload, "task_hashes").get(task)),
         samples_path=None if is_group else _samples_path(task, file),
         config=_mapping(_mapping(payload, "configs"), task),
         fingerprint_fields=_mapping(_mapping(extension, "fingerprint_fields"), task),
@@ -108,6 +110,24 @@ def _parse_task(task: str, file: Path, payload: Mapping[str, Any]) -> TaskResult
         is_group=is_group,
         members=_members(task, payload) if is_group else (),
     )
+
+
+def _documents(task: str, payload: Mapping[str, Any]) -> int | None:
+    """How many documents the samples of a task must have.
+
+    Before lm-eval 0.4.13, `n-samples` is that of the last task where --limit is a share, and of the whole split where
+    --samples chooses; the length of a metric counts instead.
+    """
+    count = _mapping(_mapping(payload, "n-samples"), task).get("effective")
+    if _version(payload) < (0, 4, 13):
+        count = payload["results"][task].get("sample_len")
+    return count if isinstance(count, int) and not isinstance(count, bool) else None
+
+
+def _version(payload: Mapping[str, Any]) -> tuple[int, ...]:
+    """The version of lm-eval; a very new one if it was not logged."""
+    numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", str(payload.get("lm_eval_version")))
+    return tuple(map(int, numbers.groups())) if numbers else (9,)
 
 
 def _members(group: str, payload: Mapping[str, Any]) -> tuple[str, ...]:
