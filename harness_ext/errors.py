@@ -13,6 +13,7 @@ HarnessExtError            an error that users can fix; the command line prints 
 ├── ResultsError           a results folder that cannot be read
 │   └── CutShortError      a run that ended before all of its samples were written
 ├── WriteError             a file or folder that cannot be written
+├── LostProcessError       another process of the same launch has ended
 └── ComparisonError        runs that cannot be compared
 ```
 
@@ -27,6 +28,8 @@ from collections.abc import Iterable
 
 class HarnessExtError(Exception):
     """Base class of errors that users can fix."""
+
+    is_said = False  # whether another process of the same launch says it
 
 
 class TaskError(HarnessExtError):
@@ -63,6 +66,10 @@ class TrainingError(HarnessExtError):
 
 class ResultsError(HarnessExtError):
     """A results folder that cannot be read."""
+
+
+class LostProcessError(HarnessExtError):
+    """Another process of the same launch has ended."""
 
 
 class CutShortError(ResultsError):

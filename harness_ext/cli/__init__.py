@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(options.run(options))
     except HarnessExtError as error:
         _end_progress_bars()
-        print(f"harness-ext: {error}", file=sys.stderr)
+        if not error.is_said:
+            print(f"harness-ext: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         _end_progress_bars()
         print("harness-ext: stopped by Ctrl-C", file=sys.stderr)

@@ -88,6 +88,11 @@ def adapter_folder(adapter: str | Path, *, revision: str | None = None) -> Path:
         ) from error
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, be it damaged."""
+    return (folder / CONFIG_FILE).is_file()
+
+
 def check_adapter(adapter: str | Path) -> PeftConfig:
     """Read an adapter's configuration and make sure its weights are there and whole.
 
