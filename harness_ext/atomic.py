@@ -113,7 +113,7 @@ def replacing_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             yield partial
-            _sync_tree(partial)
+            sync_tree(partial)
             if target.exists():
                 target.rename(replaced)
             try:
@@ -215,7 +215,7 @@ def _digest(file: Path) -> bytes:
     return digest.digest()
 
 
-def _sync_tree(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
     """Make sure that what was written to the files of a folder is on the disk; a full one may say so only now."""
     for file in folder.rglob("*"):
         if stat.S_ISREG(file.lstat().st_mode):

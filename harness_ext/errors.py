@@ -10,6 +10,7 @@ HarnessExtError            an error that users can fix; the command line prints 
 │   └── AdapterError       an adapter that is missing, does not fit its base or has no effect
 ├── RecipeError            a training recipe with unknown or invalid settings
 ├── TrainingError          training that cannot start or continue
+│   └── StoppedError       training that was stopped by a signal, after a checkpoint
 ├── ResultsError           a results folder that cannot be read
 │   └── CutShortError      a run that ended before all of its samples were written
 ├── WriteError             a file or folder that cannot be written
@@ -30,6 +31,7 @@ class HarnessExtError(Exception):
     """Base class of errors that users can fix."""
 
     is_said = False  # whether another process of the same launch says it
+    exit_code = 2  # of the command line
 
 
 class TaskError(HarnessExtError):
@@ -62,6 +64,17 @@ class RecipeError(HarnessExtError):
 
 class TrainingError(HarnessExtError):
     """Training that cannot start or continue."""
+
+
+class StoppedError(TrainingError):
+    """Training that was stopped by a signal, after a checkpoint."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal
+
+    def __reduce__(self) -> tuple[type[StoppedError], tuple[str, int]]:
+        return type(self), (str(self), self.exit_code - 128)
 
 
 class ResultsError(HarnessExtError):
