@@ -87,8 +87,10 @@ COMMAND_LINE = """\
 | exit code | meaning |
 |---|---|
 | 0 | done |
-| 1 | the command worked, but a check failed: `check` found an error, or `compare --fail-on` did not pass |
+| 1 | the command worked, but something did not pass: `check`, `compare --fail-on`, or one of the adapters of `eval` |
 | 2 | error of use, or the command could not finish; one line on standard error says what is wrong and what to do |
+| 130 | stopped by Ctrl-C |
+| 143 | stopped by SIGTERM, as Slurm and spot instances send it |
 """
 
 

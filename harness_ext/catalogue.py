@@ -457,9 +457,10 @@ CATALOGUE: Mapping[str, Rule] = {
     ),
     "R11": Rule(
         "Tasks that not all runs have",
-        "A task can only be compared between runs that were evaluated on it.",
+        "A task can only be compared between runs that were evaluated on it. `--fail-on` fails, since nothing is known "
+        "of the missing ones.",
         "mine: not evaluated on sst2_generate",
-        "Evaluate all runs on the same tasks.",
+        "Evaluate all runs on the same tasks, or choose tasks and runs with --tasks and --runs.",
     ),
     "R12": Rule(
         "Metric without a unit",
@@ -492,6 +493,20 @@ CATALOGUE: Mapping[str, Rule] = {
         "my_task: f1 has values outside its declared range, 0 to 1, so it is compared as logged and without a unit; "
         "declare it in the task's YAML (metadata: metrics: {f1: {unit: ..., range: ...}})",
         "Declare the unit in the task's YAML: `metadata: metrics: {f1: {unit: points}}`, or `metric_scale: 100`.",
+    ),
+    "R16": Rule(
+        "Run that was cut short",
+        "The results of a task name more documents than its samples file holds: the run was killed, or the disk was "
+        "full. The documents that are missing are not missing at random, so nothing is tested. `--fail-on` fails.",
+        "sst2_choice, mine: acc is not tested (the run was cut short: has 12 of 40 documents); evaluate again",
+        "Evaluate this run again.",
+    ),
+    "R17": Rule(
+        "Results that cannot be read",
+        "A folder among the results cannot be read, or holds samples without results, as a killed run leaves them. The "
+        "comparison lacks that run. `--fail-on` fails.",
+        "results/mine: samples of 2025-06-01T10-00-00 without results: the run was cut short; evaluate again",
+        "Evaluate this run again, or remove its folder.",
     ),
     # -- the doctor: `harness-ext doctor` --
     "D1": Rule(

@@ -10,7 +10,11 @@ HarnessExtError            an error that users can fix; the command line prints 
 │   └── AdapterError       an adapter that is missing, does not fit its base or has no effect
 ├── RecipeError            a training recipe with unknown or invalid settings
 ├── TrainingError          training that cannot start or continue
+│   └── StoppedError       training that was stopped by a signal, after a checkpoint
 ├── ResultsError           a results folder that cannot be read
+│   └── CutShortError      a run that ended before all of its samples were written
+├── WriteError             a file or folder that cannot be written
+├── LostProcessError       another process of the same launch has ended
 └── ComparisonError        runs that cannot be compared
 ```
 
@@ -25,6 +29,9 @@ from collections.abc import Iterable
 
 class HarnessExtError(Exception):
     """Base class of errors that users can fix."""
+
+    is_said = False  # whether another process of the same launch says it
+    exit_code = 2  # of the command line
 
 
 class TaskError(HarnessExtError):
@@ -59,8 +66,31 @@ class TrainingError(HarnessExtError):
     """Training that cannot start or continue."""
 
 
+class StoppedError(TrainingError):
+    """Training that was stopped by a signal, after a checkpoint."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal
+
+    def __reduce__(self) -> tuple[type[StoppedError], tuple[str, int]]:
+        return type(self), (str(self), self.exit_code - 128)
+
+
 class ResultsError(HarnessExtError):
     """A results folder that cannot be read."""
+
+
+class LostProcessError(HarnessExtError):
+    """Another process of the same launch has ended."""
+
+
+class CutShortError(ResultsError):
+    """A run that ended before all of its samples were written."""
+
+
+class WriteError(HarnessExtError):
+    """A file or folder that cannot be written; what was there before is as it was."""
 
 
 class ComparisonError(HarnessExtError):

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from harness_ext.atomic import write_text
 from harness_ext.errors import FetchError
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def copy_database(source: Path, folder: Path) -> None:
         staged.mkdir()
         for name in FILES:
             shutil.copyfile(source / name, staged / name)
-        (staged / "lexnames").write_text(lexnames(), encoding="ascii")
+        write_text(staged / "lexnames", lexnames())
         shutil.rmtree(folder, ignore_errors=True)
         staged.rename(folder)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -455,6 +457,23 @@ def test_compare_refuses_in_one_line(
     assert_one_line(capsys, (expected,))
 
 
+@pytest.mark.parametrize("format", ["table", "markdown", "csv", "json", "latex", "html"])
+def test_a_full_disk_keeps_the_last_comparison(
+    format: str, results: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "comparison"
+    assert run("compare", results, "--format", format, "--output", str(output)) == 0
+    before = output.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert run("compare", results, "--format", format, "--output", str(output)) == 2
+    assert_one_line(capsys, ("no space left on device",))
+    assert output.read_bytes() == before
+
+
 # -- check, new-task ---------------------------------------------------------------------------------------------
 
 
@@ -561,3 +580,38 @@ def test_a_config_file_names_the_engine(
     monkeypatch.setattr("harness_ext.engine.evaluate.run", lambda config, **_: seen.append(config) or [])
     assert cli.main(["eval", "--config", str(file), *flags]) == 0
     assert [config.model for config in seen] == [expected]
+
+
+# -- signals -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "code", "line"), [
+    (signal.SIGTERM, 143, "harness-ext: stopped by SIGTERM"), (signal.SIGINT, 130, "harness-ext: stopped by Ctrl-C"),
+])  # fmt: skip
+@pytest.mark.parametrize("where", ["parser", "command"])
+def test_a_signal_ends_a_command_with_one_line(
+    where: str, number: int, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While its modules are imported, and while it runs."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def interrupted(*_: Any) -> Any:
+        os.kill(os.getpid(), number)
+        raise AssertionError("goes on")
+
+    if where == "parser":
+        monkeypatch.setattr(cli, "parser_of", interrupted)
+    else:
+        monkeypatch.setattr("harness_ext.protocol.task_folders.tasks_path", interrupted)
+    assert run("tasks-path") == code
+    assert_one_line(capsys, (line,))
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_full_disk_behind_standard_output_is_one_line(results: str) -> None:
+    command = [sys.executable, "-m", "harness_ext.cli", "compare", results]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert "free some space" in done.stderr
+    assert done.returncode != 0

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import importlib
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from harness_ext.cli.parser import USAGE_ERROR, Parser
 from harness_ext.errors import HarnessExtError
@@ -44,8 +48,52 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code: 0 done, 1 a check failed, 2 usage error."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Run a command; returns its exit code.
+
+    0: done. 1: a check failed. 2: an error of use, or the command could not finish. 130: Ctrl-C. 143: SIGTERM.
+    """
+    try:
+        with _sigterm_raises():
+            return _run(list(sys.argv[1:] if argv is None else argv))
+    except HarnessExtError as error:
+        code, line = error.exit_code, "" if error.is_said else str(error)
+    except KeyboardInterrupt as error:
+        number = signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT
+        code, line = 128 + number, "stopped by SIGTERM" if number == signal.SIGTERM else "stopped by Ctrl-C"
+        line = "" if int(os.environ.get("RANK", "0")) else line
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        code, line = USAGE_ERROR, f"{error.strerror}; free some space, then try again"
+    _end_progress_bars()
+    if line:
+        print(f"harness-ext: {line}", file=sys.stderr)
+    return code
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a command as Ctrl-C does, so that it cleans up behind itself."""
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Raise where SIGTERM arrives, in the main thread, the only one that can handle it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run the command that the arguments name."""
     command = arguments[0] if arguments else ""
     if command in COMMANDS:
         _set_verbosity(arguments[1:])  # before the parser, whose flags need imports of libraries
@@ -56,15 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         _parser_of_commands().parse_args(arguments or ["--help"])
         return 0
-    try:
-        return int(options.run(options))
-    except HarnessExtError as error:
-        _end_progress_bars()
-        print(f"harness-ext: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        _end_progress_bars()
-        print("harness-ext: stopped by Ctrl-C", file=sys.stderr)
-    return USAGE_ERROR
+    code = int(options.run(options))
+    sys.stdout.flush()  # a full disk may say so only now
+    return code
 
 
 def _end_progress_bars() -> None:

@@ -8,9 +8,9 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness_ext.atomic import write_text
 from harness_ext.cli.parser import CHECK_FAILED, add_explain, command_parser
 from harness_ext.errors import HarnessExtError
 
@@ -114,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
     from harness_ext.findings import explain
     from harness_ext.leaderboard import compare_runs
     from harness_ext.metrics.declarations import load_statistics
-    from harness_ext.results.load import load_runs
+    from harness_ext.results.load import load_results
 
     if options.explain:
         print(explain(options.explain))
@@ -122,9 +122,10 @@ def run(options: argparse.Namespace) -> int:
     if not options.results:
         raise HarnessExtError("compare needs RESULTS, folders or results files; see harness-ext compare --help")
     margin, margins = _margins(options.margin)
-    runs = load_runs(*options.results)
+    loaded = load_results(*options.results)
     comparison = compare_runs(
-        runs,
+        loaded.runs,
+        unreadable=loaded.unreadable,
         baseline=options.baseline,
         metric=options.metric,
         margin=margin,
@@ -138,7 +139,7 @@ def run(options: argparse.Namespace) -> int:
         sort=options.sort,
         group_seeds=not options.each_seed,
     )
-    comparison = with_errors(comparison, runs)
+    comparison = with_errors(comparison, loaded.runs)
     if options.format == "table" and not options.output:
         print_comparison(comparison, options.view)
     else:
@@ -203,12 +204,7 @@ def _write_comparison(comparison: Leaderboard, options: argparse.Namespace) -> N
     if not options.output:
         print(text)
         return
-    try:
-        Path(options.output).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise HarnessExtError(
-            f"{options.output} cannot be written ({error.strerror}); choose another --output"
-        ) from error
+    write_text(options.output, text + "\n")
 
 
 def print_comparison(comparison: Leaderboard, view: View = "auto") -> None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from harness_ext.cli.parser import USAGE_ERROR, Parser
+from harness_ext.cli.parser import CHECK_FAILED, USAGE_ERROR, Parser
 from harness_ext.errors import HarnessExtError, first_line
 
 if TYPE_CHECKING:
@@ -54,12 +54,16 @@ def run(options: argparse.Namespace) -> int:
 
     config = _config(options)
     failures: dict[str, list[str]] = {}  # message -> names of the variants that failed with it
-    evaluated_names: list[str] = []
+    errors: dict[str, str] = {}  # adapter -> why it could not be evaluated
+    written: list[str] = []  # names of the variants whose results are on the disk
     try:
         for evaluated in run(config, adapters=options.adapters):
+            if evaluated.error is not None and not evaluated.error.is_said:
+                errors[evaluated.variant.name] = str(evaluated.error)
             failed = Failures(evaluated.failures)
             if evaluated.results:
-                evaluated_names.append(evaluated.variant.name)
+                if evaluated.folder is not None:
+                    written.append(evaluated.variant.name)
                 _print_tables(config, evaluated)
                 with failed.catching("tracking"):
                     report_to_trackers(config, evaluated)
@@ -68,11 +72,15 @@ def run(options: argparse.Namespace) -> int:
     finally:
         for line, variants in failures.items():
             print(f"harness-ext: failed for {', '.join(variants)}: {line}", file=sys.stderr)
-    if evaluated_names and config.output_path and config.log_samples:
-        _print_errors(str(config.output_path), evaluated_names)
-        if len(evaluated_names) > 1:
+        for name, line in errors.items():
+            print(f"harness-ext: {name} was not evaluated: {line}", file=sys.stderr)
+    if written and config.log_samples:
+        _print_errors(str(config.output_path), written)
+        if len(written) > 1:
             print(f"next: harness-ext compare {config.output_path}")
-    return USAGE_ERROR if failures else 0
+    if failures:
+        return USAGE_ERROR
+    return CHECK_FAILED if errors else 0
 
 
 def _config(options: argparse.Namespace) -> EvaluatorConfig:

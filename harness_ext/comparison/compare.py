@@ -59,6 +59,7 @@ def compare_runs(
     only: Sequence[str] = (),
     sort: Order | None = None,
     group_seeds: bool = True,
+    unreadable: Sequence[str] = (),
 ) -> Comparison:
     """Compare every run with the baseline on every task that both have.
 
@@ -79,6 +80,7 @@ def compare_runs(
         only: names or patterns of runs to compare with the baseline; empty: all.
         sort: order of the rows of a task and of the models of a board; None: rows by name, a board by mean rank.
         group_seeds: False gives every seed a row of its own.
+        unreadable: what lies beside the runs and could not be read, as `load_results` returns it.
 
     Raises:
         ComparisonError: there is no baseline or no common task, or results are not comparable.
@@ -111,6 +113,7 @@ def compare_runs(
         *(finding for task in task_names for finding in by_task[task].findings),
         *missing_tasks(baseline_run, compared, task_names, has_task_filter=bool(tasks)),
         *left_out(metric, without_metric, filtered if tasks or only else []),
+        *(Finding("R17", "warning", text.partition(":")[0], text) for text in unreadable),
     ]
     tokenizers = [note for run in (baseline_run, *compared) if (note := tokenizer_note(run))]
     notes = [*notes_for(rows, settings.margin, has_adapter=any(run.adapter for run in compared)), *tokenizers]

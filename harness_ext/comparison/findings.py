@@ -64,13 +64,14 @@ def _not_tested(pair: Pair, reason: str) -> Finding:
     reason, _, remedy = reason.partition("; ")
     without_samples = next((run for run in (pair.base, *pair.runs.values()) if run.samples is None), None)
     name = pair.name if without_samples is None else without_samples.run.name
-    if without_samples is not None and without_samples.result.samples_path is None:
+    is_cut_short = without_samples is not None and without_samples.is_cut_short
+    if without_samples is not None and without_samples.result.samples_path is None and not is_cut_short:
         tool = without_samples.run.tool
         remedy = "evaluate again with --log_samples" if tool == LM_EVAL else f"let {tool} write its samples"
     remedy = remedy or "compare another metric"
     task, metric = pair.base.result.task, pair.base.metric.metric
     text = f"{task}, {name}: {metric} is not tested ({reason}); {remedy}"
-    return Finding("R09", "warning", f"{task}, {name}", text, next_step=remedy)
+    return Finding("R16" if is_cut_short else "R09", "warning", f"{task}, {name}", text, next_step=remedy)
 
 
 def _ties(task: str, run: str, samples: SampleScores | None) -> list[Finding]:
@@ -209,12 +210,13 @@ def missing_tasks(
     """Warn about tasks that the baseline was not evaluated on, and about those that some of the other runs lack."""
     findings, runs_without = [], defaultdict(list)
     for run in compared:
-        if not has_task_filter and (without_baseline := sorted(set(run.tasks) - set(baseline.tasks))):
-            text = f"{run.name}: left out {', '.join(without_baseline)}, which {baseline.name} was not evaluated on"
-            findings.append(Finding("R11", "warning", run.name, text))
         expected = tasks if has_task_filter else sorted(baseline.tasks)
         missing = tuple(task for task in expected if task not in run.tasks)
-        if missing and len(missing) < len(tasks):
+        if not has_task_filter and (without_baseline := sorted(set(run.tasks) - set(baseline.tasks))):
+            text = f"{run.name}: left out {', '.join(without_baseline)}, which {baseline.name} was not evaluated on"
+            text += f"; not evaluated on {', '.join(missing)}" if missing else ""
+            findings.append(Finding("R11", "warning", run.name, text))
+        elif missing:
             runs_without[missing].append(run.name)
     for missing, names in runs_without.items():
         where = ", ".join(names)

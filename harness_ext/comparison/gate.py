@@ -10,6 +10,8 @@ from harness_ext.formatting import format_difference, format_difference_interval
 
 Bar = Literal["worse", "undecided", "not-better"]
 BARS: tuple[str, ...] = get_args(Bar)
+# Findings that say that a run, a task or documents are missing: whatever the bar, nothing is known about them.
+_MISSING = ("R11", "R16", "R17")
 _FAILS: Mapping[str, Callable[[Row], bool]] = {
     "worse": lambda row: row.verdict == "worse",
     "undecided": lambda row: row.verdict in ("worse", "undecided", None),
@@ -20,8 +22,8 @@ _FAILS: Mapping[str, Callable[[Row], bool]] = {
 def why_it_fails(comparison: Comparison, bar: Bar) -> str | None:
     """One line that names the worst failing row; None if all rows pass.
 
-    A row that could not be tested passes `worse` only, since nothing is known about it. A group that is not tested is
-    ignored, since its tasks have rows of their own.
+    A row without samples passes `worse` only, since nothing is known about it. A group that is not tested is ignored,
+    since its tasks have rows of their own. A run that was cut short, that lacks a task or that cannot be read fails.
 
     Args:
         comparison: the comparison to judge.
@@ -32,9 +34,13 @@ def why_it_fails(comparison: Comparison, bar: Bar) -> str | None:
         (row for row in rows if _FAILS[bar](row)), key=lambda row: (row.verdict != "worse", row.task, row.run)
     )
     if not failing:
-        return None
-    more = f"; and {len(failing) - 1} more" if len(failing) > 1 else ""
-    return f"fails --fail-on {bar}: {_describe(failing[0])}{more}"
+        missing = [finding.text for finding in comparison.findings if finding.id in _MISSING]
+        return f"fails --fail-on {bar}: {missing[0]}{_and_more(len(missing) - 1)}" if missing else None
+    return f"fails --fail-on {bar}: {_describe(failing[0])}{_and_more(len(failing) - 1)}"
+
+
+def _and_more(count: int) -> str:
+    return f"; and {count} more" if count else ""
 
 
 def _describe(row: Row) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from harness_ext.comparison.units import cluster_column
-from harness_ext.errors import ComparisonError, ResultsError
+from harness_ext.errors import ComparisonError, CutShortError, ResultsError
 from harness_ext.metrics.declarations import declared
 from harness_ext.metrics.statistic import POINTS, SHARE, Floats, Statistic
 from harness_ext.results.run import LM_EVAL, MetricValue, Run, TaskResult
@@ -42,6 +42,7 @@ class Measurement:
     samples: SampleScores | None = None
     factor: float = 1.0  # converts the documents' logged numbers to the unit of `statistic`
     not_tested: str | None = None  # the reason, if there are no samples to test
+    is_cut_short: bool = False  # whether the reason is that samples are missing
 
     @property
     def statistic(self) -> Statistic:
@@ -150,13 +151,16 @@ def measure(
     untested = Measurement(run, result, value, declarations[0])
     if result.is_group:
         return replace(untested, not_tested="a group")
-    if result.samples_path is None:
+    if result.samples_path is None and result.digest is None:
         return replace(untested, not_tested="no samples logged")
     column = cluster_column(result, settings.clusters)
     reasons = []
     for statistic in declarations:
         try:
             samples = result.samples(value.metric, value.filter, statistic.numbers, cluster=column)
+        except CutShortError as error:
+            reason = f"the run was cut short: {_reason(error, result)}; evaluate again"
+            return replace(untested, not_tested=reason, is_cut_short=True)
         except ResultsError as error:
             reasons.append(_reason(error, result))
             continue
@@ -174,7 +178,7 @@ def measure(
 
 def _reason(error: ResultsError, result: TaskResult) -> str:
     """An error about a samples file, without its path."""
-    text = str(error).removeprefix(f"{result.samples_path}:")
+    text = str(error).removeprefix(f"{result.samples_path}:").removeprefix(f"{result.task}:").strip()
     line, colon, rest = text.partition(": ")
     return f"line {line}: {rest.partition(';')[0]}" if colon and line.isdigit() else text.partition(";")[0]
 

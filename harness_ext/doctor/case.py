@@ -118,7 +118,7 @@ def read_outputs(result: TaskResult, filter: str) -> list[Output]:
     is_generated = result.config.get("output_type", "generate_until") == "generate_until"
     outputs = [
         _output(sample, number, is_generated=is_generated)
-        for number, sample in enumerate(result.read_samples(result.samples_path))
+        for number, sample in enumerate(result.logged_samples())
         if sample.get("filter", filter) == filter
     ]
     return sorted(outputs, key=lambda output: output.doc_id)

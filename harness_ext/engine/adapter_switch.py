@@ -12,6 +12,7 @@ from harness_ext.engine.variants import Variant
 from harness_ext.errors import AdapterError, HarnessExtError, ModelError, first_line
 from harness_ext.models.attach import attach, works_on_some_tokens_only
 from harness_ext.models.base_proof import BaseProof, settle
+from harness_ext.models.snapshot import AdapterSnapshot, snapshot
 from harness_ext.protocol.lm_eval_api import HFLM, LM, configure_pad_token, max_positions
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ class AdapterSwitch:
         self._model = lm.model
         self._model_args = model_args or {}
         self._uses_chat_template = uses_chat_template
+        self.snapshot: AdapterSnapshot | None = None  # of the active adapter
+        self.is_intact = True  # the base is what it was
         with _answering(ModelError, base), within_tables(lm):
             self._proof = BaseProof.of(lm.model, _encoded(lm, prompts))
 
@@ -66,14 +69,22 @@ class AdapterSwitch:
             yield {}
             return
         try:
-            notes = self._choose_tokenizer(variant)
-            self._put_on(variant, comparable=not notes)
-            self._proof.check(variant.name)
+            with snapshot(variant.folder) as self.snapshot:
+                notes = self._choose_tokenizer(variant)
+                self._put_on(variant, comparable=not notes)
+            self._prove(variant)
             yield notes
         finally:
+            self.snapshot = None
             lm._model, lm.peft, lm.tokenizer = self._model, None, tokenizer
             lm.vocab_size = tokenizer.vocab_size
+            self._prove(variant)
+
+    def _prove(self, variant: Variant) -> None:
+        """Make sure that the base is what it was; if it is not, nothing can be evaluated any more."""
+        self.is_intact = False
         self._proof.check(variant.name)
+        self.is_intact = True
 
     def _put_on(self, variant: Variant, *, comparable: bool) -> None:
         lm = self._lm

@@ -10,6 +10,7 @@ runs, and add the key `harness_ext` to each results file.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import logging
@@ -23,9 +24,11 @@ from harness_ext.engine.adapter_switch import within_tables
 from harness_ext.engine.hosts import Host, host_for, prompt_settings
 from harness_ext.engine.isolation import evaluate_isolated, one_line
 from harness_ext.engine.provenance import cache_file, key_of_each, provenance
+from harness_ext.engine.sharding import Shards
 from harness_ext.engine.variants import Variant
 from harness_ext.engine.writing import why_not_writable, write_results
-from harness_ext.errors import TaskError, first_line, suggest
+from harness_ext.errors import AdapterError, HarnessExtError, LostProcessError, TaskError, first_line, suggest
+from harness_ext.models.devices import choose_device
 from harness_ext.protocol.lm_eval_api import (
     EvaluationTracker,
     EvaluatorConfig,
@@ -52,6 +55,7 @@ class VariantResults:
     results: Mapping[str, Any]  # as in `results_*.json`, the logged samples under "samples" when asked for
     folder: Path | None  # where they were written
     failures: Mapping[str, str] = field(default_factory=dict)  # task -> why it has no results, or not all of its files
+    error: HarnessExtError | None = None  # why an adapter could not be evaluated at all
 
 
 def evaluate(
@@ -73,10 +77,11 @@ def evaluate(
 
     Returns:
         One entry for the base and one for each adapter, in that order; tasks that failed stand in `failures`. One that
-        lacks the chat template that the others have is named there, and has no results.
+        lacks the chat template that the others have is named there, and has no results. An adapter that cannot be
+        evaluated has an `error`.
 
     Raises:
-        HarnessExtError: one line on what is wrong.
+        HarnessExtError: one line on what is wrong; of adapters only if none could be evaluated.
     """
     model_args = dict(settings.pop("model_args", None) or {})
     if base is not None:
@@ -91,7 +96,12 @@ def evaluate(
     except (TypeError, ValueError) as error:
         raise TaskError(f"evaluate: {first_line(error)}") from error
     done = list(run(config, adapters=adapters))
+    errors = [each.error for each in done if each.error is not None]
+    if errors and len(errors) == sum(each.variant.adapter is not None for each in done):
+        raise errors[0]
     for each in done:
+        if each.error is not None:
+            logger.error("%s: %s", each.variant.name, each.error)
         for name, reason in each.failures.items():
             logger.error("%s, %s: %s", each.variant.name, name, reason)
     return done
@@ -100,7 +110,9 @@ def evaluate(
 def run(config: EvaluatorConfig, *, adapters: Sequence[str | Path] = ()) -> Iterator[VariantResults]:
     """Evaluate what a config asks for; yields each variant's results as soon as they are written.
 
-    With `peft` among the model arguments and no `adapters`, only that adapter is evaluated, as in stock lm-eval.
+    With `peft` among the model arguments and no `adapters`, only that adapter is evaluated, as in stock lm-eval. An
+    adapter that cannot be evaluated does not stop the others. Where several processes are launched, they share the
+    requests; the first one has the results.
 
     Args:
         config: checked by lm-eval.
@@ -110,14 +122,55 @@ def run(config: EvaluatorConfig, *, adapters: Sequence[str | Path] = ()) -> Iter
         raise TaskError("no task is named; add --tasks TASK (sst2_choice, squad_v2_generate, or any of lm-eval's)")
     include_path = [config.include_path] if isinstance(config.include_path, str) else config.include_path or []
     host = host_for(config, adapters)
-    manager, tasks = load_tasks(config.tasks, include_path=include_path, metadata=config.metadata)
-    host.load(_leaves(tasks))
+    shards = Shards.of_launch(cpu=choose_device(config.device).type == "cpu") if host.takes_shards else Shards()
+    with shards.together():
+        _check_settings(config)
+        manager, tasks = load_tasks(config.tasks, include_path=include_path, metadata=config.metadata)
+        host.load(_leaves(tasks))
+        shards.adopt(host.lm)
     for variant in host.variants:
         if reason := host.why_not(variant):
-            yield VariantResults(variant, {}, None, {"all tasks": f"not evaluated: {reason}"})
+            failures = {} if shards.rank else {"all tasks": f"not evaluated: {reason}"}
+            yield VariantResults(variant, {}, None, failures)
             continue
-        with host.active(variant) as tokenizer_notes:
-            yield _evaluate_variant(config, host, variant, manager, tasks, tokenizer_notes)
+        try:
+            done = _in_its_turn(config, host, shards, variant, manager, tasks)
+        except LostProcessError:
+            raise
+        except Exception as error:  # whatever peft, transformers or torch raise of an adapter
+            if variant.adapter is None or len(host.variants) == 1 or not host.is_intact:
+                raise
+            logger.debug("%s failed", variant.name, exc_info=error)
+            done = VariantResults(variant, {}, None, error=_without_frames(error))
+        yield done
+
+
+def _without_frames(error: Exception) -> HarnessExtError:
+    """An error without the frames it passed through, which hold the adapter's weights."""
+    kind = type(error) if isinstance(error, HarnessExtError) else AdapterError
+    bare = kind(one_line(error))
+    bare.is_said = getattr(error, "is_said", False)
+    return bare
+
+
+def _in_its_turn(
+    config: EvaluatorConfig,
+    host: Host,
+    shards: Shards,
+    variant: Variant,
+    manager: TaskManager,
+    tasks: list[Task | Group],
+) -> VariantResults:
+    """Let the model become a variant in every process, then evaluate it in the first one."""
+    with contextlib.ExitStack() as stack:
+        with shards.together():
+            tokenizer_notes = stack.enter_context(host.active(variant))
+        if shards.rank:
+            shards.serve(host.lm)
+            return VariantResults(variant, {}, None)
+        with shards.asking(host.lm):
+            return _evaluate_variant(config, host, variant, manager, tasks, tokenizer_notes)
+    raise AssertionError("unreachable: the block returns or raises")
 
 
 def _leaves(tasks: Sequence[Task | Group]) -> list[Task]:
@@ -133,7 +186,6 @@ def _evaluate_variant(
     tokenizer_notes: Mapping[str, str],
 ) -> VariantResults:
     """Ask and score all tasks, and write what went well; one that fails is named in `failures`."""
-    _check_settings(config)
     host.check()
     lm, model_args = host.lm, host.model_args(variant)
     tracker = _tracker(config)
@@ -143,7 +195,7 @@ def _evaluate_variant(
         model=lm,
         model_args=model_args,
         task_manager=manager,
-        use_cache=cache_file(config.use_cache, lm, model_args, variant),
+        use_cache=cache_file(config.use_cache, lm, model_args, host.snapshot),
         evaluation_tracker=tracker,
         cache_requests=config.cache_requests.get("cache_requests", False),
         rewrite_requests_cache=config.cache_requests.get("rewrite_requests_cache", False),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from harness_ext.engine.variants import Variant, base_and_adapters
 from harness_ext.errors import AdapterError, ModelError, first_line
 from harness_ext.models.adapters import find_base
 from harness_ext.models.devices import choose_device, choose_dtype
+from harness_ext.models.snapshot import AdapterSnapshot, snapshot
 from harness_ext.models.sources import check_is_plain, resolve_model
 from harness_ext.protocol.lm_eval_api import HFLM, LM, EvaluatorConfig, Task, get_model
 from harness_ext.protocol.render import PromptSettings, check_chat_template, render
@@ -40,12 +41,21 @@ class Host(Protocol):
     variants: Sequence[Variant]  # in the order of evaluation
     lm: LM  # lm-eval's model; there after `load`
     hf: HFLM | None  # the same where it renders prompts with a tokenizer in this process
+    takes_shards: bool  # whether several processes can each answer some of the requests
 
     def load(self, tasks: Sequence[Task]) -> None:
         """Load the base. The tasks give the prompts on which variants are told apart."""
 
     def model_args(self, variant: Variant) -> dict[str, Any]:
         """The arguments with which stock lm-eval would evaluate this variant."""
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether the base is what it was when it was loaded."""
+
+    @property
+    def snapshot(self) -> AdapterSnapshot | None:
+        """What the active variant's adapter folder held when it was attached; None without a folder."""
 
     def why_not(self, variant: Variant) -> str | None:
         """Why a variant cannot be asked; None when it can."""
@@ -77,6 +87,9 @@ class ArgumentsHost:
     """Any model class of lm-eval: one model, with the adapter that its arguments name, if any."""
 
     hf: HFLM | None = None
+    snapshot: AdapterSnapshot | None = None
+    takes_shards = False  # its model class knows of processes itself
+    is_intact = True
 
     def __init__(self, config: EvaluatorConfig) -> None:
         self._config = config
@@ -89,10 +102,10 @@ class ArgumentsHost:
     def load(self, _tasks: Sequence[Task]) -> None:
         """Create the model as lm-eval does."""
         config = self._config
-        names = ("batch_size", "max_batch_size", "device")
-        self.lm: LM = get_model(config.model).create_from_arg_obj(
-            config.model_args, {name: getattr(config, name) for name in names}
-        )
+        options = {name: getattr(config, name) for name in ("batch_size", "max_batch_size", "device")}
+        folder = self.variants[0].folder
+        with snapshot(folder) if folder else nullcontext() as self.snapshot:
+            self.lm: LM = get_model(config.model).create_from_arg_obj(config.model_args, options)
 
     def model_args(self, _variant: Variant) -> dict[str, Any]:
         """As given."""
@@ -130,6 +143,7 @@ class PeftHost:
         )
         if config.model_args.get("delta") and self.variants[-1].adapter:
             raise ModelError(DELTA_WITH_ADAPTER)
+        self.takes_shards = not config.model_args.get("tp_plan")  # which divides the model among the processes
         self.base = _resolve_base(config.model_args, [variant for variant in self.variants if variant.adapter])
 
     def load(self, tasks: Sequence[Task]) -> None:
@@ -146,8 +160,14 @@ class PeftHost:
             model_args=config.model_args,
             uses_chat_template=bool(config.apply_chat_template),
         )
-        lacking = [variant for variant in self.variants if self._switch.lacks_chat_template(variant)]
+        lacking = [variant for variant in self.variants if self._lacks_chat_template(variant)]
         self._without_template = lacking if len(lacking) < len(self.variants) else []
+
+    def _lacks_chat_template(self, variant: Variant) -> bool:
+        try:
+            return self._switch.lacks_chat_template(variant)
+        except AdapterError:  # its tokenizer cannot be read, which its turn will say
+            return False
 
     def model_args(self, variant: Variant) -> dict[str, Any]:
         """As given, with the variant's adapter as `peft`."""
@@ -158,6 +178,16 @@ class PeftHost:
         if variant not in self._without_template:
             return None
         return f"the tokenizer of {variant.adapter or self.base} has no chat template"
+
+    @property
+    def is_intact(self) -> bool:
+        """See `AdapterSwitch.is_intact`."""
+        return self._switch.is_intact
+
+    @property
+    def snapshot(self) -> AdapterSnapshot | None:
+        """See `AdapterSwitch.snapshot`."""
+        return self._switch.snapshot
 
     def active(self, variant: Variant) -> AbstractContextManager[Mapping[str, str]]:
         """See `AdapterSwitch.active`."""
@@ -188,7 +218,13 @@ def _resolve_base(model_args: Mapping[str, Any], adapters: Sequence[Variant]) ->
         return resolve_model(str(named))
     if not adapters:
         raise ModelError("no model is named; add --model_args pretrained=MODEL (or peft=ADAPTER)")
-    bases = {str(variant.adapter): find_base(variant.folder or str(variant.adapter)) for variant in adapters}
+    bases: dict[str, str] = {}
+    for variant in adapters:
+        try:
+            bases[str(variant.adapter)] = find_base(variant.folder or str(variant.adapter))
+        except AdapterError:
+            if variant is adapters[-1] and not bases:
+                raise
     if len(set(bases.values())) > 1:
         listed = ", ".join(f"{adapter} on {base}" for adapter, base in bases.items())
         raise AdapterError(f"these adapters belong to different bases: {listed}; evaluate them in separate runs")

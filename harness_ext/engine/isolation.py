@@ -14,7 +14,7 @@ import contextlib
 import logging
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,18 @@ class Failures(dict[str, str]):
     """What went wrong, in one line for each name of a task or group; the first reason stays."""
 
     @contextlib.contextmanager
-    def catching(self, name: str, what: str = "") -> Iterator[None]:
+    def catching(self, name: str, what: str = "", *, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
         """Note whatever is raised in the block, and go on behind it.
 
         Args:
             name: of the task.
             what: what could not be done, where the task itself has not failed.
+            but: errors that are passed on, since they are not this task's alone.
         """
         try:
             yield
+        except but:
+            raise
         except Exception as error:  # whatever a metric, a task's own code or lm-eval raises
             logger.debug("%s failed", name, exc_info=error)
             self.setdefault(name, f"{what}{one_line(error)}")
@@ -67,7 +70,7 @@ def evaluate_isolated(
 ) -> tuple[dict[str, Any] | None, Failures]:
     """Evaluate tasks in one call; where it raises, leave out those that fail alone, too.
 
-    With several processes the first error is final: the other ones wait inside lm-eval for this one's answers.
+    Where lm-eval itself runs in several processes, the first error is final: they wait for each other inside it.
 
     Args:
         evaluate: asks and scores tasks by `lm_eval.simple_evaluate`.
@@ -168,6 +171,22 @@ def _of_all(first: Exception, failures: Failures) -> HarnessExtError:
     return TaskError("every task failed: " + "; ".join(f"{name}: {reason}" for name, reason in failures.items()))
 
 
+@contextlib.contextmanager
+def answered_by(lm: LM, functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Let functions answer a model's requests in the block, by the kind of request; afterwards it is as it was."""
+    before = {kind: vars(lm)[kind] for kind in functions if kind in vars(lm)}
+    for kind, function in functions.items():
+        setattr(lm, kind, function)
+    try:
+        yield
+    finally:
+        for kind in functions:
+            if kind in before:
+                setattr(lm, kind, before[kind])
+            else:
+                delattr(lm, kind)
+
+
 class KeptAnswers:
     """What a model has answered, so that it is not asked again when tasks are scored again."""
 
@@ -184,13 +203,8 @@ class KeptAnswers:
     @contextlib.contextmanager
     def served_by(self, lm: LM) -> Iterator[None]:
         """Let a model answer from here, and keep here what it is asked for the first time."""
-        for kind in REQUEST_KINDS:
-            setattr(lm, kind, partial(self._answer, kind, getattr(lm, kind)))
-        try:
+        with answered_by(lm, {kind: partial(self._answer, kind, getattr(lm, kind)) for kind in REQUEST_KINDS}):
             yield
-        finally:
-            for kind in REQUEST_KINDS:
-                delattr(lm, kind)
 
     def _answer(self, kind: str, ask: Callable[..., list[Any]], requests: Sequence[Instance], **options: Any) -> Any:
         """Answers in request order; a request with several repeats stands as often among the requests."""

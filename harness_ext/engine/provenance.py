@@ -19,8 +19,8 @@ import torch
 from harness_ext.engine.hosts import Host, prompt_settings
 from harness_ext.engine.isolation import Failures
 from harness_ext.engine.variants import Variant
-from harness_ext.models.adapters import CONFIG_FILE, WEIGHTS_FILE
-from harness_ext.models.card import read_card
+from harness_ext.models.card import AdapterCard
+from harness_ext.models.snapshot import AdapterSnapshot
 from harness_ext.models.sources import weights_sha256
 from harness_ext.protocol import documents
 from harness_ext.protocol.fingerprint import PROMPT_FIELDS, Fingerprint, differing_fields, fingerprint
@@ -57,14 +57,16 @@ def provenance(
     """The key `harness_ext` of a results file, for some of its tasks."""
     settings = prompt_settings(config)
     prints = {task.task_name: fingerprint(task, settings, host.hf) for task in tasks}
-    if variant.folder is not None:
-        _warn_of_other_prompts(variant.folder, prints)
+    adapter = host.snapshot
+    if adapter is not None and adapter.card is not None:
+        _warn_of_other_prompts(variant.name, adapter.card, prints)
     return {
         "version": __version__,
         "variant": variant.name,
         "base": host.base,
         "adapter": variant.adapter,
-        "card": _card(variant.folder),
+        "card": _card(adapter),
+        "adapter_sha256": None if adapter is None else dict(adapter.sha256),
         "token_settings": {**token_settings(config.model_args), **tokenizer_notes},
         "fingerprints": {name: each.digest for name, each in prints.items()},
         "fingerprint_fields": {name: each.fields for name, each in prints.items()},
@@ -77,38 +79,34 @@ def provenance(
     }
 
 
-def _card(folder: Path | None) -> dict[str, Any] | None:
+def _card(adapter: AdapterSnapshot | None) -> dict[str, Any] | None:
     """What an adapter's card says, and the size of its weights, for whoever compares."""
-    card = None if folder is None else read_card(folder)
-    if folder is None or card is None:
+    if adapter is None or adapter.card is None:
         return None
-    return {**asdict(card), "adapter_bytes": (folder / WEIGHTS_FILE).stat().st_size}
+    return {**asdict(adapter.card), "adapter_bytes": adapter.weights_bytes}
 
 
-def _warn_of_other_prompts(adapter: Path, prints: Mapping[str, Fingerprint]) -> None:
+def _warn_of_other_prompts(name: str, card: AdapterCard, prints: Mapping[str, Fingerprint]) -> None:
     """Warn when a task asks an adapter about its own data in other words than it was trained with."""
-    card = read_card(adapter)
-    if card is None:
-        return
     for task, found in prints.items():
         differing = differing_fields(card.fingerprint_fields, found.fields, PROMPT_FIELDS)
         if differing and "dataset" not in differing:
             logger.warning(
                 "%s was trained on %s with another prompt than %s has here: %s",
-                adapter,
+                name,
                 card.task,
                 task,
                 ", ".join(differing),
             )
 
 
-def cache_file(prefix: str | None, lm: LM, model_args: Mapping[str, Any], variant: Variant) -> str | None:
+def cache_file(
+    prefix: str | None, lm: LM, model_args: Mapping[str, Any], adapter: AdapterSnapshot | None
+) -> str | None:
     """A response cache of its own for each model, adapter and dtype: lm-eval keys responses by the request alone."""
     if prefix is None:
         return None
     identity = json.dumps({**model_args, "class": type(lm).__name__}, sort_keys=True, default=str)
     identity += weights_sha256(str(model_args.get("pretrained")), revision=model_args.get("revision")) or ""
-    if variant.folder is not None:
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            identity += hashlib.sha256((variant.folder / name).read_bytes()).hexdigest()
+    identity += json.dumps(None if adapter is None else dict(adapter.sha256), sort_keys=True)
     return f"{Path(prefix).expanduser()}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"

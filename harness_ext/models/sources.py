@@ -174,15 +174,17 @@ def _check_weights(folder: Path) -> None:
 
 
 def files_sha256(*files: Path) -> str:
-    """Sha256 over the bytes of `files`; remembered while their paths, sizes and times stay."""
+    """Sha256 over the bytes of `files`; remembered while the files stay the same ones, unchanged."""
     stats = [(file.resolve(), file.stat()) for file in files]
-    return _digest(tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats))
+    return _digest(
+        tuple((str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in stats)
+    )
 
 
 @lru_cache(maxsize=64)
-def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
+def _digest(files: tuple[tuple[str, int, int, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for name, _, _ in files:
+    for name, *_ in files:
         with Path(name).open("rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)

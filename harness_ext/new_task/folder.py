@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +12,10 @@ import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from harness_ext.errors import TaskError
-from harness_ext.folders import replacing_folder
 from harness_ext.new_task.columns import Columns, Kind
 from harness_ext.new_task.splits import DROPPED, SPLITS
 from harness_ext.protocol.cells import answers_of, plain
 from harness_ext.protocol.local_files import Rows
-
-
-@contextlib.contextmanager
-def replacing_task(folder: Path) -> Iterator[Path]:
-    """A temporary folder that replaces the task's folder when the block succeeds.
-
-    Raises:
-        TaskError: it cannot be written.
-    """
-    try:
-        with replacing_folder(folder) as unfinished:
-            yield unfinished
-    except OSError as error:
-        raise TaskError(f"{folder} cannot be written ({error.strerror}); choose another --output") from error
 
 
 def write_documents(

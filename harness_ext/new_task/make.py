@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness_ext.atomic import replacing_folder, write_text
 from harness_ext.errors import DatasetError, TaskError, suggest
 from harness_ext.new_task import texts
 from harness_ext.new_task.columns import Columns, Kind, find_columns, is_squad_shaped, is_text, safe_names
-from harness_ext.new_task.folder import replacing_task, write_documents
+from harness_ext.new_task.folder import write_documents
 from harness_ext.new_task.row_files import RowSource, SplitRows, open_source
 from harness_ext.new_task.splits import (
     DROPPED,
@@ -139,6 +140,7 @@ def new_task(
     Raises:
         TaskError: the name is invalid, the arguments contradict each other, or the folder already exists.
         DatasetError: the data do not fit such a task. Nothing is left behind.
+        WriteError: the folder cannot be written.
     """
     folder = Path(output) if output else Path("tasks") / name
     _check_request(name, folder, kind, unanswerable=unanswerable, overwrite=overwrite)
@@ -149,12 +151,12 @@ def new_task(
         raise TaskError(f"{source.origin} has its own splits; omit the shares --validation and --test")
     material = _read(source, kind, columns or {}, labels or {}, shares, unanswerable)
     facts = _facts(name, folder, material, seed)
-    with replacing_task(folder) as unfinished:
+    with replacing_folder(folder) as unfinished:
         if source.hub is None:
             rows = [(part.rows, part.split_of) for part in material.parts]
             write_documents(unfinished / "data", rows, kind, material.columns, material.names, material.words)
         for file, text in texts.files(facts).items():
-            (unfinished / file).write_text(text, encoding="utf-8")
+            write_text(unfinished / file, text)
     return NewTask(folder, name, material.counts, facts.notes, material.columns, facts.choices)
 
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import importlib
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "EvaluatorConfig": ("lm_eval.config.evaluate_config",),
     "EvaluationTracker": ("lm_eval.loggers",),
     "handle_non_serializable": ("lm_eval.utils",),
+    "hash_string": ("lm_eval.utils",),
+    "sanitize_list": ("lm_eval.utils",),
     "make_table": ("lm_eval.utils",),
     "Run": ("lm_eval._cli.run",),  # the flags of `lm_eval run`; no public function gives its parser
     # models
@@ -114,8 +117,30 @@ def simple_evaluate(**options: Any) -> dict[str, Any] | None:
     """lm-eval's `simple_evaluate`, without standard errors for aggregations that are not lm-eval's own.
 
     lm-eval 0.4 has none for them; 0.5 evaluates each of them 100,000 times, which takes hours. Outside a git repository
-    lm-eval is not asked for the commit, since git would print an error.
+    lm-eval is not asked for the commit, since git would print an error. The environment, for which pip is started, is
+    described once in a process.
     """
+    with _environment_told_once():
+        return _simple_evaluate(**options)
+
+
+@contextlib.contextmanager
+def _environment_told_once() -> Iterator[None]:
+    module: Any = importlib.import_module("torch.utils.collect_env")
+    original = module.get_pretty_env_info
+    module.get_pretty_env_info = lambda: _environment(original)
+    try:
+        yield
+    finally:
+        module.get_pretty_env_info = original
+
+
+@functools.cache
+def _environment(describe: Callable[[], str]) -> str:
+    return describe()
+
+
+def _simple_evaluate(**options: Any) -> dict[str, Any] | None:
     metrics: Any = importlib.import_module("lm_eval.api.metrics")
     of_any_metric = metrics.stderr_for_metric
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from harness_ext.errors import ResultsError
+from harness_ext.protocol.sample_files import samples_file
 from harness_ext.protocol.token_settings import parse_model_args, token_settings
 from harness_ext.results.run import MetricValue, Run, TaskResult
 
@@ -97,6 +98,8 @@ def _parse_task(task: str, file: Path, payload: Mapping[str, Any]) -> TaskResult
         metrics=_parse_metrics(entry, _mapping(_mapping(payload, "higher_is_better"), task)),
         fingerprint=_text(_mapping(extension, "fingerprints").get(task)),
         n=count if isinstance(count, int) else 0,
+        documents=None if is_group else _documents(task, payload),
+        digest=_text(_mapping(payload, "task_hashes").get(task)),
         samples_path=None if is_group else _samples_path(task, file),
         config=_mapping(_mapping(payload, "configs"), task),
         fingerprint_fields=_mapping(_mapping(extension, "fingerprint_fields"), task),
@@ -107,6 +110,24 @@ def _parse_task(task: str, file: Path, payload: Mapping[str, Any]) -> TaskResult
         is_group=is_group,
         members=_members(task, payload) if is_group else (),
     )
+
+
+def _documents(task: str, payload: Mapping[str, Any]) -> int | None:
+    """How many documents the samples of a task must have.
+
+    Before lm-eval 0.4.13, `n-samples` is that of the last task where --limit is a share, and of the whole split where
+    --samples chooses; the length of a metric counts instead.
+    """
+    count = _mapping(_mapping(payload, "n-samples"), task).get("effective")
+    if _version(payload) < (0, 4, 13):
+        count = payload["results"][task].get("sample_len")
+    return count if isinstance(count, int) and not isinstance(count, bool) else None
+
+
+def _version(payload: Mapping[str, Any]) -> tuple[int, ...]:
+    """The version of lm-eval; a very new one if it was not logged."""
+    numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", str(payload.get("lm_eval_version")))
+    return tuple(map(int, numbers.groups())) if numbers else (9,)
 
 
 def _members(group: str, payload: Mapping[str, Any]) -> tuple[str, ...]:
@@ -169,7 +190,8 @@ def _is_number(value: Any) -> TypeGuard[float]:
 def _samples_path(task: str, file: Path) -> Path | None:
     """The samples file of the same date; for a renamed results file, the only samples file of the task."""
     if date := date_of(file):
-        path = file.parent / f"samples_{task}_{date}.jsonl"
+        path = file.parent / samples_file(task, date)
         return path if path.is_file() else None
-    paths = [path for path in file.parent.glob("samples_*.jsonl") if DATE.sub("", path.stem) == f"samples_{task}"]
+    name = samples_file(task, "").removesuffix("_.jsonl")
+    paths = [path for path in file.parent.glob("samples_*.jsonl") if DATE.sub("", path.stem) == name]
     return paths[0] if len(paths) == 1 else None

@@ -32,7 +32,27 @@ class _Part:
     date: tuple[str, str]
 
 
+@dataclass(frozen=True)
+class LoadedResults:
+    """What results files and folders hold."""
+
+    runs: list[Run]
+    unreadable: list[str]  # one line for each folder or run that is there and cannot be read
+
+
 def load_runs(*paths: str | os.PathLike[str]) -> list[Run]:
+    """The runs of `load_results`; what cannot be read is logged as a warning.
+
+    Raises:
+        ResultsError: a path has no results, or a file cannot be read.
+    """
+    loaded = load_results(*paths)
+    for text in loaded.unreadable:
+        logger.warning("%s (left out)", text)
+    return loaded.runs
+
+
+def load_results(*paths: str | os.PathLike[str]) -> LoadedResults:
     """Read runs from results files and from folders, which are searched recursively.
 
     Several results files of one run in one folder (same model arguments, different dates) are merged: every task comes
@@ -49,8 +69,9 @@ def load_runs(*paths: str | os.PathLike[str]) -> list[Run]:
     """
     groups: dict[tuple[str, ...], list[_Part]] = defaultdict(list)
     seen: set[Path] = set()
+    unreadable: dict[str, None] = {}
     for path in map(Path, paths):
-        for file, parts in _find(path):
+        for file, parts in _find(path, unreadable):
             if file.resolve() not in seen:
                 seen.add(file.resolve())
                 for part in parts:
@@ -62,25 +83,30 @@ def load_runs(*paths: str | os.PathLike[str]) -> list[Run]:
     for identity, parts in groups.items():
         by_date = [part.run for part in sorted(parts, key=lambda part: part.date)]
         folders[identity[1:] or identity] += by_date if _protocols_differ(by_date) else [_merge(by_date)]
-    return _unique_names([run for runs in folders.values() for run in _merged_over_folders(runs)])
+    runs = _unique_names([run for parts in folders.values() for run in _merged_over_folders(parts)])
+    return LoadedResults(runs, [*unreadable])
 
 
-def _find(path: Path) -> list[tuple[Path, list[_Part]]]:
-    """The results files at a path, sorted by path, each with its runs."""
+def _find(path: Path, unreadable: dict[str, None]) -> list[tuple[Path, list[_Part]]]:
+    """The results files at a path, sorted by path, each with its runs; notes what cannot be read."""
     if path.is_file():
         return [(path, _given_file(path))]
     if not path.is_dir():
         raise ResultsError(f"{path}: no such file or folder; evaluate with --output_path {path} --log_samples first")
     files: list[tuple[Path, list[_Part]]] = []
     unfinished: list[inspect_log.UnfinishedLog] = []
-    for file in sorted([*path.rglob("*.json"), *path.rglob(f"*{inspect_log.SUFFIX}")]):
+    found = _files_under(path, unreadable)
+    for file in found:
+        if file.suffix not in (".json", inspect_log.SUFFIX):
+            continue
         try:
             part = _file_in_folder(file)
         except inspect_log.UnfinishedLog as error:
-            logger.warning("%s (left out)", error)
+            unreadable[str(error)] = None
             unfinished.append(error)
         else:
             files += [(file, [part])] if part else []
+    unreadable.update(dict.fromkeys(_samples_without_results(found)))
     if unfinished and not files:
         raise unfinished[0]
     if not files:
@@ -89,6 +115,33 @@ def _find(path: Path) -> list[tuple[Path, list[_Part]]]:
             "Inspect or EvalScope; a CSV has to be passed by its file name"
         )
     return files
+
+
+def _files_under(path: Path, unreadable: dict[str, None]) -> list[Path]:
+    """All files below a folder, sorted by path; notes folders that cannot be listed."""
+
+    def note(error: OSError) -> None:
+        unreadable[f"{error.filename}: cannot be read ({error.strerror}); check its permissions"] = None
+
+    return sorted(Path(folder) / name for folder, _, names in os.walk(path, onerror=note) for name in names)
+
+
+def _samples_without_results(files: Sequence[Path]) -> list[str]:
+    """What killed runs have left: samples files whose results were not written, nor those of a later run."""
+    results: dict[Path, list[str]] = defaultdict(list)  # folder -> dates; "" of a renamed file
+    for file in files:
+        if file.suffix == ".json":
+            results[file.parent].append(date_of(file))
+    left: dict[tuple[Path, str], None] = {}
+    for file in files:
+        date = date_of(file)
+        is_samples = file.suffix == ".jsonl" and file.name.startswith("samples_") and date
+        if is_samples and not any(other in ("", date) or other > date for other in results[file.parent]):
+            left[file.parent, date] = None
+    return [
+        f"{folder}: samples of {date} without results: the run was cut short; evaluate again, or remove them"
+        for folder, date in left
+    ]
 
 
 def _file_in_folder(file: Path) -> _Part | None:

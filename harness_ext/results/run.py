@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness_ext.errors import ResultsError, suggest
+from harness_ext.errors import CutShortError, ResultsError, suggest
 from harness_ext.metrics.known import PRIMARY_METRICS
 from harness_ext.results.samples import (
     Numbers,
@@ -18,6 +19,7 @@ from harness_ext.results.samples import (
     is_bundled,
     iter_samples,
     read_scores,
+    whole_samples,
 )
 
 LM_EVAL = "lm-eval"
@@ -57,6 +59,8 @@ class TaskResult:
     resolved_token_settings: Mapping[str, str] | None = None  # as used; None in stock and older results
     is_group: bool = False  # whether it is an aggregate over other tasks
     members: tuple[str, ...] = ()  # of a group: its tasks
+    documents: int | None = None  # how many every filter's samples have at least; None if unknown
+    digest: str | None = None  # lm-eval's hash of all samples; None if they were not logged, or by another tool
     read_samples: SampleReader = field(default=iter_samples, repr=False)  # other tools have other formats
 
     @property
@@ -84,7 +88,9 @@ class TaskResult:
         """Whether the documents are the bundled sample, from the first logged sample or else from the results file."""
         if self.read_samples is not iter_samples:
             return False
-        sample = first_sample(self.samples_path) if self.samples_path else None
+        sample = None
+        with contextlib.suppress(CutShortError):  # whoever reads all samples says so
+            sample = first_sample(self.samples_path) if self.samples_path else None
         return bool(self.sample_data) if sample is None else is_bundled(sample)
 
     def metric(self, name: str, filter: str | None = None) -> MetricValue:
@@ -101,6 +107,23 @@ class TaskResult:
         known = ", ".join(self.metrics) or "none"
         raise ResultsError(f"{self.task}: no metric {requested!r} (it has {known}){suggest(name, self.metrics)}")
 
+    def logged_samples(self) -> Iterator[dict[str, Any]]:
+        """Yield the logged samples, in the form in which lm-eval logs them.
+
+        Raises:
+            CutShortError: the file is not complete.
+            ResultsError: no samples were logged, or they cannot be read.
+        """
+        if self.samples_path is None:
+            if self.digest is not None:
+                raise CutShortError(f"{self.task}: its samples file is missing; evaluate again")
+            raise ResultsError(f"{self.task}: no samples were logged; evaluate again with --log_samples")
+        filters = {metric.filter for metric in self.metrics.values()}
+        samples = self.read_samples(self.samples_path)
+        yield from whole_samples(
+            samples, self.samples_path, documents=self.documents, filters=filters, digest=self.digest
+        )
+
     def samples(
         self, metric: str, filter: str | None = None, numbers: Numbers | None = None, cluster: str | None = None
     ) -> SampleScores:
@@ -109,10 +132,9 @@ class TaskResult:
         Raises:
             ResultsError: no samples were logged, or they cannot be read.
         """
-        if self.samples_path is None:
-            raise ResultsError(f"{self.task}: no samples were logged; evaluate again with --log_samples")
         filter = filter or self.metric(metric).filter
-        return read_scores(self.samples_path, metric, filter, numbers, cluster=cluster, samples=self.read_samples)
+        path, samples = self.samples_path or Path(self.task), self.logged_samples()
+        return read_scores(path, metric, filter, numbers, cluster=cluster, samples=lambda _: samples)
 
 
 @dataclass(frozen=True)

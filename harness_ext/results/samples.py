@@ -11,7 +11,7 @@ import json
 import math
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness_ext.errors import ResultsError
+from harness_ext.errors import CutShortError, ResultsError
 from harness_ext.protocol.ties import choice_scores, is_tie
 
 _SAMPLE_PREFIX = "sample-"  # of ids in the small data set bundled with this package
@@ -27,6 +27,7 @@ _UNKNOWN = -1  # value of a flag that a sample does not have
 _LONG_TEXT = 80  # characters; shorter texts are labels, names or questions, not passages
 _INSPECTED = 2_000  # number of documents that are searched for repeated columns
 _DISTINCT = 0.8  # a column is repeated if at most this share of its texts is distinct
+_HASHES = ("doc_hash", "prompt_hash", "target_hash")  # of a sample, of which lm-eval makes the task's
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # gives duplicates of a document different keys
 
 # Yields the samples of a file in the form in which lm-eval logs them.
@@ -79,7 +80,7 @@ def iter_samples(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the logged samples of a file, one at a time.
 
     Raises:
-        ResultsError: a line is not a complete JSON object; the message names it as file:line.
+        CutShortError: a line is not a complete JSON object; the message names it as file:line.
     """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -90,10 +91,51 @@ def iter_samples(path: Path) -> Iterator[dict[str, Any]]:
             except ValueError:
                 sample = None
             if not isinstance(sample, dict):
-                raise ResultsError(
+                raise CutShortError(
                     f"{path}:{number}: not a complete JSON object; was the run cut short? evaluate again"
                 )
             yield sample
+
+
+def whole_samples(
+    samples: Iterator[dict[str, Any]],
+    path: Path,
+    *,
+    documents: int | None,
+    filters: Collection[str] = (),
+    digest: str | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yield logged samples, and make sure behind the last one that they are those of the results.
+
+    The number of documents is lm-eval's, which counts those of one metric: where no document has all metrics, only the
+    digest tells.
+
+    Args:
+        samples: of one task.
+        path: of their file, for the message.
+        documents: how many different documents every filter has at least; None if it is not known.
+        filters: lm-eval's names of the filters that must be there; samples of old versions name none.
+        digest: lm-eval's hash of all samples; None if it was not logged.
+
+    Raises:
+        CutShortError: there are fewer, or others.
+    """
+    ids: defaultdict[str | None, array[int]] = defaultdict(lambda: array("q"))
+    logged = hashlib.sha256()
+    for number, sample in enumerate(samples, start=1):
+        ids[sample.get("filter")].append(_as_id(sample.get("doc_id", number)))
+        logged.update("".join(str(sample.get(name)) for name in _HASHES).encode("utf-8", "replace"))
+        yield sample
+    expected = ids.keys() if None in ids or not filters else filters
+    fewest = min((len(np.unique(_array(ids[name], np.int64))) for name in expected), default=0)
+    if documents is not None and fewest < documents:
+        raise CutShortError(f"{path}: has {fewest:,} of {documents:,} documents; was the run cut short? evaluate again")
+    if digest is not None and logged.hexdigest() != digest:
+        raise CutShortError(f"{path}: does not hold the samples of the results; was the run cut short? evaluate again")
+
+
+def _as_id(doc_id: Any) -> int:
+    return doc_id if isinstance(doc_id, int) and abs(doc_id) < 2**63 else _digest(str(doc_id)) >> 1
 
 
 def first_sample(path: Path) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
@@ -20,36 +21,58 @@ logger = logging.getLogger(__name__)
 
 
 class StopOnInterrupt(TrainerCallback):
-    """On Ctrl-C, training finishes the current step, saves a checkpoint and stops; a second one stops at once."""
+    """On Ctrl-C or SIGTERM, training finishes the current step, saves a checkpoint and stops; a second stops at once.
+
+    Slurm, Kubernetes and spot instances send SIGTERM before they end a process.
+    """
 
     def __init__(self) -> None:
-        self.interrupted = False
+        self.signal: int | None = None  # that was received first
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal was received."""
+        return self.signal is not None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Catch Ctrl-C in this block. No effect outside the main thread, the only one that can handle signals."""
+        """Catch the signals in this block. No effect outside the main thread, the only one that can handle them."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
+        before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
 
-        def interrupt(*_: Any) -> None:
-            self.interrupted = True
-            signal.signal(signal.SIGINT, before)
-            logger.warning("stopping after this step; press Ctrl-C again to stop at once")
+        def interrupt(number: int, _: Any) -> None:
+            self.signal = number
+            restore()
+            again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+            logger.warning("stopping after this step%s", again)
 
-        signal.signal(signal.SIGINT, interrupt)
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        for number in before:
+            signal.signal(number, interrupt)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            restore()
 
-    def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Save and stop if interrupted; report the loss with every checkpoint and at the end."""
+        if args.world_size > 1:
+            self._agree(args.device)
         if self.interrupted:
             control.should_save = control.should_training_stop = True
         if control.should_save or state.global_step >= state.max_steps:
             control.should_log = True
+
+    def _agree(self, device: torch.device) -> None:
+        """Let all processes stop at the same step, whichever of them received the signal."""
+        received = torch.tensor(self.signal or 0, device=device)
+        torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
+        self.signal = int(received) or None
 
 
 class FewSteps(TrainerCallback):

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from harness_ext.errors import TrainingError
+from harness_ext.errors import TrainingError, WriteError, first_line
 from harness_ext.training.batches import GroupedBatches
+from harness_ext.training.checkpoints import seal
 from harness_ext.training.schedule import make_schedule
 
 
@@ -29,9 +32,12 @@ class PackTrainer(Trainer):
 
     lr_scheduler: Any
 
-    def __init__(self, *args: Any, batches: GroupedBatches, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, batches: GroupedBatches, kept_with_checkpoints: Sequence[Path] = (), **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._batches = batches
+        self._kept_with_checkpoints = kept_with_checkpoints
         self._started = time.monotonic()
         self._label_tokens = 0
         self._earlier: dict[str, Any] | None = None
@@ -50,6 +56,23 @@ class PackTrainer(Trainer):
         self.state = state
         self._load_from_checkpoint(str(checkpoint))
         return True
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save as Trainer does, then seal what was saved; what cannot be written is removed.
+
+        Raises:
+            WriteError: something cannot be written; the checkpoint before is kept.
+        """
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                seal(folder, self._kept_with_checkpoints)
+        except (OSError, RuntimeError, SafetensorError, WriteError) as error:  # torch and safetensors have their own
+            if self.args.should_save:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise WriteError(f"a checkpoint cannot be written ({first_line(error)})") from error
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of the grouped sampler, distributed over processes by accelerate."""

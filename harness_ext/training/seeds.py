@@ -12,9 +12,10 @@ from pathlib import Path
 
 from harness_ext.errors import RecipeError, TrainingError
 from harness_ext.models.card import CARD_FILE, read_card
+from harness_ext.training.checkpoints import damaged_checkpoint, last_checkpoint
 from harness_ext.training.recipe import Recipe
 from harness_ext.training.trainer import TrainedAdapter, TrainingStart, train_adapter
-from harness_ext.training.workspace import FREE_TO_CHANGE, last_checkpoint, workspace_of
+from harness_ext.training.workspace import FREE_TO_CHANGE, workspace_of
 
 
 def seed_recipes(recipe: Recipe, count: int) -> list[Recipe]:
@@ -63,7 +64,10 @@ def train_seeds(
         if resume and (trained := _trained(seed_recipe)):
             yield trained
             continue
-        has_checkpoint = last_checkpoint(workspace_of(seed_recipe.output)) is not None
+        workspace = workspace_of(seed_recipe.output)
+        has_checkpoint = bool(
+            last_checkpoint(workspace) or damaged_checkpoint(workspace)
+        )  # training refuses the latter
         yield train(seed_recipe, resume=resume and has_checkpoint, overwrite=overwrite, inspect=inspect)
         inspect = None
 

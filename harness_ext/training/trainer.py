@@ -5,10 +5,11 @@ Uses a `transformers.Trainer` on batches of packs, which handles checkpoints, re
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import logging
-import shutil
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,9 @@ from transformers import (
 )
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
+from harness_ext.atomic import replacing_folder
 from harness_ext.cpu.fast_paths import use_fast_paths
-from harness_ext.errors import ModelError, RecipeError, TrainingError, first_line
-from harness_ext.folders import replacing_folder
+from harness_ext.errors import ModelError, RecipeError, StoppedError, TrainingError, WriteError, first_line
 from harness_ext.models.adapters import save_adapter
 from harness_ext.models.card import AdapterCard, hub_name
 from harness_ext.models.devices import choose_device, choose_dtype
@@ -44,15 +45,18 @@ from harness_ext.protocol.tasks import load_task
 from harness_ext.protocol.token_settings import check_appends_nothing
 from harness_ext.training.batches import Collator, ExampleSet, GroupedBatches, build_examples, group_by_prefix
 from harness_ext.training.callbacks import FewSteps, StopOnInterrupt, TrainingBar
+from harness_ext.training.checkpoints import last_checkpoint
+from harness_ext.training.lock import OutputLock
 from harness_ext.training.model_card import model_card
 from harness_ext.training.pack_trainer import PackTrainer
 from harness_ext.training.recipe import Recipe
 from harness_ext.training.workspace import (
     INITIAL_FOLDER,
+    RECIPE_FILE,
     claim_workspace,
     kept_only_with_checkpoint,
-    last_checkpoint,
     prepare,
+    workspace_of,
 )
 from harness_ext.trees.support import why_no_trees
 
@@ -124,8 +128,26 @@ def train_adapter(
         HarnessExtError: the run cannot start or fails; no adapter folder is left behind.
     """
     processes = PartialState(cpu=choose_device().type == "cpu")  # for `accelerate launch`; also selects this one's GPU
-    with processes.main_process_first():
-        workspace = claim_workspace(recipe.output, resume=resume, overwrite=overwrite)
+    with contextlib.ExitStack() as stack:
+        lock = None
+        if processes.is_main_process:
+            lock = stack.enter_context(OutputLock(workspace_of(recipe.output), recipe.output).held())
+        with processes.main_process_first():
+            workspace = claim_workspace(recipe.output, lock, resume=resume, overwrite=overwrite)
+        return _train(recipe, processes, workspace, lock, resume=resume, overwrite=overwrite, inspect=inspect)
+
+
+def _train(
+    recipe: Recipe,
+    processes: PartialState,
+    workspace: Path,
+    lock: OutputLock | None,
+    *,
+    resume: bool,
+    overwrite: bool,
+    inspect: Callable[[TrainingStart], None] | None,
+) -> TrainedAdapter:
+    """Train in a workspace that has been claimed, and write the adapter."""
     start = start_training(recipe)
     task, lm = start.task, start.lm
     learning_rate = recipe.learning_rate_for(lm.model.num_parameters())
@@ -138,13 +160,14 @@ def train_adapter(
     peft_model = add_lora(lm.model, recipe)
     use_fast_paths(peft_model)
     before = _starting_point(peft_model)
-    with kept_only_with_checkpoint(workspace):
+    with kept_only_with_checkpoint(workspace, lock):
         if processes.is_main_process:
             prepare(workspace, peft_model, recipe, examples, resume=resume)
         trainer, interrupt = _make_trainer(peft_model, lm.tokenizer, examples, recipe, workspace, learning_rate)
         _fit(trainer, interrupt, recipe, workspace, resume=resume)
     if _changes_nothing(peft_model, before, _save_dtype(recipe)):
-        shutil.rmtree(workspace, ignore_errors=True)
+        if lock is not None:
+            lock.clear_workspace()
         steps = trainer.state.global_step
         raise TrainingError(
             f"training of {recipe.output} changed nothing: after {steps} optimiser step{'' if steps == 1 else 's'} the "
@@ -152,8 +175,8 @@ def train_adapter(
         )
     sample = documents.is_sample(task.config.custom_dataset, task.config.dataset_kwargs, task.config.metadata)
     card = _card(recipe, start.base, fingerprint(task, recipe.prompt, lm), examples, trainer, sample)
-    if processes.is_main_process:
-        _write(trainer, recipe, card, workspace)
+    if lock is not None:
+        _write(trainer, recipe, card, workspace, lock, overwrite=overwrite)
     processes.wait_for_everyone()
     return TrainedAdapter(Path(recipe.output).expanduser(), card)
 
@@ -255,6 +278,7 @@ def _make_trainer(
                 TrainingBar(f"train {recipe.task_name}"),
             ],
             batches=GroupedBatches(groups, batch_size=recipe.batch_size, seed=recipe.seed),
+            kept_with_checkpoints=[workspace / RECIPE_FILE, workspace / INITIAL_FOLDER],
         )
     except (ValueError, RuntimeError, ImportError) as error:
         raise RecipeError(f"transformers rejects this recipe: {first_line(error):.200}; change the recipe") from error
@@ -284,7 +308,6 @@ def _arguments(recipe: Recipe, workspace: Path, learning_rate: float, *, experts
         max_grad_norm=recipe.max_grad_norm,
         seed=recipe.seed,
         save_steps=recipe.save_steps,
-        save_total_limit=1,
         logging_steps=recipe.logging_steps,
         report_to=recipe.report_to,
         use_cpu=choose_device().type == "cpu",
@@ -307,20 +330,24 @@ def _fit(trainer: PackTrainer, interrupt: StopOnInterrupt, recipe: Recipe, works
             if checkpoint is None or not trainer.restore_finished(checkpoint):
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except KeyboardInterrupt as error:
-        raise TrainingError(f"training of {recipe.output} was interrupted; {_next_step(workspace)}") from error
-    except (OSError, SafetensorError, RuntimeError) as error:
+        number = interrupt.signal or signal.SIGINT
+        message = f"training of {recipe.output} was interrupted; {_next_step(workspace)}"
+        raise StoppedError(message, number) from error
+    except (OSError, SafetensorError, RuntimeError, WriteError) as error:
         if not isinstance(error, RuntimeError):
             problem = f"stopped: {first_line(error)}"
-        elif any(words in str(error) for words in ("PytorchStreamWriter", "No space left")):
-            problem = f"stopped: a checkpoint cannot be written ({first_line(error)})"
+        elif "closed by peer" in str(error) or "Connection reset" in str(error):
+            problem = "stopped: another process of it has ended, see its message"
         elif isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             problem = "does not fit into memory: lower --max-tokens, or add --gradient-checkpointing"
         else:
             raise
         raise TrainingError(f"training of {recipe.output} {problem:.300}; {_next_step(workspace)}") from error
     step, planned = trainer.state.global_step, trainer.state.max_steps
-    if interrupt.interrupted and step < planned:
-        raise TrainingError(f"training of {recipe.output} stopped at step {step} of {planned}; continue with --resume")
+    if interrupt.signal is not None and step < planned:
+        raise StoppedError(
+            f"training of {recipe.output} stopped at step {step} of {planned}; continue with --resume", interrupt.signal
+        )
 
 
 def _next_step(workspace: Path) -> str:
@@ -329,7 +356,9 @@ def _next_step(workspace: Path) -> str:
     return "fix the problem, then continue with --resume"
 
 
-def _write(trainer: PackTrainer, recipe: Recipe, card: AdapterCard, workspace: Path) -> None:
+def _write(
+    trainer: PackTrainer, recipe: Recipe, card: AdapterCard, workspace: Path, lock: OutputLock, *, overwrite: bool
+) -> None:
     """Write the finished adapter to its folder."""
     output = Path(recipe.output).expanduser().absolute()
     readme = model_card(card, output.name)
@@ -338,11 +367,18 @@ def _write(trainer: PackTrainer, recipe: Recipe, card: AdapterCard, workspace: P
         with replacing_folder(output) as partial:
             saved = trainer.accelerator.unwrap_model(trainer.model)
             save_adapter(saved, partial, card=card, readme=readme, dtype=_save_dtype(recipe), initial=initial)
-    except (OSError, SafetensorError) as error:
+            lock.check()
+            if not overwrite and output.is_dir() and any(output.iterdir()):
+                raise TrainingError(
+                    f"{recipe.output} was written by something else during the training and is not replaced; move it "
+                    "away, then run again with --resume"
+                )
+    except (WriteError, SafetensorError) as error:
+        reason = error.__cause__ if isinstance(error, WriteError) and error.__cause__ else error
         raise TrainingError(
-            f"{recipe.output} cannot be written ({first_line(error)}); free some space, then run again with --resume"
+            f"{recipe.output} cannot be written ({first_line(reason)}); free some space, then run again with --resume"
         ) from error
-    shutil.rmtree(workspace, ignore_errors=True)
+    lock.clear_workspace()
 
 
 def _card(

@@ -2,6 +2,7 @@
 
 ```
 adapters/.sst2.training/
+├── lock               held by the training that runs
 ├── recipe.json        settings that the run was started with
 ├── initial/           the adapter before training, if its initialisation changes the base
 └── checkpoint-350/    checkpoint of transformers' Trainer
@@ -19,11 +20,13 @@ from typing import Any
 
 from peft import PeftModel
 
+from harness_ext.atomic import replacing_folder, why_not_written, write_text
 from harness_ext.errors import TrainingError
 from harness_ext.training.batches import ExampleSet
+from harness_ext.training.checkpoints import damaged_checkpoint, last_checkpoint
+from harness_ext.training.lock import OutputLock
 from harness_ext.training.recipe import Recipe, flag
 
-STATE_FILE = "trainer_state.json"  # the file that Trainer writes last in a checkpoint
 RECIPE_FILE = "recipe.json"  # settings that the run was started with
 INITIAL_FOLDER = "initial"  # the adapter before training, if its initialisation changes the base
 FREE_TO_CHANGE = (  # recipe fields that may differ when a run is resumed
@@ -39,8 +42,14 @@ def workspace_of(output: str) -> Path:
     return folder.with_name(f".{folder.name}.training")
 
 
-def claim_workspace(output: str, *, resume: bool, overwrite: bool) -> Path:
+def claim_workspace(output: str, lock: OutputLock | None, *, resume: bool, overwrite: bool) -> Path:
     """The folder for checkpoints; if the run is not resumed, the remains of earlier runs are removed.
+
+    Args:
+        output: folder of the adapter.
+        lock: held; None in all but the first of several processes.
+        resume: whether an earlier run is continued.
+        overwrite: whether an adapter or a checkpoint may be replaced.
 
     Raises:
         TrainingError: the output folder or a checkpoint exists and must not be replaced, or none exists to resume.
@@ -53,33 +62,26 @@ def claim_workspace(output: str, *, resume: bool, overwrite: bool) -> Path:
             f"{output} already contains an adapter; replace it with --overwrite, or choose another --output"
         )
     checkpoint = last_checkpoint(workspace)
+    damaged = damaged_checkpoint(workspace)
+    if resume and checkpoint is None and damaged:
+        raise TrainingError(f"{output} cannot be resumed: {damaged}; start again without --resume")
     if resume and checkpoint is None:
         raise TrainingError(f"there is no checkpoint of {output} to resume; start without --resume")
     if not resume and checkpoint is not None and not overwrite:
         raise TrainingError(f"{output} has a checkpoint; continue with --resume, or start again with --overwrite")
-    if not resume:
-        shutil.rmtree(workspace, ignore_errors=True)
+    if not resume and lock is not None:
+        lock.clear_workspace()
     return workspace
 
 
-def last_checkpoint(workspace: Path) -> Path | None:
-    """The newest checkpoint that was written completely."""
-    folders = [folder for folder in workspace.glob("checkpoint-*") if folder.name.split("-")[-1].isdigit()]
-    for folder in sorted(folders, key=lambda folder: -int(folder.name.split("-")[-1])):
-        with contextlib.suppress(OSError, ValueError):
-            json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-            return folder
-    return None
-
-
 @contextlib.contextmanager
-def kept_only_with_checkpoint(workspace: Path) -> Iterator[None]:
-    """Remove the workspace if the block fails before there is a checkpoint to resume."""
+def kept_only_with_checkpoint(workspace: Path, lock: OutputLock | None) -> Iterator[None]:
+    """Empty the workspace if the block fails before there is a checkpoint to resume."""
     try:
         yield
     except BaseException:
-        if last_checkpoint(workspace) is None:
-            shutil.rmtree(workspace, ignore_errors=True)
+        if lock is not None and last_checkpoint(workspace) is None:
+            lock.clear_workspace()
         raise
 
 
@@ -103,11 +105,12 @@ def prepare(workspace: Path, model: PeftModel, recipe: Recipe, examples: Example
                 f"not enough disk space for {recipe.output}: its checkpoints need {needed / 1e6:.0f} MB, "
                 f"{free / 1e6:.0f} MB are free; free some space, or choose another --output"
             )
-        file.write_text(json.dumps(state, indent=2), encoding="utf-8")
+        write_text(file, json.dumps(state, indent=2))
         if recipe.changes_base:
-            model.save_pretrained(str(workspace / INITIAL_FOLDER))
+            with replacing_folder(workspace / INITIAL_FOLDER) as initial:
+                model.save_pretrained(str(initial))
     except OSError as error:
-        raise TrainingError(f"{recipe.output} cannot be written ({error}); choose another --output") from error
+        raise TrainingError(why_not_written(recipe.output, error)) from error
 
 
 def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], output: str) -> None:

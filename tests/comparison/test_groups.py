@@ -78,7 +78,7 @@ def test_a_group_whose_tasks_are_not_all_there_says_so(write_group):
     (group,) = [row for row in comparison.rows if row.task == "family"]
     assert group.verdict is None
     assert "not all compared" in group.note
-    assert why_it_fails(comparison, "worse") is None
+    assert why_it_fails(comparison, "worse") == "fails --fail-on worse: one: not evaluated on b"
 
 
 def test_a_group_of_another_kind_is_not_tested(write_group, tmp_path):

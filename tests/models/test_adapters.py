@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from harness_ext.folders import replacing_folder
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from harness_ext.errors import AdapterError
-from harness_ext.folders import replacing_folder
 from harness_ext.models.adapters import adapter_folder, check_adapter, expand_adapters, find_base, save_adapter
 from harness_ext.models.card import AdapterCard, read_card
 

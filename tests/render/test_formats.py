@@ -185,7 +185,7 @@ def test_groups_of_unknown_tasks_are_shown_and_not_tested(write_run, tmp_path):
             "worse",
             r"fails --fail-on worse: a on x_1 is worse \(acc -\d+\.\d \[.*\], p <\.0001, n 400\); and 2 more",
         ),
-        ("b", "worse", None),
+        ("b", "worse", "fails --fail-on worse: b: not evaluated on y"),
         ("b", "not-better", "b on x_1 is equivalent"),
     ],
 )

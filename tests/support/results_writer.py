@@ -49,7 +49,8 @@ def write_run(tmp_path: Path) -> Callable[..., Path]:
             payload["versions"][task] = 1.0
             payload["n-shot"][task] = 0
             payload["higher_is_better"][task] = dict.fromkeys(names, True)
-            payload["n-samples"][task] = {"original": len(samples), "effective": len(samples)}
+            documents = len({s["doc_id"] for s in samples})
+            payload["n-samples"][task] = {"original": documents, "effective": documents}
             if log_samples:
                 lines = "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples)
                 (path / f"samples_{task}_{date}.jsonl").write_text(lines, encoding="utf-8")

@@ -11,6 +11,7 @@ import pytest
 
 from harness_ext.errors import RecipeError, TrainingError
 from harness_ext.models.card import AdapterCard
+from harness_ext.training.checkpoints import seal
 from harness_ext.training.recipe import Recipe
 from harness_ext.training.seeds import seed_recipes, train_seeds
 from harness_ext.training.trainer import TrainedAdapter
@@ -72,6 +73,7 @@ def test_resuming_keeps_what_is_done_and_goes_on_with_what_was_interrupted(tmp_p
     checkpoint = tmp_path / ".mine-seed1.training" / "checkpoint-50"
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text("{}")
+    seal(checkpoint, [])
     made = list(train_seeds(recipe(tmp_path), 3, resume=True, train=train))
     assert [trained.card.seed for trained in made] == [0, 1, 2]
     assert train.calls[1:] == [("mine-seed1", 1, True), ("mine-seed2", 2, False)]

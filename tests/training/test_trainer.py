@@ -436,6 +436,78 @@ def test_a_finished_run_that_could_not_be_written_is_resumed(
     assert made.card.tokens == expected.card.tokens
 
 
+@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors"])
+@pytest.mark.parametrize("how", ["missing", "flipped"])
+def test_a_damaged_checkpoint_is_never_resumed(recipe_for: RecipeMaker, file: str, how: str) -> None:
+    recipe = recipe_for(max_steps=6)
+    interrupted(recipe, 3)
+    damaged = Path(recipe.output).with_name(".made.training") / "checkpoint-3" / file
+    content = damaged.read_bytes()
+    damaged.unlink()
+    if how == "flipped":
+        damaged.write_bytes(content[:-40] + bytes([content[-40] ^ 1]) + content[-39:])
+    with pytest.raises(TrainingError, match=rf"checkpoint-3 \({file} is .*\); start again without --resume"):
+        train_adapter(recipe, resume=True)
+    assert train_adapter(recipe).folder.is_dir()
+
+
+def test_sigterm_checkpoints_and_exits_with_143(recipe_for: RecipeMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_for(max_steps=6)
+    step = PackTrainer.training_step
+
+    def terminated(self: PackTrainer, *args: Any, **kwargs: Any) -> Tensor:
+        if self.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(PackTrainer, "training_step", terminated)
+        with pytest.raises(TrainingError, match="stopped at step 3 of 6; continue with --resume") as caught:
+            train_adapter(recipe)
+    assert caught.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert train_adapter(recipe, resume=True).folder.is_dir()
+
+
+def test_a_second_training_to_the_same_output(recipe_for: RecipeMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused at once, whatever its flags, and the first one goes on."""
+    recipe = recipe_for(max_steps=3)
+    step = PackTrainer.training_step
+    refused: list[str] = []
+
+    def meanwhile(self: PackTrainer, *args: Any, **kwargs: Any) -> Tensor:
+        if self.state.global_step == 1 and not refused:
+            for how in ({}, {"overwrite": True}):
+                with pytest.raises(TrainingError) as caught:
+                    train_adapter(replace(recipe, seed=1), **how)
+                refused.append(str(caught.value))
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(PackTrainer, "training_step", meanwhile)
+    assert train_adapter(recipe).card.seed == recipe.seed
+    assert [line.partition(" writes to")[0] for line in refused] == ["another training"] * 2
+
+
+def test_what_appeared_during_the_training_is_not_replaced(
+    recipe_for: RecipeMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_for(max_steps=2)
+    output = Path(recipe.output)
+    step = PackTrainer.training_step
+
+    def meanwhile(self: PackTrainer, *args: Any, **kwargs: Any) -> Tensor:
+        output.mkdir(exist_ok=True)
+        (output / "weights").write_text("of another tool")
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackTrainer, "training_step", meanwhile)
+        with pytest.raises(TrainingError, match="is not replaced; move it away"):
+            train_adapter(recipe)
+    assert (output / "weights").read_text() == "of another tool"
+
+
 # -- bad input -------------------------------------------------------------------------------------------------------
 
 
@@ -515,8 +587,9 @@ def test_too_little_disk_space_is_said_before_training(
         OSError(28, "No space left on device"),
         SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
         RuntimeError("[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/0"),
+        RuntimeError("[enforce fail at inline_container.cc:603] . unexpected pos 576 vs 470"),
     ],
-    ids=lambda error: type(error).__name__,
+    ids=["OSError", "SafetensorError", "RuntimeError", "at the end"],
 )
 def test_a_disk_that_runs_full_in_training(
     recipe_for: RecipeMaker, monkeypatch: pytest.MonkeyPatch, error: Exception, at: int

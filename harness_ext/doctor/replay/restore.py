@@ -21,7 +21,7 @@ from harness_ext.models.devices import choose_device
 from harness_ext.protocol.fewshot import DEFAULT_SEED
 from harness_ext.protocol.lm_eval_api import HFLM, EvaluatorConfig, Task, get_model
 from harness_ext.protocol.render import PromptSettings
-from harness_ext.results.file import read_payload
+from harness_ext.results.file import date_of, read_payload
 from harness_ext.results.load import SPEED_ARGUMENTS
 from harness_ext.results.run import Run, TaskResult
 
@@ -69,8 +69,8 @@ def _payload(result: TaskResult) -> Mapping[str, Any]:
     """The results file that was written with the samples; empty if it was renamed."""
     if result.samples_path is None:
         return {}
-    date = result.samples_path.stem.removeprefix(f"samples_{result.task}")
-    file = result.samples_path.with_name(f"results{date}.json")
+    date = date_of(result.samples_path)
+    file = result.samples_path.with_name(f"results_{date}.json" if date else "results.json")
     return read_payload(file) if file.is_file() else {}
 
 

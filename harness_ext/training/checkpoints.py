@@ -1,0 +1,82 @@
+"""Checkpoints that can be resumed: a manifest, written last, says what each file held.
+
+```
+.sst2.training/checkpoint-350/
+├── adapter_model.safetensors, optimizer.pt, scheduler.pt, rng_state.pth, trainer_state.json, …
+└── manifest.json      {"files": {"optimizer.pt": sha256, …, "../recipe.json": sha256}}
+```
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from harness_ext.atomic import sync_tree, write_text
+from harness_ext.models.sources import files_sha256
+
+MANIFEST = "manifest.json"
+
+
+def checkpoint_folders(workspace: Path) -> list[Path]:
+    """All checkpoints of a run, newest first, whether or not they can be resumed."""
+    folders = [folder for folder in workspace.glob("checkpoint-*") if folder.name.split("-")[-1].isdigit()]
+    return sorted(folders, key=lambda folder: -int(folder.name.split("-")[-1]))
+
+
+def seal(checkpoint: Path, shared: Iterable[Path]) -> None:
+    """Make a checkpoint that has been written one that can be resumed, and remove the older ones.
+
+    Args:
+        checkpoint: its folder.
+        shared: files and folders beside it that a resumed run needs, too.
+
+    Raises:
+        WriteError: it cannot be written; the older ones are kept.
+    """
+    sync_tree(checkpoint)
+    files = [file for place in (checkpoint, *shared) for file in _files_in(place)]
+    hashes = {Path(os.path.relpath(file, checkpoint)).as_posix(): files_sha256(file) for file in sorted(files)}
+    write_text(checkpoint / MANIFEST, json.dumps({"files": hashes}, indent=2) + "\n")
+    for folder in checkpoint_folders(checkpoint.parent):
+        if folder != checkpoint:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _files_in(place: Path) -> list[Path]:
+    return [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]
+
+
+def why_not_resumable(checkpoint: Path) -> str | None:
+    """Why a run cannot be resumed from a checkpoint; None if it can."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_bytes())
+        hashes = dict(manifest["files"])
+    except FileNotFoundError:
+        return "it was not written to its end"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return f"{MANIFEST} is damaged"
+    for name, expected in hashes.items():
+        try:
+            found = files_sha256(checkpoint / name)
+        except OSError:
+            return f"{name} is missing"
+        if found != expected:
+            return f"{name} is not what was written"
+    return None
+
+
+def last_checkpoint(workspace: Path) -> Path | None:
+    """The newest checkpoint that a run can be resumed from."""
+    return next((folder for folder in checkpoint_folders(workspace) if why_not_resumable(folder) is None), None)
+
+
+def damaged_checkpoint(workspace: Path) -> str | None:
+    """What is wrong with the newest checkpoint that was written to its end; None if there is none."""
+    for folder in checkpoint_folders(workspace):
+        if (folder / MANIFEST).exists() and (reason := why_not_resumable(folder)):
+            return f"{folder.name} ({reason})"
+    return None
