@@ -11,6 +11,7 @@ HarnessExtError            an error that users can fix; the command line prints 
 ├── RecipeError            a training recipe with unknown or invalid settings
 ├── TrainingError          training that cannot start or continue
 ├── ResultsError           a results folder that cannot be read
+├── InputError             a file that is damaged, too large or too deep, or no regular file
 └── ComparisonError        runs that cannot be compared
 ```
 
@@ -61,6 +62,10 @@ class TrainingError(HarnessExtError):
 
 class ResultsError(HarnessExtError):
     """A results folder that cannot be read."""
+
+
+class InputError(HarnessExtError):
+    """A file that is damaged, too large or too deep, or no regular file; the readers raise it without a remedy."""
 
 
 class ComparisonError(HarnessExtError):

@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from harness_ext.errors import AdapterError, first_line
 from harness_ext.models.card import CARD_FILE, AdapterCard, hub_name, read_card
 from harness_ext.models.sources import FETCHABLE, packaged_model_folder, weights_sha256
+from harness_ext.reading.json_input import read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def check_adapter(adapter: str | Path) -> PeftConfig:
 
 def _check_kind(folder: Path) -> None:
     """Raise AdapterError for a method that the installed peft cannot load."""
-    kind = dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))).get("peft_type")
+    kind = read_json_object(folder / CONFIG_FILE, finite=True).get("peft_type")
     if kind is None:
         raise AdapterError(f"{folder / CONFIG_FILE} names no peft_type; copy the adapter again or train it again")
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
@@ -189,7 +190,7 @@ def save_adapter(
     if dtype is not None:
         weights = {name: tensor.to(dtype) for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
         save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    config = read_json_object(folder / CONFIG_FILE)
     config["base_model_name_or_path"] = hub_name(card.base)
     if isinstance(config.get("target_modules"), list):  # peft keeps it as a set, in an order of the process's own
         config["target_modules"].sort()

@@ -8,14 +8,15 @@ optional: `variant` (base, or the adapter's name), `base`, `adapter`, `card` (th
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from harness_ext.errors import ResultsError
+from harness_ext.errors import InputError, ResultsError
 from harness_ext.protocol.token_settings import parse_model_args, token_settings
+from harness_ext.reading.files import RESULTS_SIZE
+from harness_ext.reading.json_input import read_json_object
 from harness_ext.results.run import MetricValue, Run, TaskResult
 
 DATE = re.compile(r"_(\d{4}-\d\d-\d\dT[\d.-]+)$")
@@ -30,12 +31,9 @@ def read_payload(file: Path) -> dict[str, Any]:
         ResultsError: the file cannot be read, or does not hold an object.
     """
     try:
-        payload = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ResultsError(f"{file}: cannot be read as JSON ({error}); evaluate again or remove the file") from None
-    if not isinstance(payload, dict):
-        raise ResultsError(f"{file}: holds a JSON {type(payload).__name__}, not results of lm-eval; remove the file")
-    return payload
+        return read_json_object(file, limit=RESULTS_SIZE)
+    except InputError as error:
+        raise ResultsError(f"{error}; evaluate again or remove the file") from None
 
 
 def date_of(file: Path) -> str:
