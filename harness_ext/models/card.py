@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -59,7 +58,7 @@ def _checked(name: str, value: Any) -> Any:
     """A field of the type that it is declared with; names are made visible.
 
     Raises:
-        TypeError: it is of another type, or no finite number.
+        TypeError: it is of another type.
     """
     hint = get_type_hints(AdapterCard)[name]
     kinds = tuple(get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,)))
@@ -67,8 +66,6 @@ def _checked(name: str, value: Any) -> Any:
         value = float(value)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         raise TypeError(f"{name} is {value!r:.40}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise TypeError(f"{name} is {value}")
     return clean_name(value) if name in ("base", "base_revision", "task") and value is not None else value
 
 

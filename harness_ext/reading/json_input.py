@@ -39,13 +39,15 @@ def read_json(file: str | Path, *, limit: int = SETTINGS_SIZE, finite: bool = Fa
     return parse_json(read_bytes(file, limit=limit), place=shown(file), finite=finite, exact=exact)
 
 
-def read_json_object(file: str | Path, *, limit: int = SETTINGS_SIZE, finite: bool = False) -> dict[str, Any]:
+def read_json_object(
+    file: str | Path, *, limit: int = SETTINGS_SIZE, finite: bool = False, exact: bool = False
+) -> dict[str, Any]:
     """The object in a JSON file; arguments as for `read_json`.
 
     Raises:
         InputError: as `read_json`, or the value is no object.
     """
-    value = read_json(file, limit=limit, finite=finite)
+    value = read_json(file, limit=limit, finite=finite, exact=exact)
     if not isinstance(value, dict):
         raise InputError(f"{shown(file)}: holds a JSON {type(value).__name__}, not an object")
     return value
