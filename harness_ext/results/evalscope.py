@@ -239,7 +239,7 @@ def _count(value: Any) -> int:
 
 def _config(report: Path) -> Mapping[str, Any]:
     """The newest configuration of the evaluation; empty if there is none that can be read."""
-    files = sorted((root_of(report) / "configs").glob("task_config*.yaml"), key=lambda file: file.stat().st_mtime)
+    files = sorted((root_of(report) / "configs").glob("task_config*.yaml"), key=lambda file: file.lstat().st_mtime)
     try:
         return mapping(read_yaml(files[-1])) if files else {}
     except InputError as error:
