@@ -23,9 +23,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from harness_ext.names import visible
+
 
 class HarnessExtError(Exception):
-    """Base class of errors that users can fix."""
+    """Base class of errors that users can fix; names from outside in its message become visible."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(visible(str(message)))
 
 
 class TaskError(HarnessExtError):

@@ -476,6 +476,11 @@ def test_check_exits_with_1_and_a_line_for_each_finding(tmp_path: Path, capsys: 
 CHECK_ERRORS = {
     "no folder": (("check", "no/such.yaml"), ("no/such.yaml", "check the path")),
     "no model": (("check", "sst2_choice", "--model", "./nowhere"), ("nowhere",)),
+    "built-in name": (
+        ("new-task", "sst2_choice", "--kind", "choice", "--data", "no.csv", "--output", "x"),
+        ("'sst2_choice'", "a task of harness_ext"),
+    ),
+    "name of lm-eval": (("new-task", "hellaswag", "--kind", "choice", "--data", "no.csv"), ("a task of lm-eval",)),
     "no data": (("new-task", "mine", "--kind", "choice", "--data", "no.csv"), ("no.csv does not exist",)),
     "label without word": (("new-task", "m", "--kind", "choice", "--data", "x", "--labels", "0"), ("'0'", "0=World")),
 }

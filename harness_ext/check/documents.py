@@ -112,7 +112,12 @@ def bare_task(source: TaskSource, *, hub_answers: bool) -> ConfigurableTask | No
 
     None if the documents cannot be loaded; a finding then says why.
     """
-    config = {key: value for key, value in load_yaml(source.file).items() if key in TASK_KEYS - {"class", "group"}}
+    try:
+        values = load_yaml(source.file)
+    except Exception as error:  # lm-eval's parser is stricter than ours, and it imports functions
+        source.add("C01", "error", f"lm-eval cannot read it: {described(error)}; correct the YAML", "task")
+        return None
+    config = {key: value for key, value in values.items() if key in TASK_KEYS - {"class", "group"}}
     config = {key: value for key, value in config.items() if key not in ("include", "task_list", "tag")}
     metadata = config["metadata"] if isinstance(config.get("metadata"), Mapping) else {}
     config["metadata"] = {**metadata, "config_source": str(source.file)}

@@ -99,6 +99,9 @@ def _config(options: argparse.Namespace) -> EvaluatorConfig:
         from_file = EvaluatorConfig.load_yaml_config(options.config) if options.config else {}
         flags["model"] = options.model or from_file.get("model", DEFAULT_MODEL)
         config = EvaluatorConfig.from_cli(argparse.Namespace(**flags))
+        for seed in config.seed if isinstance(config.seed, list) else []:
+            if seed is not None and not 0 <= seed < 2**32:
+                raise ValueError(f"--seed must be between 0 and 2**32 - 1, got {seed}")
         get_model(config.model)
         choose_device(config.device)
     except (ValueError, TypeError, FileNotFoundError, RuntimeError) as error:

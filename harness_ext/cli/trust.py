@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness_ext.errors import TaskError
+from harness_ext.names import visible
 
 _NAMED = 8  # functions listed in the message
 
@@ -23,6 +24,9 @@ def task_code(names: Sequence[str], include_path: Sequence[str | Path], *, no_co
     """
     from harness_ext.protocol.task_code import code_of
 
+    for name, package in _replaced(names, include_path):
+        print(f"harness-ext: {visible(name)} of --include_path has the name of a task of {package} and may replace it; "
+              "rename it", file=sys.stderr)  # fmt: skip
     uses = code_of(names, include_path)
     listed = ", ".join(map(str, dict.fromkeys(map(str, uses[:_NAMED]))))
     more = f" and {len(uses) - _NAMED} more" if len(uses) > _NAMED else ""
@@ -38,3 +42,13 @@ def task_code(names: Sequence[str], include_path: Sequence[str | Path], *, no_co
 
     with sandboxed_templates():
         yield
+
+
+def _replaced(names: Sequence[str], include_path: Sequence[str | Path]) -> Iterator[tuple[str, str]]:
+    """Tasks of the added folders that are named like built-in ones, with the package of these."""
+    from harness_ext.protocol.task_folders import built_in_task, task_names
+
+    added = task_names(include_path)
+    for name in dict.fromkeys(names):
+        if name in added and (package := built_in_task(name)) is not None:
+            yield name, package

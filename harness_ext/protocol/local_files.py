@@ -103,8 +103,10 @@ def _load_parquet(split: str, file: Path) -> datasets.Dataset:
         check_columns(file, pyarrow.parquet.read_schema(file).names)
     try:
         with _silently():
-            return datasets.load_dataset("parquet", data_files={split: str(file)}, split=split)
-    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
+            loaded = datasets.load_dataset("parquet", data_files={split: str(file)}, split=split)
+        loaded.data.table.validate(full=True)  # text that is not UTF-8 would only be noticed when it is used
+        return loaded
+    except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, ValueError, OSError) as error:
         reason = first_line(error.__cause__ or error).rstrip("!")
         if "corresponds to no data" in reason:
             raise DatasetError(_no_documents(file)) from error
@@ -258,7 +260,9 @@ def _stream(file: Path, delimiter: str | None, schema: pyarrow.Schema) -> Iterat
             yield pyarrow.RecordBatch.from_arrays(arrays, schema=schema)
     elif file.suffix.lower() == ".parquet":
         with pyarrow.parquet.ParquetFile(file, memory_map=True) as parquet:
-            yield from parquet.iter_batches(batch_size=BATCH_ROWS)
+            for batch in parquet.iter_batches(batch_size=BATCH_ROWS):
+                batch.validate(full=True)
+                yield batch
     else:
         for documents in batched(json_rows(file)):
             yield pyarrow.RecordBatch.from_pylist(documents, schema=schema)

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 LONG = "x" * 5000
 VALUES = [  # texts of JSON values
     "null", "true", "false", "0", "-1", "1", "0.5", "1e308", "1e999", "-1e999", "NaN", "Infinity",
@@ -76,6 +78,8 @@ def changed(content: bytes, suffix: str, change: Change) -> bytes:
         number = change.where % len(lines)
         lines[number] = _in_json(lines[number], change._replace(where=change.where // len(lines)))
         return b"\n".join(lines) + b"\n"
+    if change.kind == "value" and suffix == ".yaml":
+        return _in_yaml(content, change)
     if change.kind in ("value", "key", "text") and suffix in (".yaml", ".csv"):
         return _in_text(content, suffix, change)
     place = change.where % (len(content) + 1)
@@ -83,6 +87,15 @@ def changed(content: bytes, suffix: str, change: Change) -> bytes:
         return content[:place]
     piece = BYTES[change.what % len(BYTES)]
     return content[:place] + piece + content[place + len(piece) * (change.what % 2) :]
+
+
+def _in_yaml(content: bytes, change: Change) -> bytes:
+    """As in JSON, which YAML contains."""
+    try:
+        values = json.dumps(yaml.safe_load(content))
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError):
+        return content
+    return _in_json(values.encode(), change)
 
 
 def _in_json(content: bytes, change: Change) -> bytes:
