@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,7 +71,12 @@ def needs_hub(source: TaskSource) -> bool:
         except (HarnessExtError, TypeError, AttributeError):
             return False
     path = source.values.get("dataset_path")
-    return "class" in source.values or (isinstance(path, str) and path not in BUILDERS and not Path(path).exists())
+    return "class" in source.values or (isinstance(path, str) and path not in BUILDERS and not _exists(path))
+
+
+def _exists(path: str) -> bool:
+    """Whether there is such a file or folder; False also for a text that cannot be a path."""
+    return os.path.exists(path)  # noqa: PTH110 (Path.exists raises for names that are too long)
 
 
 def _resolved(kwargs: Mapping[str, Any], file: Path) -> Source:

@@ -153,7 +153,7 @@ def _text(entry: Cell, *, is_heading: bool = False) -> Text:
 def _warnings_and_notes(comparison: Comparison, notes: Sequence[str]) -> Text:
     text = Text()
     for error in comparison.errors:
-        text.append("error: ", style="bold red").append(f"{error}\n", style="red")
+        text.append("error: ", style="bold red").append(f"{visible(error)}\n", style="red")
     for warning in comparison.warnings:
         text.append("warning: ", style="bold yellow").append(f"{visible(warning)}\n", style="yellow")
     return text.append("\n".join(map(visible, notes)), style="dim")
