@@ -127,7 +127,12 @@ def bare_task(source: TaskSource, *, hub_answers: bool) -> ConfigurableTask | No
     config = {key: value for key, value in config.items() if key not in ("include", "task_list", "tag")}
     metadata = config["metadata"] if isinstance(config.get("metadata"), Mapping) else {}
     config["metadata"] = {**metadata, "config_source": str(source.file)}
-    task = unchecked_task(config)
+    try:
+        task = unchecked_task(config)
+    except Exception as error:  # of lm-eval, for values that it does not expect
+        if not any(finding.level == "error" for finding in source.findings):
+            source.add("C39", "error", f"cannot be built: {described(error)}; correct the YAML", "task")
+        return None
     if not (task.config.dataset_path or task.config.custom_dataset):
         source.add("C08", "error", "has no documents; add dataset_path, or custom_dataset with dataset_kwargs", "task")
         return None
