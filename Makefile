@@ -15,8 +15,9 @@ test: $(INSTALLED)          ## every test, with the real model
 test-fast: $(INSTALLED)     ## what needs no model and no patience: under two minutes on two cores
 	$(BIN)/python -m pytest -m "not model and not slow and not real"
 
-fuzz: $(INSTALLED)          ## random cases through hf and through hf-tree, ten minutes; a difference names its seed
+fuzz: $(INSTALLED)          ## random cases through hf and hf-tree, then hostile input for every reader, ten minutes each
 	$(BIN)/python tests/differential/run.py --minutes 10
+	$(BIN)/python tests/hostile/run.py --minutes 10
 
 compat:                     ## tests and figures under the oldest, the newest and coming releases -> docs/compatibility.md
 	$(PYTHON) tests/compat/run.py

@@ -380,6 +380,15 @@ CATALOGUE: Mapping[str, Rule] = {
         "news.yml:1: warning C40 lm-eval looks for *.yaml under --include_path, not *.yml; rename it",
         "Rename the file to `.yaml`.",
     ),
+    "C41": Rule(
+        "The task's code ends the check",
+        "A hook, or a module that is imported for it, calls `sys.exit` or `os._exit`, crashes the interpreter, or does "
+        "not end. Tasks are checked in a process of their own, so the other tasks are checked all the same. An "
+        "evaluation would end in the same way, possibly with exit code 0.",
+        "news.yaml:1: error C41 its code ended the process (exit code 0) while it was checked; remove that from its "
+        "hooks",
+        "Remove what ends the process from the hooks; raise an exception instead. A check may take 30 minutes a task.",
+    ),
     # -- comparison: `harness-ext compare` --
     "R01": Rule(
         "Many outputs did not parse",

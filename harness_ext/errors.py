@@ -15,6 +15,7 @@ HarnessExtError            an error that users can fix; the command line prints 
 │   └── CutShortError      a run that ended before all of its samples were written
 ├── WriteError             a file or folder that cannot be written
 ├── LostProcessError       another process of the same launch has ended
+├── InputError             a file that is damaged, too large or too deep, or no regular file
 └── ComparisonError        runs that cannot be compared
 ```
 
@@ -26,12 +27,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from harness_ext.names import visible
+
 
 class HarnessExtError(Exception):
-    """Base class of errors that users can fix."""
+    """Base class of errors that users can fix; names from outside in its message become visible."""
 
     is_said = False  # whether another process of the same launch says it
     exit_code = 2  # of the command line
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(visible(str(message)))
 
 
 class TaskError(HarnessExtError):
@@ -91,6 +97,10 @@ class CutShortError(ResultsError):
 
 class WriteError(HarnessExtError):
     """A file or folder that cannot be written; what was there before is as it was."""
+
+
+class InputError(HarnessExtError):
+    """A file that is damaged, too large or too deep, or no regular file; the readers raise it without a remedy."""
 
 
 class ComparisonError(HarnessExtError):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from harness_ext.catalogue import CATALOGUE, Rule
 from harness_ext.errors import HarnessExtError, suggest
+from harness_ext.names import visible
 
 __all__ = ["CATALOGUE", "Finding", "Level", "Rule", "explain"]
 
@@ -36,7 +37,7 @@ class Finding:
 
     def __str__(self) -> str:
         """The finding in one line."""
-        return f"{self.where}: {self.level} {self.id} {self.text}"
+        return visible(f"{self.where}: {self.level} {self.id} {self.text}")
 
 
 def explain(id: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness_ext.comparison import compare
 from harness_ext.comparison.rows import Comparison
 from harness_ext.render import records, tables, terminal
-from harness_ext.render.grid import escape_markdown, html_list
+from harness_ext.render.grid import escape_html, escape_markdown, html_list, latex_comment
 from harness_ext.results.run import Run
 
 if TYPE_CHECKING:
@@ -38,15 +37,15 @@ class Leaderboard(Comparison):
         """Return booktabs tables, followed by errors, warnings and notes as comments."""
         parts = [grid.to_latex() for grid in tables.grids_of(self, view)]
         comments = [
-            *(f"% error: {line}" for line in self.errors),
-            *(f"% warning: {line}" for line in self.warnings),
-            *(f"% {line}" for line in tables.notes_of(self, view)),
+            *(latex_comment(f"error: {line}") for line in self.errors),
+            *(latex_comment(f"warning: {line}") for line in self.warnings),
+            *(latex_comment(line) for line in tables.notes_of(self, view)),
         ]
-        return "\n".join([f"% baseline: {self.baseline}", *parts, *comments]) + "\n"
+        return "\n".join([latex_comment(f"baseline: {self.baseline}"), *parts, *comments]) + "\n"
 
     def to_html(self, view: tables.View = "auto") -> str:
         """Return HTML tables, followed by errors, warnings and notes, for use within a page."""
-        parts = [f"<p>Baseline: <b>{html.escape(self.baseline)}</b></p>"]
+        parts = [f"<p>Baseline: <b>{escape_html(self.baseline)}</b></p>"]
         parts += [grid.to_html() for grid in tables.grids_of(self, view)]
         parts += [html_list(self.errors, "<b>Error:</b> {}")]
         parts += [html_list(self.warnings, "<b>Warning:</b> {}")]

@@ -123,7 +123,7 @@ UNTRAINABLE = {
     "unknown key": ({"learning_rat": 1}, (), ("'learning_rat'", "did you mean 'learning_rate'?")),
     "impossible value": ({}, ("--lora-rank", "0"), ("--lora-rank must be positive", "got 0")),
     "value of another kind": ({}, ("--epochs", "many"), ("epochs", "many")),
-    "no such recipe": ({}, ("--recipe", "no/recipe.yaml"), ("no/recipe.yaml", "check the path")),
+    "no such recipe": ({}, ("--recipe", "no/recipe.yaml"), ("no/recipe.yaml", "correct the file or its path")),
     "no model": ({"model": None}, (), ("'model'", "--model")),
     "no such model": ({"model": "./nowhere"}, (), ("nowhere",)),
 }
@@ -495,6 +495,11 @@ def test_check_exits_with_1_and_a_line_for_each_finding(tmp_path: Path, capsys: 
 CHECK_ERRORS = {
     "no folder": (("check", "no/such.yaml"), ("no/such.yaml", "check the path")),
     "no model": (("check", "sst2_choice", "--model", "./nowhere"), ("nowhere",)),
+    "built-in name": (
+        ("new-task", "sst2_choice", "--kind", "choice", "--data", "no.csv", "--output", "x"),
+        ("'sst2_choice'", "a task of harness_ext"),
+    ),
+    "name of lm-eval": (("new-task", "hellaswag", "--kind", "choice", "--data", "no.csv"), ("a task of lm-eval",)),
     "no data": (("new-task", "mine", "--kind", "choice", "--data", "no.csv"), ("no.csv does not exist",)),
     "label without word": (("new-task", "m", "--kind", "choice", "--data", "x", "--labels", "0"), ("'0'", "0=World")),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,7 +71,12 @@ def needs_hub(source: TaskSource) -> bool:
         except (HarnessExtError, TypeError, AttributeError):
             return False
     path = source.values.get("dataset_path")
-    return "class" in source.values or (isinstance(path, str) and path not in BUILDERS and not Path(path).exists())
+    return "class" in source.values or (isinstance(path, str) and path not in BUILDERS and not _exists(path))
+
+
+def _exists(path: str) -> bool:
+    """Whether there is such a file or folder; False also for a text that cannot be a path."""
+    return os.path.exists(path)  # noqa: PTH110 (Path.exists raises for names that are too long)
 
 
 def _resolved(kwargs: Mapping[str, Any], file: Path) -> Source:
@@ -112,11 +118,21 @@ def bare_task(source: TaskSource, *, hub_answers: bool) -> ConfigurableTask | No
 
     None if the documents cannot be loaded; a finding then says why.
     """
-    config = {key: value for key, value in load_yaml(source.file).items() if key in TASK_KEYS - {"class", "group"}}
+    try:
+        values = load_yaml(source.file)
+    except Exception as error:  # lm-eval's parser is stricter than ours, and it imports functions
+        source.add("C01", "error", f"lm-eval cannot read it: {described(error)}; correct the YAML", "task")
+        return None
+    config = {key: value for key, value in values.items() if key in TASK_KEYS - {"class", "group"}}
     config = {key: value for key, value in config.items() if key not in ("include", "task_list", "tag")}
     metadata = config["metadata"] if isinstance(config.get("metadata"), Mapping) else {}
     config["metadata"] = {**metadata, "config_source": str(source.file)}
-    task = unchecked_task(config)
+    try:
+        task = unchecked_task(config)
+    except Exception as error:  # of lm-eval, for values that it does not expect
+        if not any(finding.level == "error" for finding in source.findings):
+            source.add("C39", "error", f"cannot be built: {described(error)}; correct the YAML", "task")
+        return None
     if not (task.config.dataset_path or task.config.custom_dataset):
         source.add("C08", "error", "has no documents; add dataset_path, or custom_dataset with dataset_kwargs", "task")
         return None

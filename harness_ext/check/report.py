@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness_ext.findings import Finding
+from harness_ext.names import clean_name
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,10 @@ class Report:
     name: str
     findings: tuple[Finding, ...]
     verified: str | None  # what was verified, in words; None if the task has an error or could not be checked
+
+    def __post_init__(self) -> None:
+        """Make the name visible."""
+        object.__setattr__(self, "name", clean_name(self.name))
 
     @property
     def broken(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from harness_ext.protocol.lm_eval_api import (
     is_plain,
     jinja_environment,
     names_like,
+    sandboxed_templates,
     task_index,
 )
 
@@ -47,16 +48,42 @@ def check_tasks(
     Raises:
         TaskError: one of the names is unknown.
     """
-    with silent(), _templates_compiled_once():
-        files = _files_of(names, include_path)
+    checked = check_files(files_of(names, include_path), include_path=include_path, encode=encode)
+    return [report for _, reports in checked for report in reports]
+
+
+def check_files(
+    files: Sequence[Path],
+    *,
+    include_path: Sequence[str | Path] = (),
+    encode: Encode | None = None,
+    skip: Collection[Path] = (),
+    before: Callable[[Path], None] = lambda _: None,
+) -> Iterator[tuple[Path, list[Report]]]:
+    """Check YAML files one by one; templates are rendered in Jinja's sandbox.
+
+    Args:
+        files: of tasks and groups.
+        include_path: more folders of tasks.
+        encode: turns text into token ids.
+        skip: files that are only compared with the others.
+        before: called with each file before any of its code runs.
+    """
+    with silent(), sandboxed_templates(), _templates_compiled_once():
         sources = [read_source(file) for file in files]
         _check_names(sources)
         with _hub(sources) as hub_answers:
-            return [
-                report
-                for source in sources
-                for report in _check_source(source, sources, include_path, encode, hub_answers=hub_answers)
-            ]
+            for source in sources:
+                if source.file in skip:
+                    continue
+                before(source.file)
+                try:
+                    reports = _check_source(source, sources, include_path, encode, hub_answers=hub_answers)
+                except SystemExit as error:
+                    source.add("C41", "error", f"its code ended the process (exit code {error.code or 0}) while it was "
+                               "checked; remove that from its hooks", "task")  # fmt: skip
+                    reports = [_report(source.file.stem, source, None)]
+                yield source.file, reports
 
 
 @contextlib.contextmanager
@@ -83,7 +110,12 @@ def _hub(sources: Sequence[TaskSource]) -> Iterator[bool]:
 # -- what to check -----------------------------------------------------------------------------------------------
 
 
-def _files_of(names: Sequence[str], include_path: Sequence[str | Path]) -> list[Path]:
+def files_of(names: Sequence[str], include_path: Sequence[str | Path]) -> list[Path]:
+    """YAML files of tasks, groups, tags, files and folders.
+
+    Raises:
+        TaskError: one of the names is unknown.
+    """
     files: list[Path] = []
     for name in names:
         path = Path(name)

@@ -34,8 +34,24 @@ FEWSHOT_KEYS = {field.name for field in dataclasses.fields(FewshotConfig)}
 # Keys that change a score when mistyped; others are passed to `generate` of transformers unchanged.
 GENERATION_KEYS = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k", "num_beams"}
 DOCUMENTS_HOOK = "harness_ext.hooks.load_documents"
-MAPPINGS = ("dataset_kwargs", "generation_kwargs", "fewshot_config")
 LISTS = ("metric_list", "filter_list")
+# What a setting may be; a function by its name is accepted for all of them.
+KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    **dict.fromkeys(("dataset_kwargs", "generation_kwargs", "fewshot_config"), ((Mapping,), "a mapping")),
+    **dict.fromkeys(LISTS, ((list,), "a list")),
+    **dict.fromkeys(
+        (
+            "output_type", "dataset_path", "dataset_name", "training_split", "validation_split", "test_split",
+            "fewshot_split", "description", "doc_to_text", "target_delimiter", "fewshot_delimiter", "gen_prefix",
+        ),
+        ((str,), "a text"),
+    ),
+    "doc_to_target": ((str, int, list), "a text, a number or a list"),
+    "doc_to_choice": ((str, list, Mapping), "a list or a text"),
+    **dict.fromkeys(("num_fewshot", "repeats"), ((int,), "a whole number")),
+    **dict.fromkeys(("process_docs", "process_results", "custom_dataset"), ((FunctionName,), "a !function")),
+    "tag": ((str, list), "a text or a list"),
+}  # fmt: skip
 
 
 def check_settings(source: TaskSource) -> None:
@@ -90,21 +106,36 @@ def _check_name(source: TaskSource) -> None:
 
 
 def _check_kinds(source: TaskSource) -> bool:
-    """Whether mappings are mappings and lists are lists; the other checks rely on it."""
+    """Whether settings are of the kinds that lm-eval expects; the other checks rely on it."""
     valid = True
-    for keys, kind, noun in ((MAPPINGS, Mapping, "a mapping"), (LISTS, list, "a list")):
-        for key in keys:
-            value = source.values.get(key)
-            if value is not None and not isinstance(value, (kind, FunctionName)):
-                source.add("C08", "error", f"{key} is {value!r:.40}, not {noun}; write it as {noun}", key)
-                valid = False
-    for key in LISTS:
+    for key, (kinds, noun) in KINDS.items():
+        value = source.values.get(key)
+        if value is not None and (not isinstance(value, (*kinds, FunctionName)) or isinstance(value, bool)):
+            source.add("C08", "error", f"{key} is {value!r:.40}, not {noun}; write it as {noun}", key)
+            valid = False
+    if any(str(value).strip() == "" for value in _names_of_documents(source)):
+        source.add("C08", "error", "an empty text names no data set and no split; name one, or remove it", "task")
+        valid = False
+    for key in LISTS if valid else ():
         for number, item in enumerate(source.values.get(key) or []):
             if not isinstance(item, Mapping):
                 source.add("C08", "error", f"{key} contains {item!r:.40}; begin each entry with "
                            f"`- {'metric' if key == 'metric_list' else 'name'}: …`", key, number)  # fmt: skip
                 valid = False
     return valid
+
+
+def _names_of_documents(source: TaskSource) -> list[str]:
+    keys = ("dataset_path", "training_split", "validation_split", "test_split", "fewshot_split")
+    return [value for key in keys if isinstance(value := source.values.get(key), str)]
+
+
+def _is_name(source: TaskSource, what: str, value: Any, *path: str | int) -> bool:
+    """Whether a value may be looked up by name; a finding if not."""
+    if isinstance(value, str):
+        return True
+    source.add("C08", "error", f"{what} is {value!r:.40}, not a name; write the name of one", *path)
+    return False
 
 
 def _check_output_type(source: TaskSource) -> None:
@@ -198,6 +229,10 @@ def _check_metrics(source: TaskSource) -> None:
 
 def _check_metric(source: TaskSource, number: int, entry: Mapping[str, Any], *, hooked: bool) -> None:
     metric, aggregation = entry["metric"], entry.get("aggregation")
+    named = [_is_name(source, "the metric", metric, "metric_list", number, "metric")]
+    named += [aggregation is None or _is_name(source, "aggregation", aggregation, "metric_list", number, "aggregation")]
+    if not all(named):
+        return
     own = isinstance(metric, FunctionName)
     where = ("metric_list", number)
     if not own and not hooked and metric not in metric_names() and entry.get("hf_evaluate") is not True:
@@ -233,6 +268,8 @@ def _check_filters(source: TaskSource) -> None:
             if name is None:
                 source.add("C12", "error", f"step {step + 1} of filter {entry['name']!r} has no `function:`; add it",
                            *where, "filter", step)  # fmt: skip
+            elif not _is_name(source, "the filter", name, *where, "filter", step):
+                continue
             elif not isinstance(name, FunctionName) and name not in filter_registry:
                 hint = suggest(str(name), filter_registry.keys())
                 known = ", ".join(sorted(filter_registry.keys()))
@@ -243,7 +280,9 @@ def _check_filters(source: TaskSource) -> None:
 def _check_sampler(source: TaskSource) -> None:
     fewshot = source.values.get("fewshot_config")
     sampler = fewshot.get("sampler") if isinstance(fewshot, Mapping) else None
-    if sampler is not None and not isinstance(sampler, FunctionName) and sampler not in SAMPLER_REGISTRY:
+    if sampler is None or not _is_name(source, "sampler", sampler, "fewshot_config", "sampler"):
+        return
+    if not isinstance(sampler, FunctionName) and sampler not in SAMPLER_REGISTRY:
         known = ", ".join(SAMPLER_REGISTRY)
         source.add("C08", "error", f"unknown sampler {sampler!r}"
                    f"{suggest(str(sampler), SAMPLER_REGISTRY) or f'; use one of {known}, or a !function'}",

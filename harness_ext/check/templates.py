@@ -13,7 +13,7 @@ import jinja2.meta
 
 from harness_ext.check.documents import Sampled, scores_whole_texts
 from harness_ext.check.yaml_source import TaskSource
-from harness_ext.errors import described, suggest
+from harness_ext.errors import described, first_line, suggest
 from harness_ext.protocol.lm_eval_api import (
     ConfigurableTask,
     choices_of,
@@ -65,11 +65,11 @@ def _check_template(
     source: TaskSource, task: ConfigurableTask, field: str, text: str, columns: Sequence[str], sampled: Sampled
 ) -> None:
     try:
-        tree = jinja_environment().parse(text)
-    except jinja2.TemplateSyntaxError as error:
-        source.add("C18", "error", f"{field} is not a valid template ({error.message}); correct it", field)
+        names = jinja2.meta.find_undeclared_variables(jinja_environment().parse(text))
+    except (jinja2.TemplateSyntaxError, RecursionError) as error:  # of unknown filters, too
+        source.add("C18", "error", f"{field} is not a valid template ({first_line(error)}); correct it", field)
         return
-    names = jinja2.meta.find_undeclared_variables(tree) - set(jinja_environment().globals)
+    names -= set(jinja_environment().globals)
     for name in sorted(names - set(columns)):
         hint = suggest(name, columns) or f"; use one of {', '.join(columns)}"
         source.add("C17", "error", f"{field} names {name!r}, which is not a column{hint}", field)

@@ -32,7 +32,7 @@ def encoder(place: str) -> Encode:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # tokenizers raises exceptions of its own
         raise ModelError(
             f"the tokenizer of {place} cannot be loaded; name a model, or a folder with tokenizer.json"
         ) from error

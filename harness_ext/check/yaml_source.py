@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from harness_ext.errors import first_line
+from harness_ext.errors import InputError, first_line
 from harness_ext.findings import Finding, Level
+from harness_ext.reading.files import TASK_SIZE, read_text, shown
+from harness_ext.reading.yaml_input import LimitedLoader
 
 KeyPath = tuple["str | int", ...]  # ("metric_list", 0, "metric")
 
@@ -31,8 +33,8 @@ class FunctionName(str):
     """The name after `!function`, not imported."""
 
 
-class _Loader(yaml.SafeLoader):
-    pass
+class _Loader(LimitedLoader):
+    """Limits of `reading.yaml_input`, and the tag of lm-eval."""
 
 
 def _function_name(loader: _Loader, node: yaml.ScalarNode) -> FunctionName:
@@ -87,14 +89,12 @@ def read_source(file: Path) -> TaskSource:
 
 def _read(file: Path, source: TaskSource, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[KeyPath, Place]]:
     try:
-        text = file.read_text(encoding="utf-8-sig")
-        node = yaml.compose(text, Loader=_Loader)
+        text = read_text(file, limit=TASK_SIZE)
+        node = _Loader(text).get_single_node()
         values = _Loader(text).get_single_data()
-    except UnicodeDecodeError as error:
-        source.add_at("C01", "error", f"is not UTF-8 ({error.reason}); save it as UTF-8", Place(file, 1))
-        return {}, {}
-    except OSError as error:
-        source.add_at("C01", "error", f"cannot be read ({error.strerror}); check the path", Place(file, 1))
+    except InputError as error:
+        reason = str(error).removeprefix(f"{shown(file)}: ")
+        source.add_at("C01", "error", f"{reason}; correct the file or its path", Place(file, 1))
         return {}, {}
     except yaml.YAMLError as error:
         source.add_at("C01", "error", _why_unreadable(error, text), _where(error, file))

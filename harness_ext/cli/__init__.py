@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 
 from harness_ext.cli.parser import USAGE_ERROR, Parser
 from harness_ext.errors import HarnessExtError
+from harness_ext.names import visible
 from harness_ext.version import __version__
 
 DESCRIPTION = """\
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, line = USAGE_ERROR, f"{error.strerror}; free some space, then try again"
     _end_progress_bars()
     if line:
-        print(f"harness-ext: {line}", file=sys.stderr)
+        print(f"harness-ext: {visible(line)}", file=sys.stderr)
     return code
 
 
@@ -146,15 +147,29 @@ def _set_verbosity(arguments: Sequence[str]) -> None:
     level = _verbosity(arguments) or os.environ.get("LMEVAL_LOG_LEVEL")
     if level is not None:
         os.environ["LMEVAL_LOG_LEVEL"] = level.upper()
-        logging.basicConfig(level=getattr(logging, level.upper(), logging.INFO), format="%(name)s: %(message)s")
+        _log(getattr(logging, level.upper(), logging.INFO), "%(name)s: %(message)s")
         return
-    logging.basicConfig(level=logging.WARNING, format="harness-ext: %(message)s")
+    _log(logging.WARNING, "harness-ext: %(message)s")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the default of every bar; ours, and those of lm-eval's models, set it
     # peft and transformers use deprecated attributes of each other, which users cannot change
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
+
+
+class _VisibleFormatter(logging.Formatter):
+    """Messages without control characters: names in them may come from strangers."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The message, each of its lines visible."""
+        return "\n".join(map(visible, super().formatMessage(record).split("\n")))
+
+
+def _log(level: int, form: str) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_VisibleFormatter(form))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 def _verbosity(arguments: Sequence[str]) -> str | None:

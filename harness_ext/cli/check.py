@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness_ext.cli.parser import CHECK_FAILED, add_explain, add_include_path, command_parser
+from harness_ext.cli.parser import CHECK_FAILED, add_explain, add_include_path, add_no_code, command_parser
+from harness_ext.cli.trust import task_code
 from harness_ext.errors import HarnessExtError
 
 
@@ -21,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
         "--model", metavar="MODEL", help="check answers and labels with the tokenizer of this model, too"
     )
     add_include_path(parser)
+    add_no_code(parser)
     add_explain(parser)
     return parser
 
@@ -38,17 +40,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from harness_ext.check.child import check_in_child
     from harness_ext.check.report import count
-    from harness_ext.check.run import check_tasks
-    from harness_ext.check.tokens import encoder
-    from harness_ext.models.sources import resolve_model
 
-    encode = None
-    if options.model:
-        folder = Path(options.model)
-        is_tokenizer = (folder / "tokenizer.json").is_file() and not (folder / "config.json").exists()
-        encode = encoder(options.model if is_tokenizer else resolve_model(options.model))
-    reports = check_tasks(options.tasks, include_path=options.include_path, encode=encode)
+    place = _tokenizer_place(options.model) if options.model else None
+    with task_code(options.tasks, options.include_path, no_code=options.no_code):
+        reports = check_in_child(options.tasks, include_path=options.include_path, model=place)
     for report in reports:
         for finding in report.findings:
             print(finding)
@@ -56,3 +53,12 @@ def _check(options: argparse.Namespace) -> int:
             print(f"{report.name}: ok, {report.verified}")
     print(count(reports))
     return CHECK_FAILED if any(report.broken for report in reports) else 0
+
+
+def _tokenizer_place(model: str) -> str:
+    """A model that can be loaded here, or a folder that holds a tokenizer alone."""
+    from harness_ext.models.sources import resolve_model
+
+    folder = Path(model)
+    is_tokenizer = (folder / "tokenizer.json").is_file() and not (folder / "config.json").exists()
+    return model if is_tokenizer else resolve_model(model)

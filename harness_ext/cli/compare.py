@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness_ext.atomic import write_text
-from harness_ext.cli.parser import CHECK_FAILED, add_explain, command_parser
+from harness_ext.cli.parser import CHECK_FAILED, add_explain, command_parser, seed
 from harness_ext.errors import HarnessExtError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--each-seed", action="store_true", help="one row per seed, instead of one for all seeds of a recipe"
     )
-    parser.add_argument("--seed", type=_seed, default=0, help="seed of permutations and bootstraps (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of permutations and bootstraps (default: 0)")
     parser.add_argument("--sort", choices=ORDERS, help="order of runs (default: by name; in a board, by mean rank)")
     parser.add_argument(
         "--view",
@@ -99,13 +99,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", metavar="FILE", help="write to this file instead of the terminal")
     add_explain(parser)
     return parser
-
-
-def _seed(text: str) -> int:
-    seed = int(text)
-    if seed < 0:
-        raise ValueError(text)
-    return seed
 
 
 def run(options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from harness_ext.cli.parser import CHECK_FAILED, add_explain, add_include_path, command_parser
+from harness_ext.cli.parser import CHECK_FAILED, add_explain, add_include_path, command_parser, seed
 from harness_ext.errors import HarnessExtError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--documents", type=int, default=200, metavar="N", help="with --replay: ask at most N documents (200)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="with --replay: draws the documents (0)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="with --replay: draws the documents (0)")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="json has complete examples")
     add_include_path(parser)
     add_explain(parser)

@@ -8,9 +8,10 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from harness_ext.cli.parser import CHECK_FAILED, USAGE_ERROR, Parser
+from harness_ext.cli.parser import CHECK_FAILED, USAGE_ERROR, Parser, add_no_code
+from harness_ext.cli.trust import task_code
 from harness_ext.errors import HarnessExtError, first_line
 
 if TYPE_CHECKING:
@@ -43,16 +44,28 @@ def parser() -> argparse.ArgumentParser:
         "--adapters", nargs="+", default=[], metavar="ADAPTER", help="adapters to evaluate after the base: folders, "
         "patterns of folders ('adapters/*'), or Hub ids (org/name, org/name@revision)",
     )  # fmt: skip
+    add_no_code(parser)
     parser.set_defaults(run=run, model=None)  # None: as in --config, else DEFAULT_MODEL
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate; print lm-eval's tables after each variant, and all failures at the end."""
+    config = _config(options)
+    with task_code(_listed(config.tasks), _listed(config.include_path), no_code=options.no_code):
+        return _evaluate(config, options)
+
+
+def _listed(value: Any) -> list[str]:
+    """Names of tasks or folders, as lm-eval takes them: a list, or a text with commas."""
+    items = value.split(",") if isinstance(value, str) else value or []
+    return [item for item in items if isinstance(item, str)]
+
+
+def _evaluate(config: EvaluatorConfig, options: argparse.Namespace) -> int:
     from harness_ext.engine.evaluate import report_to_trackers, run
     from harness_ext.engine.isolation import Failures
 
-    config = _config(options)
     failures: dict[str, list[str]] = {}  # message -> names of the variants that failed with it
     errors: dict[str, str] = {}  # adapter -> why it could not be evaluated
     written: list[str] = []  # names of the variants whose results are on the disk
@@ -89,11 +102,14 @@ def _config(options: argparse.Namespace) -> EvaluatorConfig:
     from harness_ext.models.devices import choose_device
     from harness_ext.protocol.lm_eval_api import EvaluatorConfig, get_model
 
-    flags = {name: value for name, value in vars(options).items() if name not in ("run", "adapters", "func")}
+    flags = {name: value for name, value in vars(options).items() if name not in ("run", "adapters", "func", "no_code")}
     try:
         from_file = EvaluatorConfig.load_yaml_config(options.config) if options.config else {}
         flags["model"] = options.model or from_file.get("model", DEFAULT_MODEL)
         config = EvaluatorConfig.from_cli(argparse.Namespace(**flags))
+        for seed in config.seed if isinstance(config.seed, list) else []:
+            if seed is not None and not 0 <= seed < 2**32:
+                raise ValueError(f"--seed must be between 0 and 2**32 - 1, got {seed}")
         get_model(config.model)
         choose_device(config.device)
     except (ValueError, TypeError, FileNotFoundError, RuntimeError) as error:

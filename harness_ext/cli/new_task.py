@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 
-from harness_ext.cli.parser import command_parser
+from harness_ext.cli.parser import command_parser, seed
 from harness_ext.errors import HarnessExtError
 
 ROLES = ("text", "label", "question", "answer", "context")
@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--unanswerable", action="store_true", default=None, help="questions may have no answer; the "
                         "right reply is then 'unanswerable' (default: as the columns of SQuAD suggest)")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="seed for the random splits (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed for the random splits (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     return parser
 

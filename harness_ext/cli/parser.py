@@ -56,6 +56,24 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--explain", metavar="ID", help="explain a finding (C20, R07, ...) and exit")
 
 
+def seed(text: str) -> int:
+    """A seed from the command line: a whole number that numpy and torch take."""
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise ValueError(text)
+    return number
+
+
+def add_no_code(parser: argparse.ArgumentParser) -> None:
+    """Add --no-code, in both spellings."""
+    parser.add_argument(
+        "--no-code",
+        "--no_code",
+        action="store_true",
+        help="refuse tasks that bring code of their own (!function, class), and render templates in a sandbox",
+    )
+
+
 def add_include_path(parser: argparse.ArgumentParser) -> None:
     """Add --include_path, in both spellings."""
     parser.add_argument(

@@ -10,7 +10,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.cli.parser import add_include_path, command_parser
+from harness_ext.cli.parser import add_include_path, add_no_code, command_parser
+from harness_ext.cli.trust import task_code
 
 if TYPE_CHECKING:
     from harness_ext.training.recipe import Recipe
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
         "training examples, learn 8 of them by heart and let the evaluator score them; takes some seconds "
         "(default: true)",
     )  # fmt: skip
+    add_no_code(parser)
     parser.add_argument("--force", action="store_true", help="train although the preflight found an error")
     for field in dataclasses.fields(Recipe):
         if field.name == "task":
@@ -67,10 +69,6 @@ def _as_yaml(value: Any) -> str:
 def run(options: argparse.Namespace) -> int:
     """Train, then print the adapters and the command that evaluates them."""
     from harness_ext.training.recipe import Recipe, from_text, read_recipe, recipe_from
-    from harness_ext.training.seeds import train_seeds
-    from harness_ext.training.trainer import train_adapter
-
-    inspect = functools.partial(_preflight, force=options.force) if options.preflight else None
 
     values = read_recipe(options.recipe) if options.recipe else {}
     for field in dataclasses.fields(Recipe):
@@ -78,6 +76,15 @@ def run(options: argparse.Namespace) -> int:
         if given not in (None, []):  # repeatable flags start as an empty list
             values[field.name] = from_text(field.name, given) if isinstance(given, str) else given
     recipe = recipe_from(values, source=options.recipe or "train")
+    with task_code([recipe.task], recipe.include_paths, no_code=options.no_code):
+        return _train(recipe, options)
+
+
+def _train(recipe: Recipe, options: argparse.Namespace) -> int:
+    from harness_ext.training.seeds import train_seeds
+    from harness_ext.training.trainer import train_adapter
+
+    inspect = functools.partial(_preflight, force=options.force) if options.preflight else None
     flags = {"resume": options.resume, "overwrite": options.overwrite, "inspect": inspect}
     if options.seeds is None:
         adapters = [train_adapter(recipe, **flags)]

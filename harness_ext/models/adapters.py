@@ -14,6 +14,7 @@ from __future__ import annotations
 import glob
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -25,18 +26,28 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from harness_ext.atomic import write_text
 from harness_ext.errors import AdapterError, first_line
+from harness_ext.models.adapter_input import (
+    CONFIG_FILE as CONFIG_FILE,
+)
+from harness_ext.models.adapter_input import (
+    WEIGHTS_FILE as WEIGHTS_FILE,
+)
+from harness_ext.models.adapter_input import (
+    check_layer_patterns,
+    layer_names,
+    read_settings,
+    saved_shapes,
+)
 from harness_ext.models.card import CARD_FILE, AdapterCard, hub_name, read_card
 from harness_ext.models.sources import FETCHABLE, packaged_model_folder, weights_sha256
+from harness_ext.reading.json_input import read_json_object
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
 PICKLE_FILE = "adapter_model.bin"
 HUB_ADAPTER = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 ADAPTER_FILES = (  # of a repository on the Hub: the adapter and its tokenizer, never a pickle
@@ -102,31 +113,32 @@ def check_adapter(adapter: str | Path) -> PeftConfig:
     folder = Path(adapter).expanduser()
     if not folder.is_dir():
         raise AdapterError(f"no adapter folder {folder}; train one with `harness-ext train TASK --output {folder}`")
-    if not (folder / CONFIG_FILE).is_file():
+    if not os.path.lexists(folder / CONFIG_FILE):
         raise AdapterError(f"{folder} holds no {CONFIG_FILE}; name the folder that `harness-ext train` or peft wrote")
     if not (folder / WEIGHTS_FILE).exists() and (folder / PICKLE_FILE).exists():
         raise AdapterError(
             f"{folder} holds {PICKLE_FILE}, a pickle, which may run code when it is read; if you trust it, convert it "
             f"to safetensors: {_conversion_command(folder)}"
         )
+    settings = read_settings(folder)
+    _check_kind(folder, settings)
+    check_layer_patterns(folder, settings, layer_names(saved_shapes(folder)))
     try:
-        with safe_open(folder / WEIGHTS_FILE, framework="pt") as weights:
-            if not weights.keys():
-                raise AdapterError(f"{folder / WEIGHTS_FILE} is empty; train the adapter again")
-        _check_kind(folder)
         return PeftConfig.from_pretrained(str(folder))
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise AdapterError(f"{folder} is damaged ({first_line(error)}); copy it again or train it again") from error
+    except Exception as error:  # each method of peft checks its settings in its own way
+        raise AdapterError(
+            f"{folder} is damaged ({first_line(error):.160}); copy it again or train it again"
+        ) from error
 
 
-def _check_kind(folder: Path) -> None:
+def _check_kind(folder: Path, settings: Mapping[str, Any]) -> None:
     """Raise AdapterError for a method that the installed peft cannot load."""
-    kind = dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))).get("peft_type")
+    kind = settings.get("peft_type")
     if kind is None:
         raise AdapterError(f"{folder / CONFIG_FILE} names no peft_type; copy the adapter again or train it again")
-    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise AdapterError(
-            f"{folder} is of the kind {kind!r}, which peft {peft.__version__} does not know; update it: "
+            f"{folder} is of the kind {kind!r:.80}, which peft {peft.__version__} does not know; update it: "
             "pip install -U peft"
         )
 
@@ -195,7 +207,7 @@ def save_adapter(
     if dtype is not None:
         weights = {name: tensor.to(dtype) for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
         save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    config = read_json_object(folder / CONFIG_FILE)
     config["base_model_name_or_path"] = hub_name(card.base)
     if isinstance(config.get("target_modules"), list):  # peft keeps it as a set, in an order of the process's own
         config["target_modules"].sort()

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from harness_ext.cpu.lora_product import fuse_lora
 from harness_ext.cpu.onednn import share_layouts
 from harness_ext.errors import AdapterError
-from harness_ext.models.adapters import WEIGHTS_FILE, check_adapter, check_base_weights
+from harness_ext.models.adapter_input import WEIGHTS_FILE, check_layer_patterns, saved_shapes
+from harness_ext.models.adapters import check_adapter, check_base_weights
 from harness_ext.models.base_proof import last_logits, named_tensors
 from harness_ext.models.card import read_card
 from harness_ext.trees.support import kind_of
@@ -75,7 +76,8 @@ def attach(
     folder = Path(folder).expanduser()
     config = check_adapter(folder)
     check_base_weights(folder, base, revision=revision)
-    shapes = _saved_shapes(folder)
+    shapes = saved_shapes(folder)
+    check_layer_patterns(folder, config, [name for name, _ in model.named_modules()])
     if _is_untrained(folder, config):
         raise AdapterError(f"{folder} changes nothing: all of its lora_B matrices are zero; was it saved untrained?")
     own = merge or _changes_the_base(config)
@@ -141,11 +143,6 @@ def works_on_some_tokens_only(config: PeftConfig) -> bool:
         or getattr(config, "trainable_token_indices", None)
         or getattr(config, "alora_invocation_tokens", None)
     )
-
-
-def _saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    with safe_open(folder / WEIGHTS_FILE, framework="pt") as weights:
-        return {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
 
 
 def _is_untrained(folder: Path, config: PeftConfig) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
-from harness_ext.errors import AdapterError, first_line
+from harness_ext.errors import AdapterError, InputError, first_line
 from harness_ext.models.sources import FETCHABLE
+from harness_ext.names import clean_name
+from harness_ext.reading.json_input import read_json_object
 
 CARD_FILE = "card.json"
 
@@ -40,15 +43,30 @@ class AdapterCard:
 def read_card(adapter: str | Path) -> AdapterCard | None:
     """The card of an adapter folder; None for an adapter that another tool made."""
     path = Path(adapter).expanduser() / CARD_FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return AdapterCard(**{field.name: values[field.name] for field in fields(AdapterCard)})
-    except (ValueError, KeyError, TypeError) as error:
+        values = read_json_object(path)
+        return AdapterCard(**{field.name: _checked(field.name, values[field.name]) for field in fields(AdapterCard)})
+    except (InputError, KeyError, TypeError) as error:
         raise AdapterError(
             f"{path} is damaged ({first_line(error)}); train the adapter again or delete the card"
         ) from error
+
+
+def _checked(name: str, value: Any) -> Any:
+    """A field of the type that it is declared with; names are made visible.
+
+    Raises:
+        TypeError: it is of another type.
+    """
+    hint = get_type_hints(AdapterCard)[name]
+    kinds = tuple(get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,)))
+    if float in kinds and type(value) is int:
+        value = float(value)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise TypeError(f"{name} is {value!r:.40}")
+    return clean_name(value) if name in ("base", "base_revision", "task") and value is not None else value
 
 
 def hub_name(base: str) -> str:

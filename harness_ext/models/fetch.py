@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from harness_ext.atomic import write_chunks, write_text
-from harness_ext.errors import FetchError, ModelError, WriteError, suggest
+from harness_ext.errors import FetchError, InputError, ModelError, WriteError, suggest
 from harness_ext.models.sources import (
     DEFAULT_OUTPUT,
     FETCHABLE,
@@ -28,6 +28,7 @@ from harness_ext.models.sources import (
     files_sha256,
     packaged_models_folder,
 )
+from harness_ext.reading.json_input import read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -196,11 +197,11 @@ def _remove_quantisation_marks(model: Any) -> None:
 def _is_fetched(folder: Path, spec: PackagedModel) -> bool:
     """Whether `folder` is this very package, converted and undamaged."""
     try:
-        source = json.loads((folder / "source.json").read_text(encoding="utf-8"))
+        source = read_json_object(folder / "source.json")
         check_model_folder(folder)
-    except (OSError, ValueError, ModelError):
+    except (InputError, ModelError):
         return False
-    return isinstance(source, dict) and source.get("wheel_sha256") == spec.wheel_sha256
+    return source.get("wheel_sha256") == spec.wheel_sha256
 
 
 def _remove(*folders: Path) -> None:

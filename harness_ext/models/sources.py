@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,11 +17,14 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
-from harness_ext.errors import ModelError, suggest
+from harness_ext.errors import InputError, ModelError, suggest
+from harness_ext.reading.files import MEGABYTE
+from harness_ext.reading.json_input import read_json_object
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_OUTPUT = "models"  # in the current folder: looked at first, written with `fetch --output models`
+INDEX_SIZE = 256 * MEGABYTE
 HOME_VARIABLE = "HARNESS_EXT_HOME"
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "*.bpe.model", "spiece.model", "vocab.json", "vocab.txt")
@@ -159,8 +160,7 @@ def _check_weights(folder: Path) -> None:
     shards = {path.name for path in folder.glob("*.safetensors")}
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        with suppress(ValueError, KeyError):  # transformers says what is wrong with an index
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        shards = _shards_of(index)
     if not shards and not any(folder.glob("pytorch_model*.bin")):
         raise ModelError(
             f"{folder} has no weights (*.safetensors or pytorch_model*.bin); copy or fetch the model again"
@@ -171,6 +171,26 @@ def _check_weights(folder: Path) -> None:
                 pass
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{folder / shard} is missing or corrupt ({error}); copy or fetch it again") from error
+
+
+def _shards_of(index: Path) -> set[str]:
+    """The files that an index of weights names.
+
+    Raises:
+        ModelError: it cannot be read, or names something else than files of its folder.
+    """
+    try:
+        weight_map = read_json_object(index, limit=INDEX_SIZE).get("weight_map")
+    except InputError as error:
+        raise ModelError(f"{error}; copy or fetch the model again") from error
+    names = set(weight_map.values()) if isinstance(weight_map, dict) and _all_texts(weight_map.values()) else set()
+    if not names or any(Path(name).name != name for name in names):
+        raise ModelError(f"{index} does not map weights to files of its folder; copy or fetch the model again")
+    return names
+
+
+def _all_texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def files_sha256(*files: Path) -> str:

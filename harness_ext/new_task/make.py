@@ -42,6 +42,7 @@ from harness_ext.new_task.splits import (
     survey,
 )
 from harness_ext.protocol.local_files import Rows
+from harness_ext.protocol.task_folders import built_in_task
 
 NAME = re.compile(r"[A-Za-z]\w*(-\w+)*", re.ASCII)
 FEWEST_ROWS = 4
@@ -166,6 +167,8 @@ def new_task(
 def _check_request(name: str, folder: Path, kind: Kind, *, unanswerable: bool | None, overwrite: bool) -> None:
     if not NAME.fullmatch(name):
         raise TaskError(f"{name!r} is not a valid task name; use letters, digits, _ and -, beginning with a letter")
+    if (builtin := built_in_task(name)) is not None:
+        raise TaskError(f"{name!r} is a task of {builtin}, which the new one would replace; choose another name")
     if unanswerable and kind != "generate":
         raise TaskError("--unanswerable is only for questions with answers; use it with --kind generate")
     if folder.exists():

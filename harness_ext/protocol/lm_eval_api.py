@@ -20,7 +20,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2.sandbox
+
 from harness_ext.errors import TaskError
+from harness_ext.reading.yaml_input import check_yaml
 
 # Name -> where it is: `module`, or `module:attribute`. The first place that this version has counts.
 HOMES: dict[str, tuple[str, ...]] = {
@@ -374,6 +377,58 @@ def jinja_environment() -> Any:
     if not _is_05():
         return importlib.import_module("lm_eval.utils").env
     return importlib.import_module("lm_eval.config.templates")._jinja_env()
+
+
+@contextlib.contextmanager
+def sandboxed_templates() -> Iterator[None]:
+    """Render templates in Jinja's sandbox, where `cycler.__init__.__globals__` and the like raise `SecurityError`.
+
+    lm-eval does not: its templates may run any Python code.
+    """
+    own = jinja_environment()
+    if isinstance(own, jinja2.sandbox.SandboxedEnvironment):
+        yield
+        return
+    sandbox = jinja2.sandbox.SandboxedEnvironment(
+        loader=own.loader, undefined=own.undefined, keep_trailing_newline=own.keep_trailing_newline,
+        trim_blocks=own.trim_blocks, lstrip_blocks=own.lstrip_blocks, autoescape=own.autoescape,
+    )  # fmt: skip
+    sandbox.filters.update(own.filters)
+    sandbox.tests.update(own.tests)
+    module = importlib.import_module("lm_eval.config.templates" if _is_05() else "lm_eval.utils")
+    name = "_jinja_env" if _is_05() else "env"
+    before = getattr(module, name)
+    setattr(module, name, (lambda: sandbox) if _is_05() else sandbox)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+def guard_yaml() -> None:
+    """Let lm-eval read only such YAML as passes `check_yaml`: its own parser knows no limits, and follows pipes.
+
+    lm-eval's own tasks are not examined.
+    """
+    loader = importlib.import_module("lm_eval.tasks._yaml_loader")
+    unguarded = loader.load_yaml
+    if hasattr(unguarded, "unguarded"):
+        return
+    own = Path(str(loader.__file__)).resolve().parent
+
+    @functools.wraps(unguarded)
+    def guarded(path: str | Path, **options: Any) -> Any:
+        file = Path(path).expanduser().resolve()
+        if not file.is_relative_to(own):
+            check_yaml(file)
+        return unguarded(path, **options)
+
+    guarded.unguarded = unguarded  # type: ignore[attr-defined]
+    for name in ("_yaml_loader", "_index", "manager", "_factory"):
+        with contextlib.suppress(ModuleNotFoundError):
+            module: Any = importlib.import_module(f"lm_eval.tasks.{name}")
+            if hasattr(module, "load_yaml"):
+                module.load_yaml = guarded
 
 
 def metric_names() -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,8 +21,17 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
-from harness_ext.errors import DatasetError, first_line
-from harness_ext.protocol.text_rows import BATCH_ROWS, batched, csv_rows, delimiter_of, json_rows, json_schema
+from harness_ext.errors import DatasetError, InputError, first_line
+from harness_ext.protocol.text_rows import (
+    BATCH_ROWS,
+    batched,
+    check_columns,
+    csv_rows,
+    delimiter_of,
+    json_rows,
+    json_schema,
+)
+from harness_ext.reading.files import is_regular, shown
 
 CSV_ENDINGS = (".csv", ".tsv", ".txt")
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
@@ -89,10 +99,14 @@ def _load_file(split: str, file: Path, label: str | None) -> datasets.Dataset:
 
 def _load_parquet(split: str, file: Path) -> datasets.Dataset:
     """Load a parquet file with `datasets`, which memory-maps it."""
+    with _readable(file):
+        check_columns(file, pyarrow.parquet.read_schema(file).names)
     try:
         with _silently():
-            return datasets.load_dataset("parquet", data_files={split: str(file)}, split=split)
-    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
+            loaded = datasets.load_dataset("parquet", data_files={split: str(file)}, split=split)
+        loaded.data.table.validate(full=True)  # text that is not UTF-8 would only be noticed when it is used
+        return loaded
+    except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, ValueError, OSError) as error:
         reason = first_line(error.__cause__ or error).rstrip("!")
         if "corresponds to no data" in reason:
             raise DatasetError(_no_documents(file)) from error
@@ -109,8 +123,9 @@ def _with_numbers(table: pyarrow.Table, column: int) -> pyarrow.Table:
 
 
 def _check_file(file: Path, when_missing: str, when_empty: str) -> None:
-    if not file.is_file():
-        raise DatasetError(f"{file} {'is a folder' if file.is_dir() else 'does not exist'}; {when_missing}")
+    if not is_regular(file):
+        kind = "is no regular file" if os.path.lexists(file) else "does not exist"
+        raise DatasetError(f"{shown(file)} {'is a folder' if file.is_dir() else kind}; {when_missing}")
     if not file.stat().st_size:
         raise DatasetError(f"{file} is empty; {when_empty}")
 
@@ -215,9 +230,11 @@ def _readable(file: Path) -> Iterator[None]:
     except UnicodeDecodeError as error:
         kind = "json" if file.suffix.lower() in JSON_ENDINGS else "csv"
         raise DatasetError(f"{file} cannot be read as {kind}: it is not UTF-8 text; save it as UTF-8") from error
-    except (pyarrow.ArrowException, OSError) as error:
+    except InputError as error:
+        raise DatasetError(f"{error}; write it again") from error
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = first_line(error)
-        raise DatasetError(f"{file} cannot be read: {reason}; write it again") from error
+        raise DatasetError(f"{file} cannot be read: {reason:.200}; write it again") from error
 
 
 def _schema_of(file: Path, delimiter: str | None) -> pyarrow.Schema:
@@ -226,11 +243,12 @@ def _schema_of(file: Path, delimiter: str | None) -> pyarrow.Schema:
         if header is None:
             raise DatasetError(_no_documents(file))
         names = header.cells
-        if repeated := {name for name in names if names.count(name) > 1}:
-            raise DatasetError(f"{file} has the column {sorted(repeated)[0]!r} twice; rename one")
+        check_columns(file, names)
         return pyarrow.schema([(name, pyarrow.string()) for name in names])
     if file.suffix.lower() == ".parquet":
-        return pyarrow.parquet.read_schema(file).remove_metadata()
+        schema = pyarrow.parquet.read_schema(file).remove_metadata()
+        check_columns(file, schema.names)
+        return schema
     return json_schema(file)
 
 
@@ -242,7 +260,9 @@ def _stream(file: Path, delimiter: str | None, schema: pyarrow.Schema) -> Iterat
             yield pyarrow.RecordBatch.from_arrays(arrays, schema=schema)
     elif file.suffix.lower() == ".parquet":
         with pyarrow.parquet.ParquetFile(file, memory_map=True) as parquet:
-            yield from parquet.iter_batches(batch_size=BATCH_ROWS)
+            for batch in parquet.iter_batches(batch_size=BATCH_ROWS):
+                batch.validate(full=True)
+                yield batch
     else:
         for documents in batched(json_rows(file)):
             yield pyarrow.RecordBatch.from_pylist(documents, schema=schema)

@@ -19,6 +19,7 @@ from harness_ext.protocol.lm_eval_api import (
     TaskFactory,
     TaskManager,
     allow_hooked_metrics,
+    guard_yaml,
     names_like,
     read_documents,
 )
@@ -75,6 +76,7 @@ def task_manager(
     lm-eval's own ten thousand tasks are indexed (which takes seconds) only if a name is not found otherwise.
     """
     allow_hooked_metrics()
+    guard_yaml()
     paths = [str(tasks_path()), *map(str, own_task_folders(names)), *map(str, include_path)]
     manager = _TaskManager(include_path=paths, include_defaults=False, metadata=dict(metadata or {}))
     if all(_is_yaml(name) or names_like(manager, name) for name in names):

@@ -9,21 +9,34 @@ import contextlib
 import csv
 import io
 import itertools
-import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow
 
-from harness_ext.errors import DatasetError, first_line
+from harness_ext.errors import DatasetError, InputError, first_line
+from harness_ext.reading.files import RESULTS_SIZE, lines_of, open_regular
+from harness_ext.reading.json_input import parse_json, read_json
 
 DELIMITERS = ",;\t|"
 SNIFFED_BYTES = 64 * 1024
+MOST_COLUMNS = 2_000
 BATCH_ROWS = 1024  # rows in memory at a time
 
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # documents may be longer than Python's default limit of 128 KiB
+
+
+def check_columns(file: Path, names: Sequence[str]) -> None:
+    """Raise DatasetError for a repeated column, or for more than `MOST_COLUMNS`."""
+    if len(names) > MOST_COLUMNS:
+        raise DatasetError(
+            f"{file} has {len(names):,} columns, more than {MOST_COLUMNS:,}; keep those that the task uses"
+        )
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise DatasetError(f"{file} has the column {min(repeated)!r:.80} twice; rename one")
 
 
 def batched(rows: Iterable[Any]) -> Iterator[list[Any]]:
@@ -51,7 +64,8 @@ def csv_rows(file: Path, delimiter: str, width: int | None = None) -> Iterator[C
         DatasetError: a row has more or fewer cells, or its quotes do not match.
     """
     number, line = 0, 1
-    with file.open(encoding="utf-8-sig", newline="") as stream:
+    with open_regular(file) as content:
+        stream = io.TextIOWrapper(content, encoding="utf-8-sig", newline="")
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
         try:
             for cells in reader:
@@ -101,7 +115,7 @@ def _widths(sample: str, delimiter: str) -> list[int]:
 
 def _beginning(file: Path) -> str:
     """The first whole lines of a text file, without a byte order mark."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         block = stream.read(SNIFFED_BYTES)
         whole = not stream.read(1)
     text = block.decode("utf-8-sig", errors="replace")
@@ -121,32 +135,28 @@ def json_rows(file: Path) -> Iterator[dict[str, Any]]:
         yield from _json_list(file)
         return
     number = 0
-    with file.open(encoding="utf-8-sig", newline="\n") as stream:
-        for line, text in enumerate(stream, start=1):
-            if text.strip():
-                number += 1
-                yield _json_object(file, text, f"row {number} (line {line})")
+    for line, content in enumerate(lines_of(file), start=1):
+        if content.strip():
+            number += 1
+            yield _json_object(file, content, f"row {number} (line {line})")
 
 
 def _json_list(file: Path) -> Iterator[dict[str, Any]]:
     try:
-        values = json.loads(file.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise DatasetError(f"{file} cannot be read as json: {error}; fix that line") from error
+        values = read_json(file, limit=RESULTS_SIZE, exact=True)
+    except InputError as error:
+        raise DatasetError(f"{error}; correct it (one list of objects, or one object per line)") from error
     for number, value in enumerate(values, start=1):
         if not isinstance(value, dict):
             raise DatasetError(f"{file} cannot be read as json: row {number} is not an object with columns; correct it")
         yield value
 
 
-def _json_object(file: Path, text: str, where: str) -> dict[str, Any]:
+def _json_object(file: Path, content: bytes, where: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DatasetError(
-            f"{file} cannot be read as json: {where}: {error.msg} at character {error.pos + 1}; fix that line "
-            "(one object per line, or one list of objects)"
-        ) from error
+        value = parse_json(content, place=f"{file}: {where}", exact=True)
+    except InputError as error:
+        raise DatasetError(f"{error}; correct it (one object per line, or one list of objects)") from error
     if not isinstance(value, dict):
         raise DatasetError(f"{file} cannot be read as json: {where} is not an object with columns; correct it")
     return value
@@ -154,9 +164,12 @@ def _json_object(file: Path, text: str, where: str) -> dict[str, Any]:
 
 def json_schema(file: Path) -> pyarrow.Schema:
     """Columns and types over all rows, since a column may begin with nulls and show its type late."""
-    schema, start = pyarrow.schema([]), 1
+    schema, start, known = pyarrow.schema([]), 1, set[str]()
     for documents in batched(json_rows(file)):
-        for name in dict.fromkeys(name for document in documents for name in document):
+        names = dict.fromkeys(name for document in documents for name in document)
+        check_columns(file, [*schema.names, *(name for name in names if name not in known)])
+        known.update(names)
+        for name in names:
             with _one_type(file, name, f"rows {start} to {start + len(documents) - 1}"):
                 values = pyarrow.array([document.get(name) for document in documents])
                 own = pyarrow.schema([(name, values.type)])

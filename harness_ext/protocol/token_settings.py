@@ -10,7 +10,8 @@ import os.path
 from collections.abc import Mapping
 from typing import Any
 
-from harness_ext.errors import ModelError
+from harness_ext.errors import InputError, ModelError
+from harness_ext.reading.json_input import parse_json
 
 ADAPTERS_OWN = "adapter"  # `tokenizer` in results of an adapter whose own tokenizer adds tokens or a chat template
 DEFAULT = "default"  # how messages call the value of a setting that is not given
@@ -105,8 +106,8 @@ def _mapping(value: Any) -> dict[str, Any] | None:
     """A copy of a mapping, or of the JSON object in a text; None for anything else."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
-            value = json.loads(value)
-        except ValueError:
+            value = parse_json(value, place="model_args")
+        except InputError:
             return None
     return dict(value) if isinstance(value, Mapping) else None
 

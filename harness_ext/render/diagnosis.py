@@ -10,6 +10,7 @@ from rich.text import Text
 
 from harness_ext.doctor.diagnosis import Diagnosis, Examination, MarkedExample
 from harness_ext.findings import Finding
+from harness_ext.names import visible
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "blue"}
 _FACTORS = {  # of a decomposition, in the order of reading
@@ -36,7 +37,7 @@ def render(diagnoses: Sequence[Diagnosis], width: int) -> Iterator[Any]:
         if not diagnosis.findings and diagnosis.decomposition is not None:
             yield Text("  nothing found", style="green")
         for note in diagnosis.notes:
-            yield Padding(Text(f"note: {note}", style="dim"), (0, 0, 0, 2))
+            yield Padding(Text(f"note: {visible(note)}", style="dim"), (0, 0, 0, 2))
         yield Text()
 
 
@@ -50,10 +51,10 @@ def _factors(diagnosis: Diagnosis) -> Text:
 
 def render_examination(examination: Examination, width: int) -> Iterator[Any]:
     """Yield the facts about an adapter or a training run, marked examples, and the findings."""
-    yield Text(examination.subject, style="bold")
+    yield Text(visible(examination.subject), style="bold")
     longest = max(map(len, examination.facts), default=0)
     for name, value in examination.facts.items():
-        yield Padding(Text(f"{name:<{longest}}  {value}"), (0, 0, 0, 2))
+        yield Padding(Text(visible(f"{name:<{longest}}  {value}")), (0, 0, 0, 2))
     for example in examination.examples:
         yield Padding(_marked(example), (0, 0, 0, 2))
     for finding in examination.findings:
@@ -62,7 +63,7 @@ def render_examination(examination: Examination, width: int) -> Iterator[Any]:
     if not examination.findings:
         yield Text("  nothing found", style="green")
     for note in examination.notes:
-        yield Padding(Text(f"note: {note}", style="dim"), (0, 0, 0, 2))
+        yield Padding(Text(f"note: {visible(note)}", style="dim"), (0, 0, 0, 2))
 
 
 def _marked(example: MarkedExample) -> Text:
@@ -76,9 +77,9 @@ def _finding(finding: Finding, subject: str) -> Text:
     line = Text(f"{finding.level} {finding.id} ", style=_STYLES[finding.level])
     if finding.numbers.get("proved"):
         line.append("proved ", style="bold green")
-    line.append(finding.text.removeprefix(f"{subject}: "), style="default")
+    line.append(visible(finding.text.removeprefix(f"{subject}: ")), style="default")
     if finding.next_step:
-        line.append(f"\n  next: {finding.next_step}", style="cyan")
+        line.append(f"\n  next: {visible(finding.next_step)}", style="cyan")
     return line
 
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from harness_ext.names import visible
+
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "†": r"\dag{}", "–": "--",
@@ -70,7 +72,7 @@ class Grid:
 
     def to_html(self) -> str:
         """A table element with the title as caption."""
-        caption = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""
+        caption = f"<caption>{escape_html(self.title)}</caption>" if self.title else ""
         head = "".join(_html_cell("th", column.name) for column in self.columns)
         body = "".join(f"<tr>{''.join(_html_cell('td', entry) for entry in row)}</tr>" for row in self.rows)
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -78,7 +80,7 @@ class Grid:
     def to_latex(self) -> str:
         """A tabular with rules of booktabs."""
         sides = "".join("r" if column.right else "l" for column in self.columns)
-        lines = [f"% {self.title}"] if self.title else []
+        lines = [latex_comment(self.title)] if self.title else []
         lines += [rf"\begin{{tabular}}{{{sides}}}", r"\toprule"]
         lines += [_latex_row([column.name for column in self.columns]), r"\midrule"]
         for index, row in enumerate(self.rows):
@@ -89,18 +91,32 @@ class Grid:
 
 
 def escape_markdown(text: str) -> str:
-    """Escape what Markdown or HTML would interpret."""
-    return re.sub(r"[*`\\]|<(?=[A-Za-z/!?])", r"\\\g<0>", text)
+    r"""Escape what Markdown or HTML would interpret; `](` and the like would make a link.
+
+    >>> print(escape_markdown("[x](javascript:y)"), escape_markdown("a\nb"), escape_markdown("[1.0, 2.0]"))
+    [x\](javascript:y) a\\nb [1.0, 2.0]
+    """
+    return re.sub(r"[*`\\]|\](?=[(\[:])|~(?=~)|<(?=[A-Za-z/!?])", r"\\\g<0>", visible(text))
 
 
 def escape_latex(text: str) -> str:
     """Escape what LaTeX would interpret, and replace symbols by its commands."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    return "".join(_LATEX.get(character, character) for character in visible(text))
+
+
+def latex_comment(text: str) -> str:
+    """A comment that ends with its line, whatever the text is."""
+    return f"% {visible(text)}"
+
+
+def escape_html(text: str) -> str:
+    """Escape what HTML would interpret, quotes included."""
+    return html.escape(visible(text))
 
 
 def html_list(lines: Iterable[str], template: str) -> str:
     """A bulleted list; an empty text if there are no lines."""
-    items = "".join(f"<li>{template.format(html.escape(line))}</li>" for line in lines)
+    items = "".join(f"<li>{template.format(escape_html(line))}</li>" for line in lines)
     return f"<ul>{items}</ul>" if items else ""
 
 
@@ -118,13 +134,14 @@ def _markdown_cell(entry: Cell) -> str:
 
 
 def _html_cell(tag: str, entry: Cell) -> str:
-    first = f"<b>{html.escape(entry.first)}</b>" if entry.strong else html.escape(entry.first)
-    rest = "".join(f"<br><small>{html.escape(line)}</small>" for line in entry.lines[1:])
+    first = f"<b>{escape_html(entry.first)}</b>" if entry.strong else escape_html(entry.first)
+    rest = "".join(f"<br><small>{escape_html(line)}</small>" for line in entry.lines[1:])
     return f"<{tag}>{first}{rest}</{tag}>"
 
 
 def _latex_row(cells: Sequence[Cell]) -> str:
-    return " & ".join(map(_latex_cell, cells)) + r" \\"
+    row = " & ".join(map(_latex_cell, cells)) + r" \\"
+    return "{}" + row if row.startswith(("[", "*")) else row  # after \\ these would be arguments of it
 
 
 def _latex_cell(entry: Cell) -> str:

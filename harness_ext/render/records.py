@@ -12,11 +12,13 @@ from typing import Any
 from harness_ext.comparison.gain import FORMS, SKILL
 from harness_ext.comparison.rows import Comparison, Cost, Floor, Gain, Row, Score, Seeds
 from harness_ext.metrics.statistic import SHARE
+from harness_ext.names import visible
 from harness_ext.stats.intervals import CONFIDENCE, Interval
 from harness_ext.stats.paired import PairedDifference
 
 SCHEMA = 2  # increased when a key is removed or changes its meaning
 POINTS = "points"  # the unit in which shares are written
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # spreadsheets take cells that begin so for formulas
 _DIGITS = 6  # decimals in JSON and CSV; rounding gives the same bytes on every machine
 _SMALL = 1e-3  # smaller numbers keep three significant digits instead
 
@@ -41,8 +43,21 @@ def to_csv(comparison: Comparison) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=columns(), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_rounded(flat(row)) for row in comparison.rows)
+    for row in comparison.rows:
+        writer.writerow({name: _inert(value) for name, value in _rounded(flat(row)).items()})
     return text.getvalue()
+
+
+def _inert(value: Any) -> Any:
+    """A text as it may stand in a cell: one that a spreadsheet would take for a formula gets an apostrophe.
+
+    >>> _inert("=1+1"), _inert("@x"), _inert("sst2"), _inert(-1.5)
+    ("'=1+1", "'@x", 'sst2', -1.5)
+    """
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def columns() -> list[str]:

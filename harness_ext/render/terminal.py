@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness_ext.comparison.rows import Comparison
+from harness_ext.names import visible
 from harness_ext.render import tables as views
 from harness_ext.render.grid import Cell, Column, Grid, cell
 
@@ -34,7 +35,7 @@ def render(comparison: Comparison, view: views.View, width: int) -> Iterator[Ren
         view: rows, board, or auto.
         width: of the terminal, in characters.
     """
-    title = f"Baseline: {escape(comparison.baseline)}"
+    title = f"Baseline: {escape(visible(comparison.baseline))}"
     if views.uses_board(comparison, view):
         for index, tasks in enumerate(_fitting(comparison, width)):
             yield _table(views.board(comparison, tasks), title if index == 0 else None, width)
@@ -143,16 +144,16 @@ def _table(grid: Grid, title: str | None, width: int) -> Table:
 
 def _text(entry: Cell, *, is_heading: bool = False) -> Text:
     style = _STYLES.get(entry.first) or _STYLES.get(entry.first[-1:], "")
-    text = Text(entry.first, style=f"{style} bold" if entry.strong or is_heading else style)
+    text = Text(visible(entry.first), style=f"{style} bold" if entry.strong or is_heading else style)
     for line in entry.lines[1:]:
-        text.append(f"\n{line}", style="yellow not bold" if line == "SAMPLE data" else "dim not bold")
+        text.append(f"\n{visible(line)}", style="yellow not bold" if line == "SAMPLE data" else "dim not bold")
     return text
 
 
 def _warnings_and_notes(comparison: Comparison, notes: Sequence[str]) -> Text:
     text = Text()
     for error in comparison.errors:
-        text.append("error: ", style="bold red").append(f"{error}\n", style="red")
+        text.append("error: ", style="bold red").append(f"{visible(error)}\n", style="red")
     for warning in comparison.warnings:
-        text.append("warning: ", style="bold yellow").append(f"{warning}\n", style="yellow")
-    return text.append("\n".join(notes), style="dim")
+        text.append("warning: ", style="bold yellow").append(f"{visible(warning)}\n", style="yellow")
+    return text.append("\n".join(map(visible, notes)), style="dim")

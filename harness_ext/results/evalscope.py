@@ -19,9 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from harness_ext.errors import ResultsError
+from harness_ext.errors import InputError, ResultsError
+from harness_ext.names import clean_name
+from harness_ext.reading.files import is_regular
+from harness_ext.reading.yaml_input import read_yaml
 from harness_ext.results import samples as lm_eval
 from harness_ext.results.other_tools import (
     entries,
@@ -78,20 +79,20 @@ def parse_run(report: Path, payload: Mapping[str, Any]) -> Run:
     if unscored := sum(document.unscored for document in documents):
         logger.warning("%s: left out %d samples without a usable score", report, unscored)
     result = TaskResult(
-        task=dataset,
+        task=clean_name(dataset),
         version=_version(config, dataset),
-        n_shot=_resolved(config, dataset).get("few_shot_num") or 0,
+        n_shot=_count(_resolved(config, dataset).get("few_shot_num")),
         metrics=metrics,
         fingerprint=fingerprint(fields) if fields else None,
-        n=sum(bool(document.scores) for document in documents) or int(payload.get("num") or 0),
+        n=sum(bool(document.scores) for document in documents) or _count(payload.get("num")),
         samples_path=reviews[0] if reviews else None,
         config={"metadata": {"metrics": declared} | _primary(payload, metrics)},
         fingerprint_fields=fields,
         sample_data=False,
         read_samples=partial(_samples, reviews),
     )
-    return Run(str(payload["model_name"]), report, mapping(config.get("model_args")), {dataset: result}, base=None,
-               adapter=None, config={}, tool=EVALSCOPE)  # fmt: skip
+    name, arguments = clean_name(payload["model_name"]), mapping(config.get("model_args"))
+    return Run(name, report, arguments, {result.task: result}, base=None, adapter=None, config={}, tool=EVALSCOPE)
 
 
 # -- reviews -------------------------------------------------------------------------------------------------------
@@ -119,7 +120,7 @@ def _review_files(report: Path, dataset: str, payload: Mapping[str, Any]) -> lis
     )
     folder = root_of(report) / "reviews" / report.parent.name
     files = [folder / f"{dataset}_{name}.jsonl" for name in names]
-    return [file for file in files if file.is_file()]
+    return [file for file in files if is_regular(file)]
 
 
 def _documents(reviews: Sequence[Path]) -> Iterator[_Document]:
@@ -228,16 +229,21 @@ def _primary(payload: Mapping[str, Any], metrics: Mapping[str, MetricValue]) -> 
     return next(({"primary_metric": name} for name in metrics if primary in (name, _canonical(name))), {})
 
 
+def _count(value: Any) -> int:
+    """A number of documents or examples; 0 if it is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
 # -- the task's configuration --------------------------------------------------------------------------------------
 
 
 def _config(report: Path) -> Mapping[str, Any]:
     """The newest configuration of the evaluation; empty if there is none that can be read."""
-    files = sorted((root_of(report) / "configs").glob("task_config*.yaml"), key=lambda file: file.stat().st_mtime)
+    files = sorted((root_of(report) / "configs").glob("task_config*.yaml"), key=lambda file: file.lstat().st_mtime)
     try:
-        return mapping(yaml.safe_load(files[-1].read_text(encoding="utf-8"))) if files else {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        logger.warning("%s: cannot be read (%s), so the protocol is not checked", files[-1], str(error).split("\n")[0])
+        return mapping(read_yaml(files[-1])) if files else {}
+    except InputError as error:
+        logger.warning("%s, so the protocol is not checked", error)
         return {}
 
 

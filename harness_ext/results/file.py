@@ -8,15 +8,17 @@ optional: `variant` (base, or the adapter's name), `base`, `adapter`, `card` (th
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from harness_ext.errors import ResultsError
+from harness_ext.errors import InputError, ResultsError
+from harness_ext.names import clean_name, visible
 from harness_ext.protocol.sample_files import samples_file
 from harness_ext.protocol.token_settings import parse_model_args, token_settings
+from harness_ext.reading.files import RESULTS_SIZE, is_regular
+from harness_ext.reading.json_input import read_json_object
 from harness_ext.results.run import MetricValue, Run, TaskResult
 
 DATE = re.compile(r"_(\d{4}-\d\d-\d\dT[\d.-]+)$")
@@ -31,12 +33,9 @@ def read_payload(file: Path) -> dict[str, Any]:
         ResultsError: the file cannot be read, or does not hold an object.
     """
     try:
-        payload = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ResultsError(f"{file}: cannot be read as JSON ({error}); evaluate again or remove the file") from None
-    if not isinstance(payload, dict):
-        raise ResultsError(f"{file}: holds a JSON {type(payload).__name__}, not results of lm-eval; remove the file")
-    return payload
+        return read_json_object(file, limit=RESULTS_SIZE)
+    except InputError as error:
+        raise ResultsError(f"{error}; evaluate again or remove the file") from None
 
 
 def date_of(file: Path) -> str:
@@ -62,8 +61,8 @@ def parse_run(file: Path, payload: Mapping[str, Any]) -> Run:
     adapter = _text(extension.get("adapter")) or _first(arguments, _ADAPTER_KEYS)
     base = _text(extension.get("base")) or _first(arguments, _BASE_KEYS)
     fallback = base or _text(config.get("model")) or file.parent.name
-    name = _text(extension.get("variant")) or _last_part(adapter or fallback)
-    tasks = {task: _parse_task(task, file, payload) for task in _entries(payload)}
+    name = clean_name(_text(extension.get("variant")) or _last_part(adapter or fallback))
+    tasks = {clean_name(task): _parse_task(task, file, payload) for task in _entries(payload)}
     return Run(name, file, arguments, tasks, base, adapter, config, _mapping(extension, "card"))
 
 
@@ -75,11 +74,12 @@ def _entries(payload: Mapping[str, Any]) -> list[str]:
 
 
 def _first(arguments: Mapping[str, Any], keys: Iterable[str]) -> str | None:
-    return next((str(arguments[key]) for key in keys if arguments.get(key)), None)
+    return next((visible(str(arguments[key])) for key in keys if arguments.get(key)), None)
 
 
 def _text(value: Any) -> str | None:
-    return str(value) if value else None
+    """A name or a path in one visible line; None if there is none."""
+    return visible(str(value)) if value else None
 
 
 def _last_part(name: str) -> str:
@@ -92,8 +92,8 @@ def _parse_task(task: str, file: Path, payload: Mapping[str, Any]) -> TaskResult
     version, shots = _mapping(payload, "versions").get(task), _mapping(payload, "n-shot").get(task)
     is_group = task not in _mapping(payload, "configs")
     return TaskResult(
-        task=task,
-        version=None if version is None else str(version),
+        task=clean_name(task),
+        version=None if version is None else visible(str(version)),
         n_shot=shots if isinstance(shots, int) else 0,
         metrics=_parse_metrics(entry, _mapping(_mapping(payload, "higher_is_better"), task)),
         fingerprint=_text(_mapping(extension, "fingerprints").get(task)),
@@ -136,13 +136,17 @@ def _members(group: str, payload: Mapping[str, Any]) -> tuple[str, ...]:
     tasks: dict[str, None] = {}
     queue, seen = [group], {group}
     while queue:
-        for name in subtasks.get(queue.pop(0)) or ():
+        for name in _names(subtasks.get(queue.pop(0))):
             if name in configs:
-                tasks[name] = None
+                tasks[clean_name(name)] = None
             elif name not in seen:
                 seen.add(name)
                 queue.append(name)
     return tuple(tasks)
+
+
+def _names(value: Any) -> list[str]:
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
 
 
 def _requested_token_settings(payload: Mapping[str, Any]) -> dict[str, str] | None:
@@ -178,7 +182,7 @@ def _parse_metrics(entry: Mapping[str, Any], higher: Mapping[str, Any]) -> dict[
         logged = higher.get(metric)
         direction = logged if isinstance(logged, bool) else None
         metrics[key if metric in metrics else metric] = MetricValue(
-            metric, name, float(value), float(stderr) if _is_number(stderr) else None, direction
+            clean_name(metric), clean_name(name), float(value), float(stderr) if _is_number(stderr) else None, direction
         )
     return metrics
 
@@ -191,7 +195,7 @@ def _samples_path(task: str, file: Path) -> Path | None:
     """The samples file of the same date; for a renamed results file, the only samples file of the task."""
     if date := date_of(file):
         path = file.parent / samples_file(task, date)
-        return path if path.is_file() else None
+        return path if is_regular(path) else None
     name = samples_file(task, "").removesuffix("_.jsonl")
     paths = [path for path in file.parent.glob("samples_*.jsonl") if DATE.sub("", path.stem) == name]
     return paths[0] if len(paths) == 1 else None

@@ -11,18 +11,22 @@ Inspect's `value_to_float` and its default reducer.
 from __future__ import annotations
 
 import copy
-import json
 import logging
+import lzma
 import math
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from harness_ext.errors import ResultsError
+from harness_ext.errors import InputError, ResultsError
+from harness_ext.names import clean_name, visible
+from harness_ext.reading.files import LINE_SIZE, RESULTS_SIZE, is_regular, open_regular
+from harness_ext.reading.json_input import parse_json, read_json
 from harness_ext.results.other_tools import (
     entries,
     fingerprint,
@@ -63,9 +67,9 @@ class UnfinishedLog(ResultsError):
 def begins_log(file: Path) -> bool:
     """Whether a JSON file begins like a log; only the beginning is read."""
     try:
-        with file.open("rb") as start:
+        with open_regular(file) as start:
             return _JSON_LOG.match(start.read(200)) is not None
-    except OSError:
+    except InputError:
         return False
 
 
@@ -82,7 +86,10 @@ def read_log(file: Path) -> Mapping[str, Any]:
         ResultsError: the file is not a log, or is cut short.
     """
     if file.suffix != SUFFIX:
-        log = _parsed(file, file.name, file.read_bytes())
+        try:
+            log = mapping(read_json(file, limit=RESULTS_SIZE))
+        except InputError as error:
+            raise ResultsError(f"{error}; copy the file or evaluate again") from None
     else:
         with _opened(file) as archive:
             if "header.json" not in archive.namelist():
@@ -96,9 +103,11 @@ def read_log(file: Path) -> Mapping[str, Any]:
 
 
 def _opened(file: Path) -> zipfile.ZipFile:
+    if not is_regular(file):
+        raise ResultsError(f"{file}: is no regular file; name a log that `inspect eval` wrote")
     try:
         return zipfile.ZipFile(file)
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile, struct.error) as error:
         raise ResultsError(
             f"{file}: not a complete zip file ({error}), as a log of Inspect is; copy the file or evaluate again"
         ) from None
@@ -115,12 +124,14 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     entry = archive.getinfo(name)
     try:
         if entry.compress_type != _ZSTANDARD:
-            return archive.read(entry)
+            with archive.open(entry) as member:
+                return _limited(archive, name, member)
         stored = copy.copy(entry)
         stored.compress_type, stored.file_size = zipfile.ZIP_STORED, entry.compress_size
         del stored.CRC  # it belongs to the decompressed content, and is checked below
-        content = _decompressed(archive.open(stored).read())
-    except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        with archive.open(stored) as member:
+            content = _decompressed(archive, name, member)
+    except (OSError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
         raise ResultsError(
             f"{archive.filename}: {name} is damaged ({error}); copy the file or evaluate again"
         ) from None
@@ -129,21 +140,26 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     return content
 
 
-def _decompressed(content: bytes) -> bytes:
+def _decompressed(archive: zipfile.ZipFile, name: str, member: IO[bytes]) -> bytes:
     import pyarrow
 
-    with pyarrow.CompressedInputStream(pyarrow.BufferReader(content), "zstd") as stream:
-        return bytes(stream.read())
+    with pyarrow.CompressedInputStream(pyarrow.BufferReader(_limited(archive, name, member)), "zstd") as stream:
+        return _limited(archive, name, stream)
+
+
+def _limited(archive: zipfile.ZipFile, name: str, stream: IO[bytes]) -> bytes:
+    """All of a stream, which a few bytes in the zip may decompress to without end."""
+    content = bytes(stream.read(LINE_SIZE + 1))
+    if len(content) > LINE_SIZE:
+        raise ResultsError(f"{archive.filename}: {name} is larger than {LINE_SIZE:,} bytes; evaluate fewer samples")
+    return content
 
 
 def _parsed(file: Path, name: str, content: bytes) -> Mapping[str, Any]:
     try:
-        value = json.loads(content)
-    except ValueError as error:
-        raise ResultsError(
-            f"{file}: {name} cannot be read as JSON ({error}); copy the file or evaluate again"
-        ) from None
-    return mapping(value)
+        return mapping(parse_json(content, place=f"{file}: {visible(name)}"))
+    except InputError as error:
+        raise ResultsError(f"{error}; copy the file or evaluate again") from None
 
 
 def _logged_samples(file: Path) -> Iterator[Mapping[str, Any]]:
@@ -291,8 +307,8 @@ def parse_run(file: Path, log: Mapping[str, Any]) -> Run:
         raise ResultsError(f"{file}: nothing was scored; score it with `inspect score {file}`")
     _warn_of_unscored(file, documents)
     arguments = mapping(spec.get("model_args"))
-    return Run(str(spec["model"]), file, arguments, {result.task: result}, base=None, adapter=None, config={},
-               tool=INSPECT)  # fmt: skip
+    name = clean_name(spec.get("model"))
+    return Run(name, file, arguments, {result.task: result}, base=None, adapter=None, config={}, tool=INSPECT)
 
 
 def _task_result(file: Path, log: Mapping[str, Any], documents: list[_Document]) -> TaskResult:
@@ -301,7 +317,7 @@ def _task_result(file: Path, log: Mapping[str, Any], documents: list[_Document])
     scored = [document for document in documents if document.scores]
     metrics = _metrics(log, scored)
     return TaskResult(
-        task=str(spec["task"]),
+        task=clean_name(spec["task"]),
         version=str(spec.get("task_version", 0)),
         n_shot=0,
         metrics=metrics,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness_ext.errors import ResultsError
+from harness_ext.names import clean_name
 from harness_ext.results import evalscope, inspect_log
 from harness_ext.results.file import DATE, date_of, harness_ext_keys, parse_run, read_payload
 from harness_ext.results.run import LM_EVAL, Run, TaskResult
@@ -242,7 +243,7 @@ def _unique_names(runs: Sequence[Run]) -> list[Run]:
     for run in runs:
         groups[run.name].append(run)
     labels = {id(run): label for group in groups.values() for run, label in zip(group, _labels(group), strict=True)}
-    return [replace(run, name=labels[id(run)]) for run in runs]
+    return [replace(run, name=clean_name(labels[id(run)])) for run in runs]
 
 
 def _labels(group: Sequence[Run]) -> list[str]:

@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness_ext.errors import CutShortError, ResultsError
+from harness_ext.errors import CutShortError, InputError, ResultsError
 from harness_ext.protocol.ties import choice_scores, is_tie
+from harness_ext.reading.files import lines_of
+from harness_ext.reading.json_input import parse_json
 
 _SAMPLE_PREFIX = "sample-"  # of ids in the small data set bundled with this package
 _UNKNOWN = -1  # value of a flag that a sample does not have
@@ -82,19 +84,16 @@ def iter_samples(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         CutShortError: a line is not a complete JSON object; the message names it as file:line.
     """
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+    try:
+        for number, line in enumerate(lines_of(path), start=1):
             if not line.strip():
                 continue
-            try:
-                sample = json.loads(line)
-            except ValueError:
-                sample = None
+            sample = parse_json(line, place=f"{path}:{number}")
             if not isinstance(sample, dict):
-                raise CutShortError(
-                    f"{path}:{number}: not a complete JSON object; was the run cut short? evaluate again"
-                )
+                raise InputError(f"{path}:{number}: holds a JSON {type(sample).__name__}, not an object")
             yield sample
+    except InputError as error:
+        raise CutShortError(f"{error}; was the run cut short? evaluate again") from None
 
 
 def whole_samples(

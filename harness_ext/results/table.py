@@ -11,6 +11,7 @@ The column `cluster` is optional; it names the unit of evidence.
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness_ext.errors import ResultsError, suggest
+from harness_ext.errors import InputError, ResultsError, suggest
+from harness_ext.names import clean_name
+from harness_ext.reading.files import RESULTS_SIZE, open_regular
 from harness_ext.results.other_tools import hash_of, mean, sample
 from harness_ext.results.run import MetricValue, Run, TaskResult
 
@@ -27,6 +30,7 @@ CLUSTER = "cluster"
 _COLUMNS = ("id", "run", "task", "metric", "value")
 _RESERVED = {"filter", "doc", "doc_id", "doc_hash", "prompt_hash", "target", "target_hash", "arguments", "resps"}
 _FILTER = "none"
+_MOST_COLUMNS = 50  # more are not listed in a message
 
 
 @dataclass
@@ -56,7 +60,8 @@ class _Table:
         for name, text in row.items():
             if not text.strip():
                 raise self._error(line, f"{name} is empty; fill it in")
-        document, run, task, metric = (row[name].strip() for name in _COLUMNS[:4])
+        document = row["id"].strip()
+        run, task, metric = (clean_name(row[name].strip()) for name in _COLUMNS[1:4])
         if metric in _RESERVED:
             raise self._error(line, f"a metric cannot be called {metric!r}; choose another name")
         values = self.runs.setdefault(run, {}).setdefault(task, _Documents()).scores.setdefault(document, {})
@@ -98,12 +103,13 @@ def read_table(file: Path) -> list[Run]:
     """
     table = _Table(file)
     try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
+        with open_regular(file, limit=RESULTS_SIZE) as content:
+            lines = io.TextIOWrapper(content, encoding="utf-8-sig", newline="")
             rows = csv.DictReader(lines, strict=True)
             rows.fieldnames = _checked_header(file, rows.fieldnames)
             for row in rows:
                 table.add(row, rows.line_num)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (InputError, OSError, UnicodeDecodeError, csv.Error) as error:
         raise ResultsError(f"{file}: cannot be read as CSV in UTF-8 ({error}); save it as such") from None
     if not table.runs:
         raise ResultsError(f"{file}: has no rows; write one per document, run, task and metric")
@@ -111,7 +117,12 @@ def read_table(file: Path) -> list[Run]:
 
 
 def _checked_header(file: Path, header: Any) -> list[str]:
-    columns = [name.strip() for name in header or []]
+    columns = [clean_name(name.strip()) for name in header or []]
+    if len(columns) > _MOST_COLUMNS:
+        raise ResultsError(
+            f"{file}: has {len(columns):,} columns; the header must name {', '.join(_COLUMNS)} and, if documents are "
+            f"not independent, {CLUSTER}"
+        )
     if missing := [name for name in _COLUMNS if name not in columns]:
         raise ResultsError(
             f"{file}: no column {', '.join(missing)} (it has {', '.join(columns) or 'none'}); the header must name "

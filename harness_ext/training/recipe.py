@@ -11,10 +11,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
-from harness_ext.errors import RecipeError, first_line, suggest
+from harness_ext.errors import InputError, RecipeError, suggest
 from harness_ext.protocol.render import PromptSettings
+from harness_ext.reading.yaml_input import parse_yaml, read_yaml
 from harness_ext.trees.layout import PACK_TOKENS
 
 SMALL_MODEL, LARGE_MODEL = 135e6, 1e9  # parameters
@@ -118,7 +117,7 @@ class Recipe:
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
-            raise RecipeError(f"{flag(name)} {rule}, got {getattr(self, name)!r}; change the recipe or the flag")
+            raise RecipeError(f"{flag(name)} {rule}, got {getattr(self, name)!r:.80}; change the recipe or the flag")
 
     @property
     def changes_base(self) -> bool:
@@ -198,12 +197,10 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         RecipeError: there is no such file, or it is not a YAML mapping.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"recipe {path} cannot be read ({error.strerror}); check the path") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"recipe {path} is not valid YAML: {first_line(error)}; correct that line") from error
-    if not isinstance(values, dict):
+        values = read_yaml(path)
+    except InputError as error:
+        raise RecipeError(f"recipe {error}; correct the file or its path") from error
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise RecipeError(f"recipe {path} must be a mapping of fields to values; see adapters/sst2.yaml")
     return values
 
@@ -221,8 +218,8 @@ def from_text(name: str, text: str) -> Any:
     if str in options and not is_list:
         return None if text in ("null", "none") and type(None) in options else text
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text, place=name)
+    except InputError:
         return text
 
 
@@ -242,13 +239,13 @@ def _checked(name: str, value: Any, hint: Any, source: str) -> Any:
             if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
                 return value
         elif option is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-            with contextlib.suppress(ValueError):  # YAML reads 1e-3 as text
+            with contextlib.suppress(ValueError, OverflowError):  # YAML reads 1e-3 as text
                 if math.isfinite(float(value)):
                     return float(value)
         elif type(value) is option:
             return value
     allowed = " or ".join(_name(option) for option in options)
-    raise RecipeError(f"{source}: {name} must be {allowed}, got {value!r}; correct it")
+    raise RecipeError(f"{source}: {name} must be {allowed}, got {value!r:.80}; correct it")
 
 
 def _name(option: Any) -> str:

@@ -122,14 +122,14 @@ def empty(folder: Path) -> None:
     [
         (shutil.rmtree, "no adapter folder"),
         (damage("adapter_config.json", None), "holds no adapter_config.json"),
-        (damage("adapter_config.json", "{"), "is damaged"),
-        (damage("adapter_config.json", "[]"), "names no peft_type"),
+        (damage("adapter_config.json", "{"), "cannot be read as JSON"),
+        (damage("adapter_config.json", "[]"), "JSON list, not an object"),
         (damage("adapter_config.json", '{"r": 8}'), "names no peft_type"),
         (
             damage("adapter_config.json", '{"peft_type": "NEW_KIND"}'),
             "kind 'NEW_KIND', which peft",
         ),
-        (damage("adapter_model.safetensors", None), "is damaged"),
+        (damage("adapter_model.safetensors", None), "is missing"),
         (damage("adapter_model.safetensors", ""), "is damaged"),
         (truncate, "is damaged"),
         (empty, "is empty"),

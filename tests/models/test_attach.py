@@ -349,10 +349,11 @@ def test_other_weights_of_the_base_are_warned_of(tmp_path: Path, caplog: pytest.
     model = tiny()
     model.save_pretrained(tmp_path / "base")
     folder = save(tmp_path / "adapter", LoraConfig(**LORA))
-    names = "base_revision task fingerprint data_sha256 sample_data examples tokens trainable_parameters seed seconds"
-    names += " train_loss validation_loss"
-    card = {**dict.fromkeys(names.split()), "base": "tiny", "base_sha256": "0" * 64, "fingerprint_fields": {}}
-    (folder / "card.json").write_text(json.dumps({**card, "recipe": {}, "versions": {}}))
+    texts = dict.fromkeys(("task", "fingerprint", "data_sha256"), "x")
+    counts = dict.fromkeys(("examples", "tokens", "trainable_parameters", "seed", "seconds", "train_loss"), 1)
+    card = {**texts, **counts, **dict.fromkeys(("base_revision", "validation_loss")), "sample_data": False}
+    card |= {"base": "tiny", "base_sha256": "0" * 64, "fingerprint_fields": {}, "recipe": {}, "versions": {}}
+    (folder / "card.json").write_text(json.dumps(card))
     attach(model, folder, base=str(tmp_path / "base"))
     assert "was trained on other weights of tiny" in caplog.text
 

@@ -199,3 +199,46 @@ def test_what_was_not_tested_passes_only_the_lowest_bar(write_pair):
     comparison = compare_runs(load_runs(write_pair("demo", samples, samples, base={"log_samples": False})))
     assert why_it_fails(comparison, "worse") is None
     assert "not tested (no samples logged)" in str(why_it_fails(comparison, "undecided"))
+
+
+HOSTILE = [
+    "\x1b[31mred",
+    "two\nlines | x",
+    "a\r\\input{x}",
+    "[x](javascript:alert(1))",
+    "<img src=x>",
+    "=1+1",
+    "@x",
+    "[opt",
+    "*",
+]
+
+
+@pytest.mark.parametrize("view", ["rows", "board"])
+def test_names_of_strangers_do_nothing_in_any_format(write_run, tmp_path, view):
+    """Each as a task, and all together as a run and a metric."""
+    tasks = {task: labelled([1, 0, 1, 1, 0, 1]) for task in ("plain",)}
+    written = []
+    for name, variant in (("base", "base"), ("other", "\n".join(HOSTILE))):
+        folder = write_run(f"out/{name}", tasks, model_args="pretrained=m", ours={"variant": variant})
+        (file,) = folder.glob("results_*.json")
+        payload = json.loads(file.read_text())
+        for task in HOSTILE:
+            for part in ("results", "configs", "versions", "n-shot", "n-samples", "higher_is_better"):
+                payload[part][task] = payload[part]["plain"]
+        file.write_text(json.dumps(payload))
+        written.append(file)
+    comparison = compare_runs(load_runs(tmp_path / "out"), baseline="base")
+    markdown, latex, page, table = (
+        comparison.to_markdown(view), comparison.to_latex(view), comparison.to_html(view), comparison.to_csv(),
+    )  # fmt: skip
+    for text in (markdown, latex, page, table, terminal(comparison, 200, view)):
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e]", text)
+    assert not re.search(r"(?<!\\)\]\(javascript", markdown)
+    assert not [line for line in latex.splitlines() if line.startswith(("[", "*", "\\input", "lines"))]
+    assert "<img" not in page
+    rows = list(csv.DictReader(io.StringIO(table)))
+    assert {row["task"] for row in rows} >= {"'=1+1", "'@x", "plain"}
+    assert not [cell for row in rows for cell in row.values() if cell.startswith(("=", "@"))]
+    terminal_lines = terminal(comparison, 200, view)
+    assert "\\x1b[31mred" in terminal_lines

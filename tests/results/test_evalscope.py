@@ -262,7 +262,7 @@ def test_an_unreadable_configuration_only_leaves_the_protocol_unknown(tmp_path, 
     [
         ("cut report", r"demo\.json: cannot be read as JSON"),
         ("no metric", r"demo\.json: has no metric"),
-        ("cut reviews", r"demo_main\.jsonl:2: not a complete JSON object"),
+        ("cut reviews", r"demo_main\.jsonl:2: cannot be read as JSON"),
         ("old reviews", r"demo_main\.jsonl:1: no sample_score"),
     ],
 )

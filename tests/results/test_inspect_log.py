@@ -335,7 +335,7 @@ def broken(kind: str, folder: Path) -> Path:
         ("cancelled", "status 'cancelled'; .*eval-retry"),
         ("other", "not a log of Inspect"),
         ("chunked", "in chunks"),
-        ("half a sample", r"samples/9_epoch_1\.json cannot be read as JSON"),
+        ("half a sample", r"samples/9_epoch_1\.json: cannot be read as JSON"),
         ("nothing scored", "nothing was scored"),
         ("cut json", "log.json: .*cannot be read as JSON"),
     ],

@@ -215,7 +215,7 @@ def broken(kind: str, path: Path) -> Path:
         ("cut results", rf"results_{DATE}\.json: cannot be read as JSON"),
         ("list", rf"results_{DATE}\.json: holds a JSON list"),
         ("other json", rf"results_{DATE}\.json: not a results file"),
-        ("cut samples", rf"samples_a_{DATE}\.jsonl:3: not a complete JSON object"),
+        ("cut samples", rf"samples_a_{DATE}\.jsonl:3: cannot be read as JSON"),
         ("old samples", rf"samples_a_{DATE}\.jsonl:1: no 'doc_hash'"),
         ("pairs", rf"samples_a_{DATE}\.jsonl:1: acc is \[1, 2\]"),
         ("not finite", rf"samples_a_{DATE}\.jsonl:1: acc is nan"),

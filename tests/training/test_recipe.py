@@ -171,7 +171,7 @@ def test_our_own_recipes_are_sound(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [(None, "cannot be read"), ("a: [", "not valid YAML"), ("- a", "must be a mapping"), ("", "mapping")],
+    [(None, "cannot be read"), ("a: [", "cannot be read as YAML"), ("- a", "must be a mapping"), ("", "mapping")],
 )
 def test_broken_recipe_files(tmp_path: Path, text: str | None, problem: str) -> None:
     path = tmp_path / "recipe.yaml"

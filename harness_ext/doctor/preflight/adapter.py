@@ -194,6 +194,8 @@ def _other_scale(folder: Path, updates: Sequence[Update], card: AdapterCard | No
     if not updates or not {"lora_rank", "lora_alpha"} <= recipe.keys():
         return []
     rank, alpha = recipe["lora_rank"], recipe["lora_alpha"]
+    if not all(isinstance(number, (int, float)) and number > 0 for number in (rank, alpha)):
+        return []
     trained = alpha / (math.sqrt(rank) if recipe.get("use_rslora") else rank)
     found = statistics.median(update.scale for update in updates)
     if math.isclose(trained, found, rel_tol=1e-3):

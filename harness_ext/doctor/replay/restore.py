@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,11 +15,13 @@ import torch
 
 from harness_ext.engine.hosts import PeftHost
 from harness_ext.engine.variants import Variant
-from harness_ext.errors import ModelError
+from harness_ext.errors import InputError, ModelError
 from harness_ext.models.devices import choose_device
 from harness_ext.protocol.fewshot import DEFAULT_SEED
 from harness_ext.protocol.lm_eval_api import HFLM, EvaluatorConfig, Task, get_model
 from harness_ext.protocol.render import PromptSettings
+from harness_ext.reading.files import read_text
+from harness_ext.reading.json_input import parse_json
 from harness_ext.results.file import date_of, read_payload
 from harness_ext.results.load import SPEED_ARGUMENTS
 from harness_ext.results.run import Run, TaskResult
@@ -94,8 +95,8 @@ def _value(logged: Any) -> Any:
     """A value of the logged text, as lm-eval reads it from the command line: a number, true or false, or a text."""
     if not isinstance(logged, str):
         return logged
-    with contextlib.suppress(ValueError):
-        return json.loads(logged.lower() if logged.lower() in ("true", "false") else logged)
+    with contextlib.suppress(InputError):
+        return parse_json(logged.lower() if logged.lower() in ("true", "false") else logged, place="model_args")
     return logged
 
 
@@ -166,7 +167,7 @@ def _check_memory(base: str, dtype: str) -> None:
 
 def _is_stored_in_half(base: str) -> bool:
     config = Path(base) / "config.json"
-    text = config.read_text(encoding="utf-8") if config.is_file() else ""
+    text = read_text(config) if config.is_file() else ""
     return re.search(r'"(?:torch_)?dtype":\s*"(?:b?float16)"', text) is not None
 
 
