@@ -16,7 +16,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from harness_ext.atomic import sync_tree, write_text
+from harness_ext.errors import InputError
 from harness_ext.models.sources import files_sha256
+from harness_ext.reading.json_input import read_json_object
 
 MANIFEST = "manifest.json"
 
@@ -52,12 +54,11 @@ def _files_in(place: Path) -> list[Path]:
 
 def why_not_resumable(checkpoint: Path) -> str | None:
     """Why a run cannot be resumed from a checkpoint; None if it can."""
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_bytes())
-        hashes = dict(manifest["files"])
-    except FileNotFoundError:
+    if not (checkpoint / MANIFEST).exists():
         return "it was not written to its end"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    try:
+        hashes = dict(read_json_object(checkpoint / MANIFEST)["files"])
+    except (InputError, OSError, ValueError, KeyError, TypeError):
         return f"{MANIFEST} is damaged"
     for name, expected in hashes.items():
         try:

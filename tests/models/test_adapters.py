@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from harness_ext.folders import replacing_folder
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from harness_ext.errors import AdapterError
+from harness_ext.atomic import replacing_folder
+from harness_ext.errors import AdapterError, WriteError
 from harness_ext.models.adapters import adapter_folder, check_adapter, expand_adapters, find_base, save_adapter
 from harness_ext.models.card import AdapterCard, read_card
 
@@ -245,12 +245,17 @@ class TestReplacingFolder:
             assert (target / "file").read_text() == text
             assert [path.name for path in target.parent.iterdir()] == ["adapter"]
 
-    @pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
-    def test_an_error_leaves_what_was_there(self, tmp_path: Path, error: BaseException) -> None:
+    @pytest.mark.parametrize(
+        ("error", "raised"),
+        [(OSError("No space left on device"), WriteError), (KeyboardInterrupt(), KeyboardInterrupt)],
+    )
+    def test_an_error_leaves_what_was_there(
+        self, tmp_path: Path, error: BaseException, raised: type[BaseException]
+    ) -> None:
         target = tmp_path / "adapter"
         target.mkdir()
         (target / "file").write_text("old")
-        with pytest.raises(type(error)):
+        with pytest.raises(raised):
             self.write_and_fail(target, error)
         assert (target / "file").read_text() == "old"
         assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
@@ -267,7 +272,7 @@ class TestReplacingFolder:
             return rename(self, to)
 
         monkeypatch.setattr(Path, "rename", fail)
-        with pytest.raises(OSError, match="no"):
+        with pytest.raises(WriteError, match="no"):
             self.write_and_fail(target, None)
         assert (target / "file").read_text() == "old"
         assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
