@@ -37,6 +37,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "doctor/preflight",
         "doctor/diagnosis",
         "doctor/logged/leaks",
+        "doctor/rescoring",
         "training",
         "engine",
         "protocol",
