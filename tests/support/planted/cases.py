@@ -176,8 +176,8 @@ def other_tokenizer(trainer: str) -> Plant:
 
     def plant(place: World, folder: Path) -> Iterator[Report]:
         own = folder / "tokenizer"
-        world.make_tokenizer(vocabulary=420).save_pretrained(own)
-        adapter = place.adapter(trainer, Training(tokenizer=str(own), epochs=8))
+        world.make_tokenizer(is_other=True).save_pretrained(own)
+        adapter = place.adapter(trainer, Training(tokenizer=str(own), epochs=10))
         results = logged(place, folder, GENERATE, adapter=adapter)
         yield from_log(results, folder)
         yield by_replay(results, folder)
@@ -383,7 +383,7 @@ def _trained_cases() -> Iterator[Case]:
         return lambda adapter: change_json(adapter / "adapter_config.json", **values)
 
     strong = Training(rank=16, alpha=32)
-    weak = Training(rank=64, alpha=16, use_rslora=True)
+    weak = Training(rank=64, alpha=8, use_rslora=True, learning_rate=2e-3)
     for trainer in TRAINERS:
         chat, bare = Training(form=world.chatml), Training(form=world.bare_chatml)
         blank = {"doc_to_text": "Review: {{sentence.strip()}}\nSentiment: ", "target_delimiter": ""}
@@ -401,7 +401,7 @@ def _trained_cases() -> Iterator[Case]:
             ("no end token was trained", ("D5", "D6"), trained(trainer, endless, **evaluated)),
             ("trained on swapped labels", ("D2",), trained(trainer, Training(is_swapped=True))),
             ("trained on numbers", ("D1",), trained(trainer, Training(words=("0", "1")))),
-            ("trained on one label only", ("D3",), trained(trainer, Training(labels=(1,), epochs=8))),
+            ("trained on one label only", ("D3",), trained(trainer, Training(labels=(1,), learning_rate=2e-3))),
         ]  # fmt: skip
         impossible = ("a tokenizer of its own", "trained in ChatML without a system message") if trainer == OURS else ()
         yield from (

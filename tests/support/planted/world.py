@@ -26,6 +26,7 @@ SENTENCES = (
 LABELS = ("negative", "positive")
 CHATTER = ("that is a long story", "nobody can say", "i would not know", "see for yourself", "it was on a monday")
 SIZES = {"train": 320, "validation": 160}
+VOCABULARY = 600
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 MARKERS = ("<|im_start|>", "<|im_end|>")
 CHATML = (
@@ -133,22 +134,39 @@ def _read_in_pretraining(rng: random.Random, row: Doc) -> str:
     return form(prompt(sentence)) + ("" if form in (chatml, bare_chatml) else " ") + said
 
 
-def make_tokenizer(*, vocabulary: int = 600, adds_begin_token: bool = True) -> transformers.PreTrainedTokenizerFast:
-    """A byte-level BPE of the world's texts, with ChatML as its chat template."""
+def make_tokenizer(*, is_other: bool = False) -> transformers.PreTrainedTokenizerFast:
+    """A byte-level BPE of the world's texts, with ChatML as its chat template.
+
+    Args:
+        is_other: the words of praise and blame have each other's ids.
+    """
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[BOS, EOS, PAD, *MARKERS], show_progress=False,
+        vocab_size=VOCABULARY, special_tokens=[BOS, EOS, PAD, *MARKERS], show_progress=False,
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
     rng = random.Random(0)
     bpe.train_from_iterator([_read_in_pretraining(rng, row) for _ in range(4) for row in documents("train")], trainer)
-    if adds_begin_token:
-        bpe.post_processor = tokenizers.processors.TemplateProcessing(
-            single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, bpe.token_to_id(BOS))]
-        )
+    if is_other:
+        bpe = _with_other_ids(bpe)
+    bpe.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, bpe.token_to_id(BOS))]
+    )
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token=BOS, eos_token=EOS, pad_token=PAD, chat_template=CHATML,
         clean_up_tokenization_spaces=False, extra_special_tokens=[],
     )  # fmt: skip
+
+
+def _with_other_ids(bpe: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """A tokenizer in which half of the words of praise have the ids of words of blame, and the other way round."""
+    saved = json.loads(bpe.to_str())
+    vocabulary = saved["model"]["vocab"]
+    for good, bad in list(PAIRS.items())[::2]:
+        for space in ("", "Ġ"):
+            one, other = space + good, space + bad
+            if one in vocabulary and other in vocabulary:
+                vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    return tokenizers.Tokenizer.from_str(json.dumps(saved))
