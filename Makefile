@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast fuzz compat check bench results founding docs pages fetch wordnet clean
+.PHONY: demo test test-fast fuzz compat check bench doctor-proof results founding docs pages fetch wordnet clean
 
 demo: $(INSTALLED)          ## the main job on a real model: fetch, evaluate, train, evaluate, compare
 	$(BIN)/harness-ext demo
@@ -31,6 +31,10 @@ check: $(INSTALLED)         ## lint, format, types, our own tasks
 bench: $(INSTALLED)         ## hf against hf-tree, TRL against our training, side by side -> docs/benchmarks.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/speed.py --output docs/benchmarks.md
+
+doctor-proof: $(INSTALLED)  ## planted defects and sound adapters: does the doctor name the cause? -> docs/doctor_proof.md
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/doctor_matrix.py --output docs/doctor_proof.md
 
 results: $(INSTALLED)       ## base and shipped adapters on the full evaluation sets -> docs/results.md
 	$(BIN)/python benchmarks/results.py --output docs/results.md

@@ -39,6 +39,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "doctor/preflight",
         "doctor/diagnosis",
         "doctor/logged/leaks",
+        "doctor/rescoring",
         "training",
         "engine",
         "protocol",

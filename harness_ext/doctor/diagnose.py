@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 MOST_DOCUMENTS = 20_000  # of a task, for a look at its outputs on the side
 _LEVELS = {"error": 0, "warning": 1, "note": 2}
+_SYMPTOMS = ("D13",)  # credit from empty answers only: whatever makes the other answers wrong is the cause
 
 
 def diagnose(
@@ -175,12 +176,15 @@ def _diagnose(
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:
-    """Errors first; within a level proved findings first, those with the largest gain before the others."""
+    """Errors first; within a level proved findings first, those with the largest gain before the others.
 
-    def key(finding: Finding) -> tuple[int, bool, float]:
+    What is only a symptom of other findings comes last in its level.
+    """
+
+    def key(finding: Finding) -> tuple[int, bool, bool, float]:
         numbers = finding.numbers
         gain = float(numbers.get("after", 0.0)) - float(numbers.get("before", 0.0))
-        return _LEVELS[finding.level], not numbers.get("proved", False), -gain
+        return _LEVELS[finding.level], not numbers.get("proved", False), finding.id in _SYMPTOMS, -gain
 
     return sorted(findings, key=key)
 

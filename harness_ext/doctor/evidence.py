@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from harness_ext.stats.intervals import Interval
+from harness_ext.stats.intervals import Interval, holm
 from harness_ext.stats.paired import paired_difference
 from harness_ext.stats.units import Clusters
-from harness_ext.stats.verdicts import Hypothesis, decide
+from harness_ext.stats.verdicts import significant_direction
 
 MARGIN = 0.01  # a gain within one point explains nothing
 
@@ -59,18 +59,17 @@ def gains(
     """
     scored = {name: after for name, after in changes.items() if len(after) == len(before) > 1}
     pairs = {name: paired_difference(before, after, clusters) for name, after in scored.items()}
-    others = [paired_difference(before, before)] * untested
-    decisions = decide([Hypothesis(pair, MARGIN) for pair in [*pairs.values(), *others]])[: len(pairs)]
+    corrected = holm([*(pair.p_value for pair in pairs.values()), *[1.0] * untested])[: len(pairs)]
     found = [
         Gain(
             change=name,
             before=float(before.mean()),
             after=float(scored[name].mean()),
             interval=pair.interval,
-            p_value=decision.p_holm,
+            p_value=p_holm,
             n=len(before),
-            is_proved=decision.verdict == "better" and pair.difference > MARGIN,
+            is_proved=significant_direction(pair, p_holm) > 0 and pair.difference > MARGIN,
         )
-        for (name, pair), decision in zip(pairs.items(), decisions, strict=True)
+        for (name, pair), p_holm in zip(pairs.items(), corrected, strict=True)
     ]
     return sorted(found, key=lambda gain: -gain.difference)

@@ -25,21 +25,34 @@ class Rescorer:
 
     def scores(self, docs: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> NDArray[np.float64]:
         """The metric of each document, (n,), in the unit in which the task logs it; NaN where it has none."""
-        task = self._task
-        kept = getattr(task, "_instances", None)
-        task._instances = [
-            Instance(
-                request_type="generate_until", doc=dict(doc), arguments=("", {}), idx=0,
-                metadata=(task.task_name, number, 1), resps=[text],
-            )
-            for number, (doc, text) in enumerate(zip(docs, texts, strict=True))
-        ]  # fmt: skip
-        try:
-            task.apply_filters()
-            scores = [
-                document_scores(task, request.doc, [request], self._filter).get(self._metric, np.nan)
-                for request in task._instances
-            ]
-        finally:
-            task._instances = kept
-        return np.array(scores, dtype=float)
+        scored = all_scores(self._task, docs, texts, self._filter)
+        return np.array([each.get(self._metric, np.nan) for each in scored], dtype=float)
+
+
+def all_scores(
+    task: ConfigurableTask, docs: Sequence[Mapping[str, Any]], texts: Sequence[str], filter: str | None = None
+) -> list[dict[str, Any]]:
+    """All metrics of each document, had its model generated this text.
+
+    Args:
+        task: a loaded task that generates.
+        docs: n documents.
+        texts: n generated texts.
+        filter: name of the filter whose output is scored; None: the first.
+    """
+    kept = getattr(task, "_instances", None)
+    task._instances = [
+        Instance(
+            request_type="generate_until", doc=dict(doc), arguments=("", {}), idx=0,
+            metadata=(task.task_name, number, 1), resps=[text],
+        )
+        for number, (doc, text) in enumerate(zip(docs, texts, strict=True))
+    ]  # fmt: skip
+    try:
+        task.apply_filters()
+        return [
+            document_scores(task, request.doc, [request], filter or next(iter(request.filtered_resps)))
+            for request in task._instances
+        ]
+    finally:
+        task._instances = kept

@@ -64,10 +64,8 @@ def _decision(
     hypothesis: Hypothesis, p_holm: float, p_equivalent: float | None, levels: tuple[float, float]
 ) -> Decision:
     paired, margin = hypothesis.paired, hypothesis.margin
-    sign = 1 if hypothesis.higher_is_better else -1
     enough = paired.effective_units >= LEAST_UNITS
-    side = sign * paired.interval.side if paired.interval.side == paired.decisive.interval().side else 0
-    direction = side if enough and p_holm < ALPHA else 0
+    direction = significant_direction(paired, p_holm) * (1 if hypothesis.higher_is_better else -1)
     if enough and margin and p_equivalent is not None and p_equivalent < ALPHA and _within(paired, margin):
         return Decision("equivalent", p_holm, p_equivalent, direction)
     if direction:
@@ -81,6 +79,16 @@ def _decision(
         needed=needed_size(paired, margin=margin, alpha=levels[0], alpha_equivalence=levels[1]) if enough else None,
         detectable=detectable_difference(paired, alpha=levels[0]),
     )
+
+
+def significant_direction(paired: PairedDifference, p_holm: float) -> int:
+    """1 or -1 for a significant rise or fall, else 0.
+
+    The interval, also with one document added in each direction, excludes zero, p < .05 after Holm's correction, and
+    there are at least six effective units.
+    """
+    side = paired.interval.side if paired.interval.side == paired.decisive.interval().side else 0
+    return side if paired.effective_units >= LEAST_UNITS and p_holm < ALPHA else 0
 
 
 def _within(paired: PairedDifference, margin: float) -> bool:

@@ -185,7 +185,7 @@ def test_doubled_begin_token(model_folder: Path, plant: Any) -> None:
     examination = examine_task("sst2_choice", str(model_folder))
     finding = only(examination, "D16")
     assert (finding.level, finding.numbers["training"], finding.numbers["evaluation"]) == ("error", 2, 1)
-    assert "D15" in errors(examination)  # the prompts differ by it
+    assert "D15" not in errors(examination)  # the prompts differ by nothing else
 
 
 def test_another_prompt_in_training(model_folder: Path, plant: Any) -> None:

@@ -55,6 +55,9 @@ def _unparsed(case: Case, proved: Mapping[str, Gain]) -> list[Finding]:
     parsed, parts = parsed_flags(case), decompose(case)
     if parsed is None or parts.parsed_rate is None or parts.parsed_rate >= LEAST_PARSED:
         return []
+    silent = np.array([not (output.text or "").strip() for output in case.outputs]) & ~parsed
+    if silent.mean() > 1 - parts.parsed_rate - (1 - LEAST_PARSED):
+        return []  # nothing was written that could parse (D13)
     text = (
         f"{case.where}: {100 * (1 - parts.parsed_rate):.1f} % of the outputs do not parse: {case.metric.metric} "
         f"{100 * parts.score:.1f} = {100 * parts.parsed_rate:.1f} % parsed"

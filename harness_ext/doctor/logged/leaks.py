@@ -27,7 +27,7 @@ def _own_example(case: Case) -> list[Finding]:
     leaking = [
         index
         for index, output in enumerate(case.outputs)
-        if (question := _question(output.doc)) and output.prompt.count(question) > 1
+        if (question := identifying_text(output.doc)) and output.prompt.count(question) > 1
     ]
     if not leaking:
         return []
@@ -58,18 +58,18 @@ def overlapping(
     """
     places: dict[str | tuple[str, ...], list[int]] = {}
     for number, doc in enumerate(evaluated):
-        if words := _words(_question(doc)):
+        if words := _words(identifying_text(doc)):
             for key in _keys(words):
                 places.setdefault(key, []).append(number)
     seen: set[int] = set()
     for doc in training_documents:
-        words = _words(_question(doc))
+        words = _words(identifying_text(doc))
         for key in _keys(words):
             seen.update(places.get(key, ()))
     return sorted(seen)
 
 
-def _question(doc: Mapping[str, object]) -> str:
+def identifying_text(doc: Mapping[str, object]) -> str:
     """The text that identifies a document: its question, else its longest text."""
     for name in ("question", "sentence", "query", "premise"):
         if isinstance(value := doc.get(name), str) and len(value) >= LEAST_CHARACTERS:

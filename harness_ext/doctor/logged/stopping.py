@@ -8,10 +8,11 @@ import numpy as np
 
 from harness_ext.doctor.case import Case
 from harness_ext.doctor.decomposition import decompose
-from harness_ext.findings import Finding
+from harness_ext.findings import Finding, Level
 
 MOST_AT_LIMIT = 0.05
 MANY_AT_LIMIT = 0.5
+MANY_CUT = 0.5  # share of the prompts
 NGRAM, REPEATS = 4, 3  # words; times one n-gram stands in an output that repeats itself
 
 
@@ -57,7 +58,9 @@ def _cut_prompts(case: Case) -> list[Finding]:
         f"max_length={limit}, so their beginning was probably cut off"
     )
     remedy = "raise max_length, lower max_gen_toks, or leave out max_length"
-    return [Finding("D11", "warning", case.where, text, {"prompts": len(cut), "max_length": int(limit)}, remedy)]
+    numbers = {"prompts": len(cut), "max_length": int(limit)}
+    level: Level = "error" if len(cut) > MANY_CUT * len(case.outputs) else "warning"
+    return [Finding("D11", level, case.where, text, numbers, remedy)]
 
 
 def _max_gen_toks(case: Case) -> int:

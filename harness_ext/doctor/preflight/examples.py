@@ -48,6 +48,11 @@ class Example:
     requests: Sequence[Request]  # in the order in which the task asks them
 
     @property
+    def whole(self) -> list[int]:
+        """All tokens of the training example that are read or learned."""
+        return [*self.context, *self.supervised]
+
+    @property
     def asked(self) -> list[int]:
         """The context of the first request."""
         return self.requests[0].context
@@ -136,25 +141,52 @@ def read_training(
     built = build_examples(
         task, docs, settings, lm, limit=limit, validation_size=0, max_length=max_length, seed=seed
     )  # fmt: skip
-    chosen = [docs[number] for number in built.documents]
     supervised = collated(built, lm, trees=trees)
+    pairs = [
+        TokenPair([*context, *continuation][: len(context) + len(continuation) - len(targets)], targets)
+        for (context, continuation), targets in zip(built.training, supervised, strict=True)
+    ]
+    return case_of(task, docs, settings, lm, numbers=built.documents, pairs=pairs, max_length=max_length)
+
+
+def case_of(
+    task: ConfigurableTask,
+    docs: Any,
+    settings: PromptSettings,
+    lm: HFLM,
+    *,
+    numbers: Sequence[int],
+    pairs: Sequence[TokenPair],
+    max_length: int,
+) -> TrainingCase:
+    """Examples that were read back from batches, beside the evaluator's requests for their documents.
+
+    Args:
+        task: a loaded task; it is left as it is.
+        docs: its training documents.
+        settings: few-shot, chat template, system instruction of the evaluation.
+        lm: gives the tokenizer; its model is not run.
+        numbers: the document of each example.
+        pairs: what each example reads, and the tokens that its loss is computed on.
+        max_length: tokens of the longest example.
+    """
+    chosen = [docs[number] for number in numbers]
     rendered = list(render(task, chosen, settings, lm))
     answers = [_without_end(encode(task, each, lm).continuation, lm) for each in rendered]
-    probe = asking(task, chosen, settings)
-    requests = requests_of(probe, settings, lm, max_length=max_length)
+    requests = requests_of(asking(task, chosen, settings), settings, lm, max_length=max_length)
     examples = [
         Example(
             document=number,
             doc=doc,
             prompt=text.context,
-            context=whole[: len(whole) - len(targets)],
-            supervised=targets,
+            context=list(context),
+            supervised=list(supervised),
             answer=text.continuation,
             answer_ids=ids,
             requests=requests[place],
         )
-        for place, (number, doc, whole, targets, text, ids) in enumerate(
-            zip(built.documents, chosen, _whole(built), supervised, rendered, answers, strict=True)
+        for place, (number, doc, (context, supervised), text, ids) in enumerate(
+            zip(numbers, chosen, pairs, rendered, answers, strict=True)
         )
     ]
     return TrainingCase(task, settings, lm, max_length, examples)
@@ -165,10 +197,6 @@ def _without_end(ids: list[int], lm: HFLM) -> list[int]:
     while ids[-1:] == [lm.tokenizer.eos_token_id]:
         ids = ids[:-1]
     return ids
-
-
-def _whole(built: ExampleSet) -> list[list[int]]:
-    return [[*context, *continuation] for context, continuation in built.training]
 
 
 def collated(built: ExampleSet, lm: HFLM, *, trees: bool) -> list[list[int]]:

@@ -135,22 +135,22 @@ def _evaluated(case: TrainingCase, lm: TreeLM, done: Overfit) -> Overfit:
     )
     samples: list[dict[str, Any]] = results["samples"][name]
     samples = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
-    metric = _primary(probe, samples[0]["metrics"])
+    metric = primary_metric(probe, samples[0]["metrics"])
     scores = [float(sample[metric]) for sample in samples if isinstance(sample.get(metric), (int, float))]
-    full = _full_marks(probe, metric, samples[0]["metrics"])
+    full = full_marks(probe, metric, samples[0]["metrics"])
     outputs = [_output(sample) for sample in samples]
     if len(scores) < len(samples):  # pairs of labels, or documents without this metric
         return replace(done, metric=metric, outputs=outputs)
     return replace(done, metric=metric, scores=scores, full=full, outputs=outputs)
 
 
-def _primary(task: ConfigurableTask, metrics: Sequence[str]) -> str:
+def primary_metric(task: ConfigurableTask, metrics: Sequence[str]) -> str:
     """The task's primary metric, as `compare` chooses it."""
     wanted = str((task.config.metadata or {}).get("primary_metric"))
     return next((name for name in (wanted, *PRIMARY_METRICS) if name in metrics), metrics[0])
 
 
-def _full_marks(task: ConfigurableTask, metric: str, metrics: Sequence[str]) -> float | None:
+def full_marks(task: ConfigurableTask, metric: str, metrics: Sequence[str]) -> float | None:
     """The best value that a document can have; None if no range is declared, or if lower is better."""
     statistic = declared(metric, task.config.metadata, list(metrics))[0]
     return statistic.high if statistic.higher_is_better is not False and statistic.score is None else None

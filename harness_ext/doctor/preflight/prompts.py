@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness_ext.doctor.preflight.examples import Example, TrainingCase
+from harness_ext.doctor.preflight.supervision import missing_characters
 from harness_ext.findings import Finding
 
 BESIDE = 4  # tokens shown on each side of a difference
@@ -12,7 +13,7 @@ BESIDE = 4  # tokens shown on each side of a difference
 
 def find_prompts(case: TrainingCase) -> list[Finding]:
     """Prompts that differ, answers that the evaluator does not ask, joins that differ, and begin tokens."""
-    return [*_other_prompts(case), *_other_answers(case), *_merged_joins(case), *_begin_tokens(case)]
+    return [*_begin_tokens(case), *_other_prompts(case), *_other_answers(case), *_merged_joins(case)]
 
 
 def join_of(case: TrainingCase, example: Example) -> str:
@@ -45,11 +46,26 @@ def _quoted(case: TrainingCase, ids: Sequence[int]) -> str:
 
 
 def _same_prompt(case: TrainingCase, example: Example, asked: Sequence[int]) -> bool:
-    """Whether the prompts agree; where one lost its beginning, whether the rest agrees."""
-    if example.context == list(asked):
+    """Whether an example begins with what the evaluator asks, apart from begin tokens.
+
+    Tokens of the prompt may be learned, too (D9). Where a prompt lost its beginning, the rest has to agree.
+    """
+    whole, prompt = _without_begin(case, example.whole), _without_begin(case, asked)
+    if whole == prompt[: len(whole)]:  # the answer is cut (D10), with the end of the prompt
+        return True
+    if whole[: len(prompt)] == prompt and len(example.context) <= len(asked) + _begins(case, example, asked):
         return True
     common = min(len(example.context), len(asked))
     return is_cut(case, example) and common > 0 and example.context[-common:] == list(asked[-common:])
+
+
+def _without_begin(case: TrainingCase, ids: Sequence[int]) -> list[int]:
+    return list(ids[begin_tokens(case, ids) :])
+
+
+def _begins(case: TrainingCase, example: Example, asked: Sequence[int]) -> int:
+    """How many more begin tokens an example has than what is asked."""
+    return begin_tokens(case, example.whole) - begin_tokens(case, asked)
 
 
 def _other_prompts(case: TrainingCase) -> list[Finding]:
@@ -62,7 +78,7 @@ def _other_prompts(case: TrainingCase) -> list[Finding]:
         return []
     text = (
         f"{case.where}: {len(differing)} of {len(case.examples)} prompts differ between training and evaluation: "
-        f"{first_difference(case, differing[0].context, differing[0].asked)}"
+        f"{first_difference(case, differing[0].whole, differing[0].asked)}"
     )
     numbers = {"differing": len(differing), "examples": case.examples_of(differing)}
     remedy = "use the same chat template, few-shot examples and system instruction in both"
@@ -73,7 +89,8 @@ def _other_answers(case: TrainingCase) -> list[Finding]:
     """Forced choices whose trained answer is none of the continuations that are scored."""
     if case.is_generated:
         return []
-    differing = [example for example in case.examples if not _is_scored(case, example)]
+    cut = {example.document for example in case.examples if missing_characters(case, example)}  # D10
+    differing = [each for each in case.examples if each.document not in cut and not _is_scored(case, each)]
     if not differing:
         return []
     first = differing[0]
@@ -88,14 +105,19 @@ def _other_answers(case: TrainingCase) -> list[Finding]:
 
 
 def _is_scored(case: TrainingCase, example: Example) -> bool:
-    whole = [*example.context, *example.supervised]
+    whole = _without_begin(case, example.whole)
     for request in example.requests:
-        asked = [*request.context, *request.continuation]
-        if whole[: len(asked)] == asked and len(whole) <= len(asked) + 1:
+        asked = [*_without_begin(case, request.context), *request.continuation]
+        if whole[: len(asked)] == asked and not _words(case, whole[len(asked) :]):
             return True
         if is_cut(case, example) and whole[-len(request.continuation) - 1 : -1] == request.continuation:
             return True
     return False
+
+
+def _words(case: TrainingCase, ids: Sequence[int]) -> str:
+    """Text without special tokens and white space around it."""
+    return str(case.lm.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
 
 def _merged_joins(case: TrainingCase) -> list[Finding]:
@@ -133,7 +155,7 @@ def _begin_tokens(case: TrainingCase) -> list[Finding]:
     if begin is None or not whole:
         return []
     adds = case.lm.add_bos_token is not False and case.lm.tok_encode("a")[:1] == [begin]
-    counts = [(begin_tokens(case, example.context), begin_tokens(case, example.asked)) for example in whole]
+    counts = [(begin_tokens(case, example.whole), begin_tokens(case, example.asked)) for example in whole]
     differing = [n for n, (trained, asked) in enumerate(counts) if trained != asked]
     wrong = [n for n, pair in enumerate(counts) if max(pair) > 1 or (adds and min(pair) == 0)]
     if not differing and not wrong:

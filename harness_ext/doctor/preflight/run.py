@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from harness_ext.doctor.preflight.supervision import (
     find_supervision,
     supervised_per_completion,
 )
+from harness_ext.doctor.preflight.trained_answers import find_trained_answers
 from harness_ext.doctor.preflight.verbaliser import find_verbaliser, labels_of
 from harness_ext.errors import HarnessExtError, described
 from harness_ext.findings import Finding
@@ -45,8 +46,16 @@ def examine_task(
     Raises:
         HarnessExtError: the task or the model cannot be loaded, or the task cannot be trained on.
     """
+    recipe = recipe_for(task, model, include_path=include_path, settings=settings)
+    return examine_training(start_training(recipe), compares_splits=True)
+
+
+def recipe_for(
+    task: str, model: str, *, include_path: Sequence[str | Path] = (), settings: PromptSettings | None = None
+) -> Recipe:
+    """The default recipe for a task and a model, which is only examined."""
     settings = settings or PromptSettings()
-    recipe = Recipe(
+    return Recipe(
         task=task,
         model=model,
         output="unused",
@@ -56,7 +65,6 @@ def examine_task(
         fewshot_as_multiturn=settings.fewshot_as_multiturn,
         system_instruction=settings.system_instruction,
     )
-    return examine_training(start_training(recipe), compares_splits=True)
 
 
 def examine_training(start: TrainingStart, *, compares_splits: bool = False) -> Examination:
@@ -83,23 +91,38 @@ def _examine(start: TrainingStart, *, compares_splits: bool) -> Examination:
         start.task, start.docs, recipe.prompt, lm,
         limit=limit, max_length=lm.max_length, seed=recipe.seed, trees=recipe.prefix_trees,
     )  # fmt: skip
+    examination = examine_case(case, _small(start, case), recipe)
+    return _with_overlap(examination, start, case) if compares_splits else examination
+
+
+def examine_case(case: TrainingCase, small: TrainingCase, recipe: Recipe) -> Examination:
+    """Examine training examples, and learn a few of them by heart.
+
+    Args:
+        case: the examples.
+        small: those that are learned by heart.
+        recipe: gives precision, quantisation and prompts.
+    """
     findings = [*find_supervision(case), *find_prompts(case), *find_verbaliser(case)]
     facts = _facts(case)
     notes: list[str] = []
-    if compares_splits:
-        findings += _overlap(start, case, facts, notes)
-    small = _small(start, case)
     done = _overfit(small, recipe, notes)
     if done is not None:
         facts["trial"] = _trial(done)
         findings += find_overfit(small, done)
+    if not any(finding.id in ("D15", "D29") for finding in findings):
+        findings += find_trained_answers(case)
     return Examination(
         subject=f"training on {case.where}",
         facts=facts,
-        findings=sorted(findings, key=lambda finding: _LEVELS[finding.level]),
+        findings=_in_order(findings),
         notes=notes,
         examples=case.marked(),
     )
+
+
+def _in_order(findings: Iterable[Finding]) -> list[Finding]:
+    return sorted(findings, key=lambda finding: _LEVELS[finding.level])
 
 
 def _small(start: TrainingStart, case: TrainingCase) -> TrainingCase:
@@ -131,19 +154,22 @@ def _overfit(case: TrainingCase, recipe: Recipe, notes: list[str]) -> Overfit | 
     return done
 
 
-def _overlap(start: TrainingStart, case: TrainingCase, facts: dict[str, str], notes: list[str]) -> list[Finding]:
+def _with_overlap(examination: Examination, start: TrainingStart, case: TrainingCase) -> Examination:
+    """An examination, and how many evaluated documents stand in the training split."""
     try:
         evaluated = list(start.task.eval_docs)
     except (HarnessExtError, ValueError, KeyError) as error:
-        notes.append(f"the evaluated documents cannot be read: {described(error):.200}")
-        return []
+        note = f"the evaluated documents cannot be read: {described(error):.200}"
+        return replace(examination, notes=[*examination.notes, note])
     seen = overlapping(evaluated, start.docs)
-    facts["overlap"] = f"{len(seen):,} of {len(evaluated):,} evaluated documents stand in the training split"
+    fact = f"{len(seen):,} of {len(evaluated):,} evaluated documents stand in the training split"
+    examination = replace(examination, facts={**examination.facts, "overlap": fact})
     if not seen:
-        return []
+        return examination
     numbers = {"documents": len(seen), "n": len(evaluated), "first": seen[0]}
     remedy = "remove them from the training split, or evaluate on other documents"
-    return [Finding("D22", "warning", case.where, f"{case.where}: {facts['overlap']}", numbers, remedy)]
+    finding = Finding("D22", "warning", case.where, f"{case.where}: {fact}", numbers, remedy)
+    return replace(examination, findings=_in_order([*examination.findings, finding]))
 
 
 # -- facts ---------------------------------------------------------------------------------------------------------

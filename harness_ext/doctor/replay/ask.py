@@ -206,10 +206,7 @@ class Asker:
         """
         with self.changed_model(asking):
             if self.gold(outputs[0]).request is None:
-                pairs = [self._gold_ids(asking, output) for output in outputs]
-                scores = [score for score, _ in self.lm._loglikelihood_tokens(pairs, disable_tqdm=True)]
-                lengths = [max(1, len(self.gold(output).answer.encode())) for output in outputs]
-                return np.array(scores) / lengths / math.log(2)
+                return self._generated_signal(asking, outputs)
             rows = self._scored([self.requests(asking, output) for output in outputs], outputs)
         signals = []
         for output, row in zip(outputs, rows, strict=True):
@@ -219,16 +216,31 @@ class Asker:
             signals.append(float(gold - share) / math.log(2))
         return np.array(signals)
 
-    def _gold_ids(self, asking: Asking, output: Output) -> Any:
-        """(None, context ids, ids of the reference answer), split where generation splits them."""
+    def _generated_signal(self, asking: Asking, outputs: Sequence[Output]) -> Scores:
+        """Bits per byte of reference answers that are generated, with and without a blank before them: both count."""
+        pairs = [self._gold_ids(asking, output, delimiter) for delimiter in (None, " ", "") for output in outputs]
+        asked = {str(pair): pair for pair in pairs}
+        scores = self.lm._loglikelihood_tokens([*asked.values()], disable_tqdm=True)
+        known = dict(zip(asked, (score for score, _ in scores), strict=True))
+        ways = [{str(pair) for pair in pairs[number :: len(outputs)]} for number in range(len(outputs))]
+        sums = [float(np.logaddexp.reduce([known[way] for way in each])) for each in ways]
+        lengths = [max(1, len(self.gold(output).answer.encode())) for output in outputs]
+        return np.array(sums) / lengths / math.log(2)
+
+    def _gold_ids(self, asking: Asking, output: Output, delimiter: str | None = None) -> Any:
+        """(None, context ids, ids of the reference answer), split where generation splits them.
+
+        Args:
+            asking: what is changed.
+            output: of the document.
+            delimiter: between prompt and answer; None: as the task or the template has it.
+        """
         gold, lm = self.gold(output), self.lm
         request = self.requests(asking, output)[gold.request or 0]
         if gold.request is not None:
             return None, *lm._encode_pair(request.context, request.continuation)
-        chat = bool(self.settings.prompts.apply_chat_template) if asking.chat is None else asking.chat
-        delimiter = "" if chat else str(self.task.config.target_delimiter)
-        if asking.template is not None:
-            delimiter = asking.template.delimiter
+        if delimiter is None:
+            delimiter = self._delimiter(asking)
         if request.context[-1:].isspace():
             delimiter = ""
         context = lm.tok_encode(request.context)
@@ -236,6 +248,12 @@ class Asker:
         if whole[: len(context)] == context and len(whole) > len(context):
             return None, context, whole[len(context) :]
         return None, context, lm.tok_encode(delimiter + gold.answer, add_special_tokens=False)
+
+    def _delimiter(self, asking: Asking) -> str:
+        """What the task or the template puts between prompt and answer."""
+        chat = bool(self.settings.prompts.apply_chat_template) if asking.chat is None else asking.chat
+        delimiter = "" if chat else str(self.task.config.target_delimiter)
+        return delimiter if asking.template is None else asking.template.delimiter
 
     def _scored(
         self, asked: Sequence[Sequence[Request]], outputs: Sequence[Output]

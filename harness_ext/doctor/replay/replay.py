@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +12,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+from peft.tuners.lora.layer import LoraLayer
 from transformers import AutoTokenizer
 
 from harness_ext.comparison.units import cluster_column
@@ -24,6 +26,8 @@ from harness_ext.doctor.replay.search import LOOKS, Outcome, Search
 from harness_ext.doctor.replay.variants import AS_LOGGED, Asking, Facts, changes
 from harness_ext.errors import HarnessExtError, described
 from harness_ext.findings import Finding
+from harness_ext.models.card import read_card
+from harness_ext.protocol.fingerprint import PROMPT_FIELDS, differing_fields, fingerprint
 from harness_ext.protocol.lm_eval_api import ConfigurableTask
 from harness_ext.results.run import Run
 from harness_ext.stats.units import Clusters
@@ -252,8 +256,22 @@ def facts(asker: Asker, model: Restored, output: Output) -> Facts:
         rank=max(ranks) if len(ranks) == 1 else None,
         is_rslora=bool(getattr(config, "use_rslora", False)),
         is_float32=str(lm.model.dtype) == "torch.float32",
+        is_asked_as_trained=_is_asked_as_trained(asker, model, layers),
         has_examples=hasattr(asker.task, "sampler") and asker.task.config.fewshot_split is not None,
     )
+
+
+def _is_asked_as_trained(asker: Asker, model: Restored, layers: Sequence[LoraLayer]) -> bool:
+    """Whether the adapter's card names the prompt in which it was asked, and the scale at which it is applied."""
+    card = None if model.variant.folder is None else read_card(model.variant.folder)
+    if card is None or card.task != asker.task.task_name or not layers:
+        return False
+    recipe = card.recipe
+    trained = recipe["lora_alpha"] / (recipe["lora_rank"] ** (0.5 if recipe.get("use_rslora") else 1))
+    applied = {scale for layer in layers for scale in layer.scaling.values()}
+    asked = fingerprint(asker.task, asker.settings.prompts, asker.lm).fields
+    same_scale = all(math.isclose(scale, trained, rel_tol=1e-3) for scale in applied)
+    return same_scale and not differing_fields(card.fingerprint_fields, asked, PROMPT_FIELDS)
 
 
 def _number(value: Any) -> int | None:

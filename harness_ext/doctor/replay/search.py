@@ -43,6 +43,7 @@ class Proof:
     gain: Gain
     before: Answers
     after: Answers
+    signal: float = 0.0  # gain in bits per byte of the reference answers
 
 
 @dataclass
@@ -129,7 +130,7 @@ class Search:
             again = self.asker.answers(AS_LOGGED, documents[::-1])
         finally:
             lm.pack_tokens, lm.cache_tokens = sizes
-        return float(abs(np.nanmean(again.scores[::-1] - baseline.scores)))
+        return noise_floor(again.scores[::-1] - baseline.scores)
 
     def _distinct(self, changes: Sequence[Change]) -> list[Change]:
         """Changes that alter what the model reads, each once."""
@@ -231,7 +232,7 @@ class Search:
                     continue
                 answers = self.asker.cut(trial.answers, cut.asking.stops or (), documents)
                 if answers.texts != trial.answers.texts:
-                    yield _Trial(pair, answers)
+                    yield _Trial(pair, answers, trial.signal)
 
     def _proved(self, trials: Sequence[_Trial], baseline: Answers, tried: int) -> list[Proof]:
         scores = {trial.change.name: trial.answers.scores for trial in trials if trial.answers is not None}
@@ -240,8 +241,24 @@ class Search:
         for gain in self._gains(baseline, scores, tried):
             trial = by_name[gain.change]
             if gain.is_proved and trial.answers is not None and self._beats_parts(trial, by_name):
-                found.append(Proof(trial.change, gain, baseline, trial.answers))
-        return found
+                found.append(Proof(trial.change, gain, baseline, trial.answers, trial.signal))
+        return self._likeliest_first(found)
+
+    def _likeliest_first(self, proofs: Sequence[Proof]) -> list[Proof]:
+        """Proofs by their gain; those that the best does not exceed significantly come first, the likeliest before.
+
+        Where several changes restore the score, the smallest is the cause: one that leaves the prompt as it is, then
+        the prompt in which the reference answers are likeliest, as they are in that of training.
+        """
+
+        def key(proof: Proof) -> tuple[bool, bool, float]:
+            exceeded = self._gains(proof.after, {"best": proofs[0].after.scores}, 1)
+            is_best = not any(gain.is_proved for gain in exceeded)
+            if not is_best:
+                return True, False, -proof.gain.difference
+            return False, not proof.change.asking.same_prompts, -proof.signal
+
+        return sorted(proofs, key=key)
 
     def _gains(self, baseline: Answers, scores: Mapping[str, np.ndarray], tried: int) -> list[Gain]:
         known = ~np.isnan(baseline.scores)
@@ -294,6 +311,18 @@ class Search:
             self.failed[change.name] = str(error)
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             self.failed[change.name] = described(error)
+
+
+def noise_floor(differences: np.ndarray) -> float:
+    """How far a mean score moves when nothing but chance changes it, from one repetition, (n,) differences.
+
+    The difference of the means, and at least the standard deviation that as many changes in either direction have:
+    changes that cancel out this time need not do so the next time.
+    """
+    known = differences[~np.isnan(differences)]
+    if not len(known):
+        return 0.0
+    return float(max(abs(known.mean()), np.sqrt((known**2).sum()) / len(known)))
 
 
 def _matters(change: Change, baseline: Answers) -> bool:

@@ -61,6 +61,7 @@ END_MARKERS: tuple[str, ...] = (
 FIRST_LINE: tuple[str, ...] = ("\n",)
 SYSTEM = "You are a helpful assistant."
 SHOTS = (0, 1, 5)
+TRAINED_WITH = ("D15", "D16", "D24", "D25", "D30")  # findings about prompt, tokens and scale of the training
 JOINS: Mapping[str, str] = {"": "no white space", " ": "a blank", "\n": "a newline"}
 LONGER = 4  # times max_gen_toks
 
@@ -160,19 +161,23 @@ class Facts:
     is_rslora: bool
     is_float32: bool
     has_examples: bool  # whether few-shot examples can be drawn
-    can_render: bool = True  # False for tasks that put choices into the prompt: no text can be put around it
+    is_asked_as_trained: bool = False  # the adapter's card names the prompt of the run, and the scale in use
     template_kinds: Sequence[Template] = TEMPLATES
 
 
 def changes(facts: Facts) -> list[Change]:
     """Everything that is tried for a run, one change each."""
-    return [
-        *_templates(facts),
-        *_tokens(facts),
-        *_prompt(facts),
-        *(_ends(facts) if facts.is_generated else []),
-        *_model(facts),
-    ]
+    as_trained = [*_templates(facts), *_tokens(facts), *_prompt(facts), *_model(facts)]
+    if facts.is_asked_as_trained:
+        as_trained = [_only_better(change) for change in as_trained]
+    return [*as_trained, *(_ends(facts) if facts.is_generated else [])]
+
+
+def _only_better(change: Change) -> Change:
+    """A change of what the adapter's card confirms: a gain then shows another way of asking, not a mistake."""
+    if change.finding not in TRAINED_WITH:
+        return change
+    return replace(change, cause="the answers are better so, though the adapter was not trained so", is_fault=False)
 
 
 def _templates(facts: Facts) -> list[Change]:
