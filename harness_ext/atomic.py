@@ -199,8 +199,8 @@ def _explained(path: Path) -> Iterator[None]:
 def why_not_written(path: str | Path, error: OSError) -> str:
     """One line: which file or folder could not be written, why, and what to do.
 
-    >>> why_not_written("table.md", OSError(errno.ENOSPC, "No space left on device"))
-    'table.md cannot be written (no space left on device); free some space, then try again'
+    >>> why_not_written("comparison", OSError(errno.ENOSPC, "No space left on device"))
+    'comparison cannot be written (no space left on device); free some space, then try again'
     """
     reason = str(error.strerror or error).splitlines()[0]
     remedy = _REMEDIES.get(error.errno or 0, "choose another place")

@@ -219,7 +219,8 @@ def test_a_killed_process_ends_all_with_one_line(
 def test_torchrun_on_a_cpu(tiny_model_folder: Path, tmp_path: Path) -> None:
     """The command as users start it: documents are divided, and one process prints and writes."""
     arguments = [
-        "eval", "--model_args", f"pretrained={tiny_model_folder}", "--tasks", "sst2_choice", "--limit", "9",
+        "eval", "--model_args", f"pretrained={tiny_model_folder},dtype=float32", "--tasks", "sst2_choice",
+        "--limit", "9",
         "--output_path", str(tmp_path / "two"), "--log_samples",
     ]  # fmt: skip
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
@@ -229,7 +230,7 @@ def test_torchrun_on_a_cpu(tiny_model_folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("|sst2_choice") == 1
     one = {"limit": 9, "output_path": str(tmp_path / "one"), "log_samples": True}
-    evaluate(str(tiny_model_folder), tasks=["sst2_choice"], **one)
+    evaluate(str(tiny_model_folder), tasks=["sst2_choice"], model_args={"dtype": "float32"}, **one)
     assert written(tmp_path / "two") == written(tmp_path / "one")
 
 
