@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from planted import world
 from planted.runner import World
 from planted.trainers import LOOP, Training, loop_batches
 
-from harness_ext.doctor.preflight.batches import examine_batches, rows_of
+from harness_ext.doctor.preflight.batches import documents_in, examine_batches, rows_of
 from harness_ext.doctor.replay.search import noise_floor
 from harness_ext.errors import TrainingError
+from harness_ext.trees.packs import TokenPair
 
 PAD, EOS = 2, 1
 IGNORED = -100
@@ -87,3 +89,17 @@ def test_noise_floor() -> None:
     assert noise_floor(np.r_[np.ones(10), np.zeros(90)]) == pytest.approx(0.1)
     assert noise_floor(np.r_[np.nan, np.zeros(9)]) == 0.0
     assert noise_floor(np.array([np.nan])) == 0.0
+
+
+def test_a_short_question_about_the_passage_of_another() -> None:
+    """Of documents that share a passage, it is the one whose question stands in the row, however short it is."""
+    passage = "A computer network that began operation in 1981 and played a role."
+    docs = [
+        {"context": passage, "question": "What is it?"},
+        {"context": passage, "question": "When did the network begin operation?"},
+        {"context": "Another passage about something else.", "question": "What is it?"},
+    ]
+    lm = SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda ids: "".join(map(chr, ids))))
+    rows = [TokenPair([*map(ord, f"Passage: {doc['context']}\nQuestion: {doc['question']}")], []) for doc in docs]
+    assert documents_in(rows, docs, lm) == [0, 1, 2]
+    assert documents_in([TokenPair([*map(ord, f"Passage: {passage}\nQuestion: And why?")], [])], docs, lm) == [None]

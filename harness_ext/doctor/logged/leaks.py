@@ -8,6 +8,7 @@ from harness_ext.doctor.case import Case
 from harness_ext.findings import Finding
 
 NGRAM = 13  # words, as in GPT-3's contamination analysis (Brown et al. 2020, arXiv:2005.14165)
+QUESTIONS = ("question", "sentence", "query", "premise")  # columns that say what a document asks
 LEAST_CHARACTERS = 20  # of a text that identifies a document
 
 
@@ -71,7 +72,7 @@ def overlapping(
 
 def identifying_text(doc: Mapping[str, object]) -> str:
     """The text that identifies a document: its question, else its longest text."""
-    for name in ("question", "sentence", "query", "premise"):
+    for name in QUESTIONS:
         if isinstance(value := doc.get(name), str) and len(value) >= LEAST_CHARACTERS:
             return value.strip()
     texts = [value for value in doc.values() if isinstance(value, str) and len(value) >= LEAST_CHARACTERS]

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from harness_ext.doctor.diagnosis import Examination
-from harness_ext.doctor.logged.leaks import identifying_text
+from harness_ext.doctor.logged.leaks import QUESTIONS, identifying_text
 from harness_ext.doctor.preflight.examples import TrainingCase, case_of, padding_token
 from harness_ext.doctor.preflight.memorise import kept_random_state
 from harness_ext.doctor.preflight.overfit import choose
@@ -57,7 +57,7 @@ def examine_batches(
     start = start_training(recipe)
     with kept_random_state(recipe.seed):
         rows = list(itertools.islice(rows_of(batches, padding_token(start.lm)), limit))
-        numbers = _documents_in(rows, start.docs, start.lm)
+        numbers = documents_in(rows, start.docs, start.lm)
         known = [(number, row) for number, row in zip(numbers, rows, strict=True) if number is not None]
         if not known:
             raise TrainingError(
@@ -100,22 +100,34 @@ def _kept(ids: Sequence[int], labels: Sequence[int], mask: Sequence[int] | None,
     return list(range(first, last + 1))
 
 
-def _documents_in(rows: Sequence[TokenPair], docs: Any, lm: HFLM) -> list[int | None]:
-    """Number of the document in each row, by the text that identifies it; None where there is none.
+def documents_in(rows: Sequence[TokenPair], docs: Any, lm: HFLM) -> list[int | None]:
+    """Number of the document in each row; None where there is none.
 
-    Of several documents in one row it is the one with the longest text: short ones are often a part of others.
+    It is the document whose question stands in the row, and most of whose other texts: questions may be short, and
+    several share a passage.
     """
     texts = [_normalised(lm.tokenizer.decode([*context, *targets])) for context, targets in rows]
     best: list[tuple[int, int] | None] = [None] * len(rows)
     for number, doc in enumerate(docs):
-        wanted = _normalised(identifying_text(doc))
+        wanted = _normalised(_question(doc))
         if not wanted:
             continue
         for place, text in enumerate(texts):
-            longest = best[place]
-            if (longest is None or len(wanted) > longest[0]) and wanted in text:
-                best[place] = len(wanted), number
-    return [None if longest is None else longest[1] for longest in best]
+            if wanted in text:
+                length = sum(len(value) for value in map(_normalised, _texts(doc)) if value in text)
+                known = best[place]
+                best[place] = (length, number) if known is None or length > known[0] else known
+    return [None if known is None else known[1] for known in best]
+
+
+def _question(doc: Mapping[str, Any]) -> str:
+    """What a document asks, however short; else the text that identifies it."""
+    asked = next((doc[name] for name in QUESTIONS if isinstance(doc.get(name), str)), "")
+    return str(asked).strip() or identifying_text(doc)
+
+
+def _texts(doc: Mapping[str, Any]) -> list[str]:
+    return [value for value in doc.values() if isinstance(value, str)]
 
 
 def _normalised(text: str) -> str:
