@@ -157,12 +157,18 @@ def _causes(found: Sequence[Result]) -> str:
     """What names each mistake, where, and what the proof restores."""
     lines = ["| run | mistake | named by | found first in | proof |", "|---|---|---|---|---|"]
     for each in found:
-        named = "no finding, as it should be" if not each.case.expected else "**not named**"
-        if each.named is not None:
-            named = f"{each.named['id']}"
+        named = _named(each)
         where = LAYERS[each.layer] if each.layer else ""
         lines.append(f"| {each.case.name} | {each.case.mistake} | {named} | {where} | {_proof(each)} |")
     return "\n".join(lines)
+
+
+def _named(result: Result) -> str:
+    """The finding that names the mistake; for a run without one, the errors that were found."""
+    if result.case.expected:
+        return "**not named**" if result.named is None else str(result.named["id"])
+    errors = [finding["id"] for finding in result.diagnosis["findings"] if finding["level"] == "error"]
+    return f"no mistake, but {', '.join(errors)}" if errors else "nothing, as it should be"
 
 
 def _proof(result: Result) -> str:
