@@ -54,6 +54,18 @@ what the evaluator asks about the same documents, token by token. Then a copy of
 in seconds, and the evaluator scores it on these documents: anything below full marks is an error (D29), since training
 and evaluation then do not speak of the same thing. `harness-ext train` does the same before its first step.
 
+For another trainer, hand its batches to `examine_batches`; it finds each row's document in the training split:
+
+```python
+import harness_ext
+
+batches = trainer.get_train_dataloader()  # of TRL's SFTTrainer or transformers' Trainer; or batches of your own loop
+examination = harness_ext.examine_batches(batches, "sst2_choice", "smollm2-135m-instruct")
+print(*examination.findings, sep="\\n")
+```
+
+How often the doctor names the right cause, and how often it blames what is sound, is [measured](doctor_proof.md).
+
 ## Proof by asking again
 
 `harness-ext doctor RESULTS --replay` loads the model of a run and asks 64 to 200 of its documents again with one thing
@@ -74,7 +86,10 @@ does not give the logged score, the model here is not the one that was evaluated
    changes, those that were only ranked included, times the number of looks. The interval is the paired 95 % interval.
 
 A gain must also exceed the *noise floor*: how much the score changes when the same documents are asked in another order
-and in other packs. If nothing helps, the notes list what was ruled out.
+and in other packs. Where several changes restore the score equally well, the smallest is named first: one that leaves
+the prompt as it is, then the prompt in which the reference answers are likeliest. If an adapter's card says that it was
+trained as it was asked, a better prompt or scale is a warning, not a mistake. If nothing helps, the notes list what was
+ruled out.
 
 The exit code is 1 if a finding is an error. `harness-ext doctor --explain D5` prints an entry.
 """

@@ -6,6 +6,7 @@ The public API, for notebooks and scripts; each name is imported on first use:
 - `evaluate`: evaluate a base and its adapters on the same tasks, in one process
 - `load_runs`, `compare_runs`: load results, and compare them document by document, with tests and a verdict
 - `diagnose`: why a score is what it is, from logged outputs
+- `examine_batches`: what is wrong with the batches that any trainer trains on
 """
 
 from __future__ import annotations
@@ -17,19 +18,21 @@ from harness_ext.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from harness_ext.doctor.diagnose import diagnose
+    from harness_ext.doctor.preflight.batches import examine_batches
     from harness_ext.engine.evaluate import evaluate
     from harness_ext.leaderboard import compare_runs
     from harness_ext.results.load import load_runs
     from harness_ext.training.recipe import Recipe
     from harness_ext.training.trainer import train_adapter
 
-__all__ = ["Recipe", "compare_runs", "diagnose", "evaluate", "load_runs", "train_adapter"]
+__all__ = ["Recipe", "compare_runs", "diagnose", "evaluate", "examine_batches", "load_runs", "train_adapter"]
 
 _MODULES = {
     "Recipe": "harness_ext.training.recipe",
     "compare_runs": "harness_ext.leaderboard",
     "diagnose": "harness_ext.doctor.diagnose",
     "evaluate": "harness_ext.engine.evaluate",
+    "examine_batches": "harness_ext.doctor.preflight.batches",
     "load_runs": "harness_ext.results.load",
     "train_adapter": "harness_ext.training.trainer",
 }

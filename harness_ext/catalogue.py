@@ -586,7 +586,8 @@ CATALOGUE: Mapping[str, Rule] = {
     ),
     "D11": Rule(
         "Prompts that were cut",
-        "A prompt that does not fit is cut at its beginning, which holds the instruction and the first examples.",
+        "A prompt that does not fit is cut at its beginning, which holds the instruction and the first examples. It is "
+        "an error when more than half of the prompts are cut.",
         "squad_v2_generate, qa: 120 prompts fill max_length=512 up to the 32 tokens of the answer",
         "Raise `max_length`, lower `max_gen_toks`, or leave out `max_length`.",
     ),
@@ -715,8 +716,9 @@ CATALOGUE: Mapping[str, Rule] = {
     "D29": Rule(
         "Examples known by heart do not get full marks",
         "A copy of the model learns 8 training examples by heart, and the evaluator scores it on these very documents. "
-        "Anything below full marks means that training and evaluation do not speak of the same thing: the answer that "
-        "is trained is not the answer that is scored. More training cannot repair it.",
+        "Generated answers are also scored without a model: up to 64 trained answers, as a model that knows them would "
+        "write them. Anything below full marks means that training and evaluation do not speak of the same thing: the "
+        "answer that is trained is not the answer that is scored. More training cannot repair it.",
         "squad_v2_generate: 8 of 8 training examples that a model knows by heart are scored as wrong by the evaluator "
         "(exact 0 instead of 100): trained ' Par' 'is' '<|im_end|>', generated ' Par'",
         "Compare the tokens that the finding shows. Look at filters, stop strings, `max_gen_toks` and "

@@ -203,7 +203,8 @@ def test_entry_points_lead_somewhere() -> None:
 
 
 def test_public_surface() -> None:
-    assert harness_ext.__all__ == ["Recipe", "compare_runs", "diagnose", "evaluate", "load_runs", "train_adapter"]
+    names = "Recipe compare_runs diagnose evaluate examine_batches load_runs train_adapter"
+    assert harness_ext.__all__ == names.split()
     for name in harness_ext.__all__:
         assert getattr(harness_ext, name).__name__ == name
         assert name in dir(harness_ext)

@@ -23,7 +23,7 @@ from harness_ext.doctor.replay import restore
 from harness_ext.doctor.replay.replay import diagnose_by_replay
 from harness_ext.doctor.replay.restore import logged_settings
 from harness_ext.doctor.replay.search import LOOKS
-from harness_ext.doctor.replay.variants import AS_LOGGED, TEMPLATES, Facts, changes
+from harness_ext.doctor.replay.variants import AS_LOGGED, TEMPLATES, TRAINED_WITH, Facts, changes
 from harness_ext.engine.evaluate import evaluate
 from harness_ext.engine.hf_tree import PACK_TOKENS
 from harness_ext.findings import Finding
@@ -131,6 +131,16 @@ def _ours_beside(task: Path) -> None:
         (task.parent / file.name).write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
 
 
+def test_a_template_in_which_the_base_is_as_good(evaluated, knows, monkeypatch):
+    """The gain is real, but says nothing about the adapter's training."""
+    monkeypatch.setattr(ConditionalLM, "_met", lambda self, ids: type(self).condition(self.tokenizer.decode(ids), 0.0))
+    knows(lambda prompt, _: float("<|im_start|>assistant" in prompt), mostly_right)
+    diagnosis = replayed(evaluated())
+    (finding,) = [finding for finding in diagnosis.findings if finding.id == "D24"]
+    assert (finding.level, finding.numbers["proved"]) == ("warning", True)
+    assert "the base alone" in finding.text
+
+
 def test_a_missing_stop_string(evaluated, knows):
     knows(always, lambda doc: span(doc) + BEHIND)
     finding = proved(replayed(evaluated(SQUAD, gen_kwargs={"until": ["@@"], "max_gen_toks": 200})))
@@ -233,7 +243,7 @@ def test_corrections_cover_what_was_tried_and_looked_at():
 
 
 def test_a_choice(evaluated, monkeypatch):
-    """The right choice is likelier in ChatML only."""
+    """The right choice is likelier in ChatML only, and with the adapter only."""
     gold = {doc["sentence"].strip(): label(doc) for doc in load_task("sst2_choice").eval_docs}
 
     def score(self, requests, disable_tqdm=False, override_bs=None):
@@ -241,7 +251,8 @@ def test_a_choice(evaluated, monkeypatch):
         for _, context, continuation in requests:
             prompt, choice = self.tokenizer.decode(context), self.tokenizer.decode(continuation).strip()
             sentence = prompt.split("Review: ")[-1].split("\nSentiment")[0]
-            right = (choice == gold[sentence]) == ("<|im_start|>assistant" in prompt)
+            knows = "<|im_start|>assistant" in prompt and self._scale() > 0
+            right = (choice == gold[sentence]) == knows
             scores.append((-1.0 if right else -5.0, right))
         return scores
 
@@ -255,7 +266,7 @@ def test_a_choice(evaluated, monkeypatch):
 
 
 def test_a_score_that_is_not_reproduced(evaluated, knows):
-    knows(lambda *_: 0.0, label)
+    knows(lambda *_: 0.0, label, otherwise=lambda _: "neither as the base nor as this adapter")
     folder = evaluated()
     knows(always, label)
     (finding,) = [finding for finding in replayed(folder).findings if finding.id == "D33"]
@@ -350,6 +361,24 @@ FACTS = Facts(
     own_chat_template=True, bos=1, bos_token="<s>", join="", num_fewshot=0, system=None, max_gen_toks=32,
     samples_or_penalises=True, max_length=512, rank=8, is_rslora=False, is_float32=False, has_examples=True,
 )  # fmt: skip
+
+
+def test_what_the_card_confirms_is_no_mistake():
+    confirmed = changes(replace(FACTS, has_card=True, is_asked_as_trained=True))
+    assert not [change.name for change in confirmed if change.is_fault and change.finding in TRAINED_WITH]
+    assert {change.finding for change in confirmed if change.is_fault} >= {"D5", "D6", "D31"}
+    # without a card, another scale may also help an adapter that was trained too little
+    scales = {card: [c for c in changes(replace(FACTS, has_card=card)) if c.finding == "D25"] for card in (True, False)}
+    assert (scales[True][0].is_fault, scales[False][0].is_fault) == (True, False)
+
+
+def test_of_changes_that_restore_the_score_the_smallest_is_named(evaluated, knows):
+    """Answers stop in ChatML, and are right with another stop string, too: nothing is wrong with the prompt."""
+    knows(lambda prompt, _: float("<|im_start|>assistant" in prompt), span, otherwise=lambda doc: span(doc) + BEHIND)
+    diagnosis = replayed(evaluated(SQUAD, gen_kwargs={"until": ["@@"], "max_gen_toks": 200}))
+    levels = {finding.id: finding.level for finding in diagnosis.findings}
+    assert proved(diagnosis).id == "D5"
+    assert (levels["D5"], levels["D24"]) == ("error", "warning")
 
 
 def test_everything_is_tried_once():

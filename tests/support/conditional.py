@@ -31,6 +31,9 @@ class ConditionalLM(TreeLM):
         return next(iter(layers[0].scaling.values())) if layers else 0.0
 
     def _met(self, ids: list[int]) -> float:
+        """As the condition says; the base without its adapter knows nothing."""
+        if self._scale() == 0 and any(isinstance(module, LoraLayer) for module in self.model.modules()):
+            return 0.0
         return type(self).condition(self.tokenizer.decode(ids), self._scale())
 
     def _loglikelihood_tokens(

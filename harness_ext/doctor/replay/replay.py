@@ -26,7 +26,7 @@ from harness_ext.doctor.replay.search import LOOKS, Outcome, Search
 from harness_ext.doctor.replay.variants import AS_LOGGED, Asking, Facts, changes
 from harness_ext.errors import HarnessExtError, described
 from harness_ext.findings import Finding
-from harness_ext.models.card import read_card
+from harness_ext.models.card import AdapterCard, read_card
 from harness_ext.protocol.fingerprint import PROMPT_FIELDS, differing_fields, fingerprint
 from harness_ext.protocol.lm_eval_api import ConfigurableTask
 from harness_ext.results.run import Run
@@ -238,6 +238,7 @@ def facts(asker: Asker, model: Restored, output: Output) -> Facts:
         joined = first.continuation[: len(first.continuation) - len(first.continuation.lstrip())]
     ranks = {rank for layer in layers for rank in layer.r.values()}
     config = next(iter(lm.model.peft_config.values()), None) if layers else None
+    card = None if model.variant.folder is None else read_card(model.variant.folder)
     return Facts(
         is_generated=is_generated,
         has_adapter=asker.case.run.adapter is not None,
@@ -256,14 +257,14 @@ def facts(asker: Asker, model: Restored, output: Output) -> Facts:
         rank=max(ranks) if len(ranks) == 1 else None,
         is_rslora=bool(getattr(config, "use_rslora", False)),
         is_float32=str(lm.model.dtype) == "torch.float32",
-        is_asked_as_trained=_is_asked_as_trained(asker, model, layers),
+        has_card=card is not None,
+        is_asked_as_trained=_is_asked_as_trained(asker, card, layers),
         has_examples=hasattr(asker.task, "sampler") and asker.task.config.fewshot_split is not None,
     )
 
 
-def _is_asked_as_trained(asker: Asker, model: Restored, layers: Sequence[LoraLayer]) -> bool:
+def _is_asked_as_trained(asker: Asker, card: AdapterCard | None, layers: Sequence[LoraLayer]) -> bool:
     """Whether the adapter's card names the prompt in which it was asked, and the scale at which it is applied."""
-    card = None if model.variant.folder is None else read_card(model.variant.folder)
     if card is None or card.task != asker.task.task_name or not layers:
         return False
     recipe = card.recipe

@@ -33,7 +33,8 @@ def proved_findings(
     for proof in outcome.proved:
         if proof.change.finding in {finding.id for finding in findings}:
             continue
-        is_error = proof.change.is_fault and case.run.adapter is not None and not findings
+        is_fault = proof.change.is_fault and proof.shows_training
+        is_error = is_fault and case.run.adapter is not None and not findings
         findings.append(_finding(case, proof, outcome, settings, task, tokenizer, "error" if is_error else "warning"))
     return findings
 
@@ -48,7 +49,8 @@ def _finding(
     level: Level,
 ) -> Finding:
     change, gain = proof.change, proof.gain
-    text = f"{case.where}: {case.metric.metric} rises from {gain} {change.name}: {change.cause}"
+    cause = change.cause if proof.shows_training else "the base alone is as good so, and the adapter adds nothing to it"
+    text = f"{case.where}: {case.metric.metric} rises from {gain} {change.name}: {cause}"
     others = [other for other in outcome.proved if other is not proof and other.change.finding == change.finding]
     numbers: dict[str, object] = {
         "change": change.name, "before": gain.before, "after": gain.after, "low": gain.interval.low,

@@ -12,15 +12,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from harness_ext.doctor.case import Output
 from harness_ext.doctor.evidence import MARGIN, Gain, gains
-from harness_ext.doctor.replay.ask import Answers, Asker
-from harness_ext.doctor.replay.variants import AS_LOGGED, Asking, Change
+from harness_ext.doctor.replay.ask import Answers, Asker, lora_layers
+from harness_ext.doctor.replay.variants import AS_LOGGED, TRAINED_WITH, Asking, Change
 from harness_ext.engine.hf_tree import TreeLM
 from harness_ext.errors import HarnessExtError, described
 from harness_ext.stats.units import Clusters
@@ -44,6 +44,7 @@ class Proof:
     before: Answers
     after: Answers
     signal: float = 0.0  # gain in bits per byte of the reference answers
+    shows_training: bool = True  # False: the base alone is as good with this change, so it is not what training needs
 
 
 @dataclass
@@ -113,6 +114,7 @@ class Search:
             asked = [trial for trial in asked if self._is_alive(trial, baseline)]
             if not asked:
                 break
+        proved = [self._with_control(proof) if not number else proof for number, proof in enumerate(proved)]
         names = {proof.change.name for proof in proved}
         ruled_out = [c.name for c in self.changes if c.name not in names and c.name not in self.failed]
         return Outcome(n, tried, proved, ruled_out, self.failed, noise)
@@ -283,6 +285,17 @@ class Search:
             if not any(gain.is_proved for gain in self._gains(single.answers, {"pair": trial.answers.scores}, 1)):
                 return False
         return True
+
+    def _with_control(self, proof: Proof) -> Proof:
+        """A proof, and whether the adapter has a part in it: with the same change the base alone has to be worse."""
+        change, layers = proof.change, lora_layers(self.asker.lm.model)
+        if change.finding not in TRAINED_WITH or not layers or {"scale", "model_args"} & change.settings.keys():
+            return proof
+        with self._trying(change):
+            alone = self.asker.answers(replace(change.asking, scale=0.0), self.outputs[: len(proof.after.scores)])
+            gained = self._gains(alone, {"with the adapter": proof.after.scores}, 1)
+            return replace(proof, shows_training=any(gain.is_proved for gain in gained))
+        return proof
 
     @staticmethod
     def _is_alive(trial: _Trial, baseline: Answers) -> bool:

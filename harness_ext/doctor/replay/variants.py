@@ -161,6 +161,7 @@ class Facts:
     is_rslora: bool
     is_float32: bool
     has_examples: bool  # whether few-shot examples can be drawn
+    has_card: bool = False  # the adapter has one, which names its recipe
     is_asked_as_trained: bool = False  # the adapter's card names the prompt of the run, and the scale in use
     template_kinds: Sequence[Template] = TEMPLATES
 
@@ -261,12 +262,12 @@ def _model(facts: Facts) -> list[Change]:
     found: list[Change] = []
     if facts.rank is not None and facts.rank > 1:
         root = float(facts.rank**0.5)
-        if facts.is_rslora:
-            cause = "the adapter was trained with the scale α/r, and its configuration says α/√r"
-            found.append(Change("with the adapter's scale α/r", "D25", cause, {"scale": 1 / root}))
-        else:
-            cause = "the adapter was trained with the scale α/√r, and its configuration says α/r"
-            found.append(Change("with the adapter's scale α/√r", "D25", cause, {"scale": root}))
+        now, other = ("α/√r", "α/r") if facts.is_rslora else ("α/r", "α/√r")
+        factor = 1 / root if facts.is_rslora else root
+        cause = f"the adapter was trained with the scale {other}, and its configuration says {now}"
+        if not facts.has_card:  # training itself may have been too short, or too long
+            cause += ", or it was trained too little" if factor > 1 else ", or it was trained too much"
+        found.append(Change(f"with the adapter's scale {other}", "D25", cause, {"scale": factor}, facts.has_card))
     if facts.rank is not None:
         cause = "the base already contains the adapter, or the adapter makes it worse"
         found.append(Change("without the adapter on top of the base", "D25", cause, {"scale": 0.0}, False))
