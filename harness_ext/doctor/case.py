@@ -101,7 +101,7 @@ class Case:
                 "doc_id": self.outputs[index].doc_id,
                 "prompt": self.outputs[index].prompt,
                 "output": self.outputs[index].text,
-                "target": self.outputs[index].target,
+                "target": " / ".join(dict.fromkeys(self.outputs[index].references)),
             }
             for index in list(indices)[:MAX_EXAMPLES]
         ]
