@@ -15,12 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness_ext.doctor.preflight.batches import examine_batches
 from page import CASES, Case, write_page
 from trainers import batches
 
 from adapters import MODEL, TRAININGS, train_all, training_pairs
 from harness_ext.doctor.diagnose import diagnose
+from harness_ext.doctor.preflight.batches import examine_batches
 from harness_ext.doctor.replay.replay import diagnose_by_replay
 from harness_ext.engine.evaluate import evaluate
 from harness_ext.models.fetch import fetch_model
