@@ -11,6 +11,7 @@ out.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import logging
@@ -72,8 +73,8 @@ def _stored(store: Path) -> dict[str, dict[str, Any]]:
 def _run(known: set[str], only: str) -> Iterator[dict[str, Any]]:
     from planted.cases import CASES
     from planted.runner import World, run
-    from planted.sound import SOUND, reports
-    from planted.trainers import TRL
+    from planted.sound import SHIPPED, SOUND, reports, shipped_reports
+    from planted.trainers import OURS, TRL
 
     has_trl = importlib.util.find_spec("trl") is not None
     with tempfile.TemporaryDirectory() as place:
@@ -88,18 +89,23 @@ def _run(known: set[str], only: str) -> Iterator[dict[str, Any]]:
                 "layer": outcome.layer, "found": outcome.is_found, "first": outcome.is_first,
                 "seconds": round(time.monotonic() - started, 1),
             }  # fmt: skip
-        for number, sound in enumerate(SOUND):
-            name = f"sound: {sound.name}"
-            if name in known or only not in name or (sound.trainer == TRL and not has_trl):
+        sounds = {
+            f"sound: {sound.name}": (sound.trainer, functools.partial(reports, sound, world))
+            for sound in SOUND
+            if has_trl or sound.trainer != TRL
+        }
+        sounds |= {f"sound: adapters/{name}": (OURS, functools.partial(shipped_reports, name)) for name in SHIPPED}
+        for number, (name, (trainer, report)) in enumerate(sounds.items()):
+            if name in known or only not in name:
                 continue
             started = time.monotonic()
             findings = [
                 (layer, finding.level, finding.id)
-                for layer, found in reports(sound, world, Path(place) / f"sound{number}")
+                for layer, found in report(Path(place) / f"sound{number}")
                 for finding in found
             ]
             yield {
-                "name": name, "trainer": sound.trainer, "findings": findings,
+                "name": name, "trainer": trainer, "findings": findings,
                 "seconds": round(time.monotonic() - started, 1),
             }  # fmt: skip
 

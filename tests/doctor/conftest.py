@@ -10,6 +10,7 @@ import pytest
 import torch
 from conditional import ConditionalLM
 from peft import LoraConfig, get_peft_model
+from planted.runner import World
 from transformers import AutoModelForCausalLM
 
 LORA_RANK = 4
@@ -43,3 +44,9 @@ def adapter(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
             torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The small world of the planted defects, with its trained base."""
+    return World(tmp_path_factory.mktemp("world"))

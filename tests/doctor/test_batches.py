@@ -21,11 +21,6 @@ PAD, EOS = 2, 1
 IGNORED = -100
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("world"))
-
-
 def batch(ids: list[list[int]], labels: list[list[int]], mask: list[list[int]] | None = None) -> dict[str, Any]:
     masks = {} if mask is None else {"attention_mask": torch.tensor(mask)}
     return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), **masks}

@@ -19,11 +19,6 @@ FAST = {  # of each kind of planting
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("world"))
-
-
 @pytest.mark.parametrize(
     "case", [pytest.param(each, id=each.name, marks=() if each.name in FAST else pytest.mark.slow) for each in CASES]
 )

@@ -311,7 +311,7 @@ def _example_cases() -> Iterator[Case]:
             ("loss on the prompt", ("D9",), Training(learns_prompts=True), {}),
             ("truncated answers", ("D10",), Training(words=verdict, max_length=27), {"changes": whole}),
             ("another template", ("D15",), Training(form=world.llama2), {}),
-            ("trained in plain text, asked in chat", ("D15",), Training(), {"apply_chat_template": True}),
+            ("examples in plain text, asked in chat", ("D15",), Training(), {"apply_chat_template": True}),
             ("two begin tokens", ("D16",), Training(begin_tokens=2), {}),
             ("no blank before a choice", ("D15",), Training(join="", task=CHOICE), {}),
             ("numbers instead of label words", ("D29",), Training(words=("0", "1")), {}),

@@ -6,6 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness_ext.doctor.preflight.adapter import examine_adapter
+from harness_ext.engine.evaluate import evaluate
+from harness_ext.models.adapters import find_base
+from harness_ext.models.card import read_card
+from harness_ext.models.sources import resolve_model
 from planted import world
 from planted.runner import BEFORE, Report, World, by_replay, from_log, logged, of_adapter, of_batches
 from planted.trainers import LOOP, OURS, TRL, Training
@@ -49,6 +54,25 @@ SOUND: tuple[Sound, ...] = (
     Sound("in chat, by TRL", TRL, Training(form=world.chatml, seed=1)),
     Sound("a choice", OURS, Training(task="sst2_choice", seed=2)),
 )
+
+
+SHIPPED = ("sst2", "squad_v2")  # adapters of a real model
+SHIPPED_DOCUMENTS = 100
+
+
+def shipped_reports(name: str, folder: Path) -> Iterator[Report]:
+    """What each layer but that of the batches says of an adapter in adapters/."""
+    adapter = Path(__file__).parents[3] / "adapters" / name
+    card = read_card(adapter)
+    assert card is not None
+    base = resolve_model(find_base(adapter))
+    yield BEFORE, examine_adapter(adapter, base=base).findings
+    evaluate(
+        base, tasks=[card.task], adapters=[str(adapter)], limit=SHIPPED_DOCUMENTS, log_samples=True,
+        output_path=str(folder / "out"),
+    )  # fmt: skip
+    yield from_log(folder / "out", folder)
+    yield by_replay(folder / "out", folder)
 
 
 def reports(sound: Sound, place: World, folder: Path) -> Iterator[Report]:
