@@ -4,16 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast fuzz compat check bench doctor-proof results founding docs pages fetch wordnet clean
+.PHONY: demo test test-fast test-long fuzz compat check bench doctor-proof results founding docs pages fetch wordnet clean
 
 demo: $(INSTALLED)          ## the main job on a real model: fetch, evaluate, train, evaluate, compare
 	$(BIN)/harness-ext demo
 
-test: $(INSTALLED)          ## every test, with the real model
+test: $(INSTALLED)          ## the tests, with the real model
 	$(BIN)/python -m pytest
 
 test-fast: $(INSTALLED)     ## what needs no model and no patience: under two minutes on two cores
-	$(BIN)/python -m pytest -m "not model and not slow and not real"
+	$(BIN)/python -m pytest -m "not model and not slow and not real and not long"
+
+test-long: $(INSTALLED)     ## every planted defect, hostile value and adapter: about an hour
+	$(BIN)/python -m pytest -m long
 
 fuzz: $(INSTALLED)          ## random cases through hf and hf-tree, then hostile input for every reader, ten minutes each
 	$(BIN)/python tests/differential/run.py --minutes 10

@@ -52,7 +52,7 @@ def write(folder: Path, place: str, value: Any) -> Path:
     ("place", "values"),
     [
         *((place, VALUES[number % 8 :: 8]) for number, place in enumerate([*TASK, *NESTED])),
-        *(pytest.param(place, VALUES, marks=pytest.mark.slow) for place in [*TASK, *NESTED]),
+        *(pytest.param(place, VALUES, marks=pytest.mark.long) for place in [*TASK, *NESTED]),
     ],
 )
 def test_any_value_gives_findings(tmp_path: Path, place: str, values: list[Any]) -> None:

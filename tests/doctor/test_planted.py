@@ -20,7 +20,7 @@ FAST = {  # of each kind of planting
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(each, id=each.name, marks=() if each.name in FAST else pytest.mark.slow) for each in CASES]
+    "case", [pytest.param(each, id=each.name, marks=() if each.name in FAST else pytest.mark.long) for each in CASES]
 )
 def test_the_cause_is_named_first(case: Case, place: World, tmp_path: Path) -> None:
     if case.trainer == TRL:
@@ -30,7 +30,7 @@ def test_the_cause_is_named_first(case: Case, place: World, tmp_path: Path) -> N
     assert outcome.is_first, outcome
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("sound", SOUND, ids=lambda sound: sound.name)
 def test_no_error_in_sound_adapters(sound: Sound, place: World, tmp_path: Path) -> None:
     if sound.trainer == TRL:

@@ -139,7 +139,7 @@ def test_nothing_of_an_adapter_is_kept(
     assert late[1] - early[1] < 250 * 4  # objects: those that pytest records; an adapter alone has thousands
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("_nothing_logged")
 def test_a_hundred_adapters_on_five_tasks(
     make_adapter: Callable[..., Path], tiny_model_folder: Path, tmp_path: Path

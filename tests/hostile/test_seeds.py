@@ -33,7 +33,7 @@ def test_what_is_no_file_is_noticed(tmp_path: Path, reader: str, place: str) -> 
     assert outcome(reader, [Change("place", 0, 0, PLACES.index(place))], tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("reader", READERS)
 def test_a_slice_of_fresh_cases(reader: str) -> None:
     assert fuzz(reader, time.monotonic() + 5, 0, Counter()) == []
