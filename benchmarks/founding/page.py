@@ -78,7 +78,8 @@ class Result:
     @property
     def proof(self) -> Mapping[str, Any] | None:
         """The proved finding with the largest gain."""
-        return next((f for f in self.diagnosis["findings"] if f["numbers"].get("proved")), None)
+        proved = [f for f in self.diagnosis["findings"] if f["numbers"].get("proved")]
+        return max(proved, key=lambda f: f["numbers"]["after"] - f["numbers"]["before"], default=None)
 
     def _findings(self) -> list[tuple[int, Mapping[str, Any]]]:
         logged = [(3 if "tried" in f["numbers"] else 1, f) for f in self.diagnosis["findings"]]
