@@ -212,6 +212,8 @@ def run_ours(case: Case, built: Built, adapters: Sequence[Path], output: Path) -
             )
     except (Exception, SystemExit) as error:
         return OurRun(error=error, warnings=said)
+    if errors := [each.error for each in variants if each.error is not None]:
+        return OurRun(error=errors[0], warnings=said)
     folders = {str(adapter): adapter for adapter in built.adapters}
     return OurRun({folders.get(each.variant.adapter or ""): each for each in variants}, warnings=said)
 

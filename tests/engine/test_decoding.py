@@ -394,7 +394,7 @@ def test_records_are_of_the_response_that_was_scored(
     )
     tokens = tokenizer()
     for sample in base.results["samples"]["bridges"]:
-        prompt = sample["arguments"]["gen_args_0"]["arg_0"]
+        prompt = sample["arguments"][0][0]
         assert sample["input_tokens"] == len(tokens(prompt)["input_ids"])
         assert sample["finish_reason"] in ("stop", "length")
     for sample in learned.results["samples"]["bridges"]:  # counted from the answer

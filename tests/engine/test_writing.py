@@ -20,6 +20,7 @@ from harness_ext.engine.evaluate import evaluate
 from harness_ext.engine.isolation import Failures
 from harness_ext.engine.writing import write_results
 from harness_ext.errors import WriteError
+from harness_ext.names import clean_name
 from harness_ext.protocol.documents import DATA_VARIABLE, SAMPLE
 from harness_ext.results.load import load_runs
 
@@ -129,8 +130,8 @@ def test_any_name_of_a_task_has_its_samples(task: str, results: dict[str, Any], 
     assert not failures
     assert len(list((tmp_path / "model").iterdir())) == 3  # and nothing beside the folder
     (run,) = load_runs(tmp_path)
-    assert len(run.tasks[task].samples("acc")) == 3
-    assert run.tasks[other].samples_path != run.tasks[task].samples_path
+    assert len(run.tasks[clean_name(task)].samples("acc")) == 3
+    assert run.tasks[clean_name(other)].samples_path != run.tasks[clean_name(task)].samples_path
 
 
 def test_a_model_whose_path_is_too_long_for_a_folder(results: dict[str, Any], tmp_path: Path) -> None:

@@ -392,12 +392,12 @@ BAD_FILES = {
     "truncated json line": (
         {"train_jsonl": GOOD, "validation_jsonl": GOOD + '{"sentence": "half'},
         DatasetError,
-        ("validation.jsonl", "row 3 (line 3)", "fix that line"),
+        ("validation.jsonl", "row 3 (line 3)", "cannot be read as JSON"),
     ),
     "binary rubbish": (
         {"train_jsonl": GOOD, "validation_jsonl": b"\xff\xfe\x00\x01"},
         DatasetError,
-        ("validation.jsonl", "cannot be read as json"),
+        ("validation.jsonl", "is not UTF-8 text"),
     ),
     "label too high": (
         {"train_jsonl": GOOD, "validation_jsonl": GOOD + '{"sentence": "c", "label": 2}\n'},
