@@ -35,13 +35,19 @@ HEAD = """\
 # Doctor: the proof
 
 Does the [doctor](doctor.md) name the right cause, and is it quiet where nothing is wrong? `make doctor-proof` plants
-{cases} defects and trains {sound} sound adapters, on a model of 0.1M parameters that learns a small world of reviews in
-seconds. Training defects are made by three trainers: ours, TRL's `SFTTrainer` and a loop written by hand. Defects of
-evaluation are written by a model that answers by a script, through the real engine. `tests/support/planted/` has the
-table of the cases.
+{cases} defects and examines {sound} sound adapters. The model is a Llama of width 64 that learns a small world of
+reviews in seconds; two of the sound adapters are those in `adapters/`, on SmolLM2-135M-Instruct. Training defects are
+made by three trainers: `harness-ext train`, TRL's `SFTTrainer` and a loop written by hand. Defects of evaluation are
+written by a model that answers by a script, through the real engine. `tests/support/planted/` has the table of the
+cases.
 
 The doctor is asked layer by layer, the cheapest first, until the cause is named. It is *found* if it is among the
 findings of that layer, and *first* if it is the first of them.
+
+Two limits. The doctor was corrected with these cases at hand, so the rates hold for the kinds of mistakes below, not
+for others. And each defect is strong enough to cost score; a slight one can stay below a finding's threshold: an
+adapter trained on one label that still gave the other one to 10 % of the documents is not reported (D3 asks for less
+than 10 %).
 """
 
 

@@ -45,7 +45,7 @@ def full_disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("existing", ["the last good table\n", None], ids=["replaced", "new"])
 def test_a_full_disk_keeps_the_old_file(full_disk: Callable[[], None], existing: str | None, tmp_path: Path) -> None:
-    file = tmp_path / "table.md"
+    file = tmp_path / "table.txt"
     if existing:
         file.write_text(existing)
     full_disk()
@@ -53,7 +53,7 @@ def test_a_full_disk_keeps_the_old_file(full_disk: Callable[[], None], existing:
         write_text(file, "x" * 5_000)
     assert str(raised.value) == f"{file} {FULL}"
     assert (file.read_text() if file.exists() else None) == existing
-    assert names(tmp_path) == (["table.md"] if existing else [])  # no part of a file is left
+    assert names(tmp_path) == (["table.txt"] if existing else [])  # no part of a file is left
 
 
 ON_A_REAL_FULL_DISK = """
@@ -62,17 +62,17 @@ from pathlib import Path
 from harness_ext.atomic import replacing_folder, write_text
 from harness_ext.errors import WriteError
 folder = Path(sys.argv[1])
-write_text(folder / "table.md", "old")
+write_text(folder / "table.txt", "old")
 for write in ("file", "folder"):
     try:
         if write == "file":
-            write_text(folder / "table.md", "x" * 2_000_000)
+            write_text(folder / "table.txt", "x" * 2_000_000)
         else:
             with replacing_folder(folder / "adapter") as partial:
                 (partial / "weights").write_bytes(b"x" * 2_000_000)
     except WriteError as error:
         print(error)
-print((folder / "table.md").read_text(), sorted(path.name for path in folder.iterdir()))
+print((folder / "table.txt").read_text(), sorted(path.name for path in folder.iterdir()))
 """
 
 
@@ -85,9 +85,9 @@ def test_a_real_full_disk(tmp_path: Path) -> None:
     command = ["unshare", "-rm", "sh", "-c", script, "sh", str(tmp_path), sys.executable, ON_A_REAL_FULL_DISK]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
-        f"{tmp_path}/table.md {FULL}",
+        f"{tmp_path}/table.txt {FULL}",
         f"{tmp_path}/adapter {FULL}",
-        "old ['table.md']",
+        "old ['table.txt']",
     ]
 
 

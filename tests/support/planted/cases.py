@@ -401,7 +401,7 @@ def _trained_cases() -> Iterator[Case]:
             ("no end token was trained", ("D5", "D6"), trained(trainer, endless, **evaluated)),
             ("trained on swapped labels", ("D2",), trained(trainer, Training(is_swapped=True))),
             ("trained on numbers", ("D1",), trained(trainer, Training(words=("0", "1")))),
-            ("trained on one label only", ("D3",), trained(trainer, Training(labels=(1,), learning_rate=2e-3))),
+            ("trained on one label only", ("D3",), trained(trainer, Training(labels=(1,), learning_rate=4e-3))),
         ]  # fmt: skip
         impossible = ("a tokenizer of its own", "trained in ChatML without a system message") if trainer == OURS else ()
         yield from (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness_ext.doctor.preflight.adapter import examine_adapter
@@ -16,6 +16,7 @@ from planted.runner import BEFORE, Report, World, by_replay, from_log, logged, o
 from planted.trainers import LOOP, OURS, TRL, Training
 
 CHAT = Training(form=world.chatml)
+WEAK = Training(documents=64, epochs=1, learning_rate=3e-3)  # so little that the score is poor
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ SOUND: tuple[Sound, ...] = (
     Sound("two epochs, by TRL", TRL, Training(epochs=2, seed=1)),
     Sound("few examples", OURS, Training(documents=48, epochs=3)),
     Sound("few examples, by a loop", LOOP, Training(documents=48, epochs=3, seed=1)),
+    Sound("hardly trained", OURS, WEAK),
+    Sound("hardly trained, by TRL", TRL, WEAK),
+    Sound("hardly trained, by a loop", LOOP, WEAK),
+    Sound("hardly trained, rsLoRA by a loop", LOOP, replace(WEAK, use_rslora=True, rank=16, alpha=4)),
     Sound("in chat", OURS, CHAT),
     Sound("in chat, by TRL", TRL, Training(form=world.chatml, seed=1)),
     Sound("a choice", OURS, Training(task="sst2_choice", seed=2)),
