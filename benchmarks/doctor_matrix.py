@@ -190,7 +190,7 @@ def _missed(planted: Sequence[Mapping[str, Any]]) -> list[str]:
 def _false_alarms(sound: Sequence[Mapping[str, Any]]) -> str:
     errors = [each for each in sound if any(level == "error" for _, level, _ in each["findings"])]
     text = (
-        f"{len(sound)} adapters, examined by weights, log and replay, and before training but for the two shipped ones: "
+        f"{len(sound)} adapters, examined by weights, log and replay; all but the shipped ones before training, too: "
         f"{len(errors)} with a finding of level error."
     )
     others = Counter(id for each in sound for id in {id for _, level, id in each["findings"] if level != "error"})
