@@ -198,7 +198,7 @@ def measured_products(base: str, limit: int | None) -> list[Line]:
         for ours in (False, True)
     )
     started = time.perf_counter()
-    scores = dict(score_continuations(model, pairs, max_tokens=1024))
+    scores = sum(len(pack) for pack in score_continuations(model, pairs, max_tokens=1024))
     taken = time.perf_counter() - started
     return [
         Line(
@@ -206,7 +206,7 @@ def measured_products(base: str, limit: int | None) -> list[Line]:
             "their time alone / scoring `sst2_choice`",
             work / rate,
             taken,
-            f"{len(scores):,} choices scored",
+            f"{scores:,} choices scored",
             minimum=0.6,
             aim=0.7,
             ratio_name="of it",

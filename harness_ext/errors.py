@@ -11,6 +11,7 @@ HarnessExtError            an error that users can fix; the command line prints 
 ├── RecipeError            a training recipe with unknown or invalid settings
 ├── TrainingError          training that cannot start or continue
 │   └── StoppedError       training that was stopped by a signal, after a checkpoint
+├── StoreError             a response store that cannot be used
 ├── ResultsError           a results folder that cannot be read
 │   └── CutShortError      a run that ended before all of its samples were written
 ├── WriteError             a file or folder that cannot be written
@@ -81,6 +82,10 @@ class StoppedError(TrainingError):
 
     def __reduce__(self) -> tuple[type[StoppedError], tuple[str, int]]:
         return type(self), (str(self), self.exit_code - 128)
+
+
+class StoreError(HarnessExtError):
+    """A response store that cannot be used."""
 
 
 class ResultsError(HarnessExtError):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything reads it: nothing asks the Hub, and nothing waits for it
 
 import datasets
 import pytest

@@ -45,6 +45,16 @@ def parser() -> argparse.ArgumentParser:
         "patterns of folders ('adapters/*'), or Hub ids (org/name, org/name@revision)",
     )  # fmt: skip
     add_no_code(parser)
+    store = parser.add_mutually_exclusive_group()
+    store.add_argument(
+        "--store", metavar="DIR", help="folder of the response store, which runs may share: what it has is not "
+        "computed again (default: that of --output_path)",
+    )  # fmt: skip
+    store.add_argument("--no-store", action="store_true", help="keep no answers, and compute all of them")
+    parser.add_argument(
+        "--from-store", action="store_true", help="score the answers in the store again, for example with a changed "
+        "metric, without loading weights",
+    )  # fmt: skip
     parser.set_defaults(run=run, model=None)  # None: as in --config, else DEFAULT_MODEL
     return parser
 
@@ -70,7 +80,12 @@ def _evaluate(config: EvaluatorConfig, options: argparse.Namespace) -> int:
     errors: dict[str, str] = {}  # adapter -> why it could not be evaluated
     written: list[str] = []  # names of the variants whose results are on the disk
     try:
-        for evaluated in run(config, adapters=options.adapters):
+        for evaluated in run(
+            config,
+            adapters=options.adapters,
+            store=False if options.no_store else options.store,
+            from_store=options.from_store,
+        ):
             if evaluated.error is not None and not evaluated.error.is_said:
                 errors[evaluated.variant.name] = str(evaluated.error)
             failed = Failures(evaluated.failures)
@@ -102,7 +117,8 @@ def _config(options: argparse.Namespace) -> EvaluatorConfig:
     from harness_ext.models.devices import choose_device
     from harness_ext.protocol.lm_eval_api import EvaluatorConfig, get_model
 
-    flags = {name: value for name, value in vars(options).items() if name not in ("run", "adapters", "func", "no_code")}
+    ours = ("run", "adapters", "func", "store", "no_store", "from_store", "no_code")
+    flags = {name: value for name, value in vars(options).items() if name not in ours}
     try:
         from_file = EvaluatorConfig.load_yaml_config(options.config) if options.config else {}
         flags["model"] = options.model or from_file.get("model", DEFAULT_MODEL)
@@ -144,5 +160,7 @@ def _print_tables(config: EvaluatorConfig, evaluated: VariantResults) -> None:
         print(json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False))
     print(f"\n{evaluated.variant.name}: {config.model} {evaluated.results['config']['model_args']}")
     print(make_table(evaluated.results))
+    if found := evaluated.results.get("harness_ext", {}).get("answers_from_store"):
+        print(f"{found:,} answers came from the response store")
     if "groups" in evaluated.results:
         print(make_table(evaluated.results, "groups"))

@@ -21,13 +21,12 @@ PROBE_TOKENS = 64  # the last ones of a prompt
 TOKENIZER_SETTINGS = ("trust_remote_code", "use_fast_tokenizer")
 
 
-class AdapterSwitch:
-    """A loaded base that becomes each variant in turn, inside this process.
+class TokenizerSwitch:
+    """A base's tokenizer that becomes each variant's in turn; answers have to come from somewhere else.
 
     Args:
-        lm: lm-eval's model with the base in it.
+        lm: lm-eval's model with the base's tokenizer.
         base: name of the base, for messages.
-        prompts: a few prompts of the tasks: base and adapters are compared on them.
         model_args: what the base was loaded with.
         uses_chat_template: prompts go through the tokenizer's chat template.
     """
@@ -37,7 +36,6 @@ class AdapterSwitch:
         lm: HFLM,
         base: str,
         *,
-        prompts: Sequence[str] = (),
         model_args: Mapping[str, Any] | None = None,
         uses_chat_template: bool = False,
     ) -> None:
@@ -48,75 +46,45 @@ class AdapterSwitch:
         self._uses_chat_template = uses_chat_template
         self.snapshot: AdapterSnapshot | None = None  # of the active adapter
         self.is_intact = True  # the base is what it was
-        with _answering(ModelError, base), within_tables(lm):
-            self._proof = BaseProof.of(lm.model, _encoded(lm, prompts))
 
     @contextmanager
     def active(self, variant: Variant) -> Iterator[Mapping[str, str]]:
-        """Let the model answer as this variant; afterwards the base is proved to be what it was.
+        """Let the model be this variant.
 
         Yields:
             What a reader of the results should know of the tokenizer: empty when it is the base's.
 
         Raises:
-            AdapterError: the adapter does not fit, changes nothing, or left something behind in the base.
+            AdapterError: the adapter or its tokenizer cannot be used.
         """
         lm, tokenizer = self._lm, self._lm.tokenizer
-        if isinstance(lm, TreeLM):
+        if hasattr(lm, "generation_records"):
             lm.generation_records.clear()
         if variant.folder is None:
-            settle(self._model)
+            self._settle()
             yield {}
             return
         try:
             with snapshot(variant.folder) as self.snapshot:
                 notes = self._choose_tokenizer(variant)
                 self._put_on(variant, comparable=not notes)
-            self._prove(variant)
+            self._check(variant)
             yield notes
         finally:
             self.snapshot = None
             lm._model, lm.peft, lm.tokenizer = self._model, None, tokenizer
             lm.vocab_size = tokenizer.vocab_size
-            self._prove(variant)
+            self._check(variant)
 
-    def _prove(self, variant: Variant) -> None:
-        """Make sure that the base is what it was; if it is not, nothing can be evaluated any more."""
-        self.is_intact = False
-        self._proof.check(variant.name)
-        self.is_intact = True
+    def _settle(self) -> None:
+        """Let the base forget what it was asked before."""
 
-    def _put_on(self, variant: Variant, *, comparable: bool) -> None:
-        lm = self._lm
-        assert variant.folder is not None
-        with _answering(AdapterError, str(variant.adapter)):
-            attached = attach(
-                self._model,
-                variant.folder,
-                base=self._base,
-                revision=self._model_args.get("revision"),
-                tokenizer=lm.tokenizer,
-                merge=isinstance(lm, TreeLM) and lm.merge,
-                probes=self._proof.probes,
-            )
-            is_alike = comparable and self._proof.is_answered_alike(attached.model)
-            settle(attached.model)
-        if attached.untrained_tokens:
-            listed = ", ".join(map(repr, attached.untrained_tokens[:5]))
-            logger.warning("%s has no trained embedding for %s of its tokenizer", variant.name, listed)
-        if is_alike:
-            if not works_on_some_tokens_only(attached.config):
-                raise AdapterError(
-                    f"{variant.adapter} changes nothing: to {len(self._proof.probes)} prompts of the tasks the model "
-                    "answers exactly as its base; was it saved untrained, or on layers whose weights this model "
-                    "uses without calling them (as mamba does with dt_proj)?"
-                )
-            logger.warning(
-                "%s answers %d prompts of the tasks exactly as its base: the tokens it works on do not occur in them",
-                variant.name,
-                len(self._proof.probes),
-            )
-        lm._model, lm.peft = attached.model, variant.adapter
+    def _put_on(self, variant: Variant, *, comparable: bool) -> None:  # noqa: ARG002
+        """Let the base become a variant; comparable: its prompts are encoded as the base's."""
+        self._lm.peft = variant.adapter
+
+    def _check(self, variant: Variant) -> None:
+        """Make sure that the base is what it was."""
 
     def lacks_chat_template(self, variant: Variant) -> bool:
         """Whether prompts go through a chat template, and this variant has none."""
@@ -165,6 +133,66 @@ class AdapterSwitch:
             ) from error
         finally:
             lm.tokenizer = base_tokenizer
+
+
+class AdapterSwitch(TokenizerSwitch):
+    """A loaded base that becomes each variant in turn, inside this process; afterwards it is proved to be what it was.
+
+    Args:
+        lm: lm-eval's model with the base in it.
+        base: name of the base, for messages.
+        prompts: a few prompts of the tasks: base and adapters are compared on them.
+        options: those of `TokenizerSwitch`.
+
+    Raises, besides `TokenizerSwitch.active`:
+        AdapterError: an adapter does not fit, changes nothing, or left something behind in the base.
+    """
+
+    def __init__(self, lm: HFLM, base: str, *, prompts: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(lm, base, **options)
+        with _answering(ModelError, base), within_tables(lm):
+            self._proof = BaseProof.of(lm.model, _encoded(lm, prompts))
+
+    def _settle(self) -> None:
+        settle(self._model)
+
+    def _check(self, variant: Variant) -> None:
+        """Make sure that the base is what it was; if it is not, nothing can be evaluated any more."""
+        self.is_intact = False
+        self._proof.check(variant.name)
+        self.is_intact = True
+
+    def _put_on(self, variant: Variant, *, comparable: bool) -> None:
+        lm = self._lm
+        assert variant.folder is not None
+        with _answering(AdapterError, str(variant.adapter)):
+            attached = attach(
+                self._model,
+                variant.folder,
+                base=self._base,
+                revision=self._model_args.get("revision"),
+                tokenizer=lm.tokenizer,
+                merge=isinstance(lm, TreeLM) and lm.merge,
+                probes=self._proof.probes,
+            )
+            is_alike = comparable and self._proof.is_answered_alike(attached.model)
+            settle(attached.model)
+        if attached.untrained_tokens:
+            listed = ", ".join(map(repr, attached.untrained_tokens[:5]))
+            logger.warning("%s has no trained embedding for %s of its tokenizer", variant.name, listed)
+        if is_alike:
+            if not works_on_some_tokens_only(attached.config):
+                raise AdapterError(
+                    f"{variant.adapter} changes nothing: to {len(self._proof.probes)} prompts of the tasks the model "
+                    "answers exactly as its base; was it saved untrained, or on layers whose weights this model "
+                    "uses without calling them (as mamba does with dt_proj)?"
+                )
+            logger.warning(
+                "%s answers %d prompts of the tasks exactly as its base: the tokens it works on do not occur in them",
+                variant.name,
+                len(self._proof.probes),
+            )
+        lm._model, lm.peft = attached.model, variant.adapter
 
 
 @contextmanager

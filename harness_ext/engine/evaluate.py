@@ -2,6 +2,7 @@
 
 ```
 EvaluationPlan ──> base loaded once ──> [ base │ adapter A │ adapter B ] ──> lm-eval ──> one results folder for each
+                                              └─ answers ──> response store
 ```
 
 The numbers are lm-eval's: `simple_evaluate` renders, scores and aggregates, `EvaluationTracker` writes. We choose what
@@ -14,20 +15,33 @@ import contextlib
 import copy
 import functools
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from harness_ext.engine.adapter_switch import within_tables
-from harness_ext.engine.hosts import Host, host_for, prompt_settings
+from harness_ext.engine.asking import Answering
+from harness_ext.engine.content import ContentOf, ModelContent, device_name
+from harness_ext.engine.from_store import StoreHost, check_stored
+from harness_ext.engine.hosts import ADAPTER_ARGUMENTS, Host, host_for, prompt_settings
 from harness_ext.engine.isolation import evaluate_isolated, one_line
-from harness_ext.engine.provenance import cache_file, key_of_each, provenance
+from harness_ext.engine.provenance import key_of_each, provenance
 from harness_ext.engine.sharding import Shards
+from harness_ext.engine.store import ResponseStore, StoredModel
 from harness_ext.engine.variants import Variant
 from harness_ext.engine.writing import why_not_writable, write_results
-from harness_ext.errors import AdapterError, HarnessExtError, LostProcessError, TaskError, first_line, suggest
+from harness_ext.errors import (
+    AdapterError,
+    HarnessExtError,
+    LostProcessError,
+    StoreError,
+    TaskError,
+    first_line,
+    suggest,
+)
 from harness_ext.models.devices import choose_device
 from harness_ext.protocol.lm_eval_api import (
     EvaluationTracker,
@@ -64,6 +78,8 @@ def evaluate(
     tasks: Sequence[str],
     adapters: Sequence[str | Path] = (),
     model: str = DEFAULT_MODEL,
+    store: str | Path | Literal[False] | None = None,
+    from_store: bool = False,
     **settings: Any,
 ) -> list[VariantResults]:
     """Evaluate a base, then each adapter, on the same tasks.
@@ -73,6 +89,8 @@ def evaluate(
         tasks: names, or paths of YAML files.
         adapters: adapter folders.
         model: lm-eval's name of the model class.
+        store: folder of the response store; that of `output_path` when left out, and none if False.
+        from_store: take all answers from the store, and load no weights.
         settings: any field of lm-eval's `EvaluatorConfig`: `limit`, `num_fewshot`, `output_path`, `log_samples`, ...
 
     Returns:
@@ -95,7 +113,7 @@ def evaluate(
         config = EvaluatorConfig(model=model, model_args=model_args, tasks=list(tasks), **settings)._configure()
     except (TypeError, ValueError) as error:
         raise TaskError(f"evaluate: {first_line(error)}") from error
-    done = list(run(config, adapters=adapters))
+    done = list(run(config, adapters=adapters, store=store, from_store=from_store))
     errors = [each.error for each in done if each.error is not None]
     if errors and len(errors) == sum(each.variant.adapter is not None for each in done):
         raise errors[0]
@@ -107,7 +125,13 @@ def evaluate(
     return done
 
 
-def run(config: EvaluatorConfig, *, adapters: Sequence[str | Path] = ()) -> Iterator[VariantResults]:
+def run(
+    config: EvaluatorConfig,
+    *,
+    adapters: Sequence[str | Path] = (),
+    store: str | Path | Literal[False] | None = None,
+    from_store: bool = False,
+) -> Iterator[VariantResults]:
     """Evaluate what a config asks for; yields each variant's results as soon as they are written.
 
     With `peft` among the model arguments and no `adapters`, only that adapter is evaluated, as in stock lm-eval. An
@@ -117,32 +141,119 @@ def run(config: EvaluatorConfig, *, adapters: Sequence[str | Path] = ()) -> Iter
     Args:
         config: checked by lm-eval.
         adapters: adapter folders, evaluated after the base.
+        store: folder of the response store; that of `output_path` when left out, and none if False.
+        from_store: take all answers from the store, and load no weights.
     """
     if not config.tasks:
         raise TaskError("no task is named; add --tasks TASK (sst2_choice, squad_v2_generate, or any of lm-eval's)")
     include_path = [config.include_path] if isinstance(config.include_path, str) else config.include_path or []
-    host = host_for(config, adapters)
+    folder = _store_folder(config, store, from_store=from_store)
+    host = StoreHost(config, adapters) if from_store else host_for(config, adapters)
+    if folder is not None and not from_store and (reason := _why_not_stored(host, is_asked_for=store is not None)):
+        logger.warning("answers of %s are not stored: %s", host.base, reason)
+        folder = None
     shards = Shards.of_launch(cpu=choose_device(config.device).type == "cpu") if host.takes_shards else Shards()
-    with shards.together():
-        _check_settings(config)
-        manager, tasks = load_tasks(config.tasks, include_path=include_path, metadata=config.metadata)
-        host.load(_leaves(tasks))
-        shards.adopt(host.lm)
-    for variant in host.variants:
-        if reason := host.why_not(variant):
-            failures = {} if shards.rank else {"all tasks": f"not evaluated: {reason}"}
-            yield VariantResults(variant, {}, None, failures)
-            continue
-        try:
-            done = _in_its_turn(config, host, shards, variant, manager, tasks)
-        except LostProcessError:
-            raise
-        except Exception as error:  # whatever peft, transformers or torch raise of an adapter
-            if variant.adapter is None or len(host.variants) == 1 or not host.is_intact:
+    with contextlib.ExitStack() as stack:
+        with shards.together():
+            _check_settings(config)
+            answers = _Answers(stack.enter_context(ResponseStore(folder, must_exist=from_store)), config, host)
+            manager, tasks = load_tasks(config.tasks, include_path=include_path, metadata=config.metadata)
+            host.load(_leaves(tasks))
+            shards.adopt(host.lm)
+        for variant in host.variants:
+            if reason := host.why_not(variant):
+                failures = {} if shards.rank else {"all tasks": f"not evaluated: {reason}"}
+                yield VariantResults(variant, {}, None, failures)
+                continue
+            try:
+                done = _in_its_turn(config, host, shards, variant, manager, tasks, answers)
+            except LostProcessError:
                 raise
-            logger.debug("%s failed", variant.name, exc_info=error)
-            done = VariantResults(variant, {}, None, error=_without_frames(error))
-        yield done
+            except Exception as error:  # whatever peft, transformers or torch raise of an adapter
+                if variant.adapter is None or len(host.variants) == 1 or not host.is_intact:
+                    raise
+                logger.debug("%s failed", variant.name, exc_info=error)
+                done = VariantResults(variant, {}, None, error=_without_frames(error))
+            yield done
+
+
+def _store_folder(
+    config: EvaluatorConfig, store: str | Path | Literal[False] | None, *, from_store: bool
+) -> Path | None:
+    """Where the answers of a run are kept: where `--store` says, else beside the results; None for nowhere."""
+    if config.use_cache is not None:
+        if store is not None:
+            raise StoreError("--use_cache and --store (or --no-store) contradict each other; leave out --use_cache")
+        logger.warning(
+            "--use_cache %s: answers are kept in the response store in this folder, since lm-eval's own cache does not "
+            "notice other weights; use --store",
+            config.use_cache,
+        )
+        store, config.use_cache = config.use_cache, None
+    if store is None and config.output_path:
+        output = Path(config.output_path)
+        store = output.parent if output.suffix == ".json" else output
+    if from_store and not store:
+        raise StoreError("--from-store needs a store; add --store DIR, or the --output_path of the evaluation")
+    return Path(store).expanduser() if store else None
+
+
+def _why_not_stored(host: Host, *, is_asked_for: bool) -> str | None:
+    """Why answers cannot be kept beyond the run; None where they can."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not host.takes_shards:
+        return "several processes compute each of them together"
+    if host.weights is None and not is_asked_for:
+        return "its weights are not on this machine; see --store"
+    return None
+
+
+class _Answers:
+    """Where the answers of each variant come from, and go to."""
+
+    def __init__(self, store: ResponseStore, config: EvaluatorConfig, host: Host) -> None:
+        self._store = store
+        self._config = config
+        self._host = host
+        self._from_store = isinstance(host, StoreHost)
+        hashed = None if store.path is None else host.weights
+        self._base = ContentOf(config.model, hashed, revision=config.model_args.get("revision"))
+
+    def of(self, variant: Variant, tokenizer_notes: Mapping[str, str]) -> Answering:
+        """Of the active variant.
+
+        Raises:
+            ModelError: files of the base have changed while they were read.
+            StoreError: all answers are to come from the store, which has none of this variant.
+        """
+        lm, content = self._host.lm, self._content(variant, tokenizer_notes)
+        if self._from_store:
+            lm.model_info = check_stored(self._store, content, variant.name)
+        elif hasattr(lm, "get_model_info"):
+            self._store.add_model(content.digest, StoredModel(dict(content.parts), lm.get_model_info()))
+        seeds = self._config.seed or ()
+        store = self._store if self._store.path else ResponseStore(None)  # nobody asks for another variant's any more
+        return Answering(store, content.digest, lm, seeds=seeds, computes=not self._from_store)
+
+    def _content(self, variant: Variant, tokenizer_notes: Mapping[str, str]) -> ModelContent:
+        """What the answers of the active variant depend on; where it is not hashed, all that is known of it."""
+        config, adapter = self._config, self._host.snapshot
+        arguments = {name: value for name, value in config.model_args.items() if name not in ("pretrained", "peft")}
+        folders = {name: str(arguments.pop(name)) for name in ("tokenizer", "delta") if arguments.get(name)}
+        others = {
+            "device": device_name(config.device),
+            "batch_size": [config.batch_size, config.max_batch_size],
+            "tokenizer_of": tokenizer_notes.get("tokenizer"),
+        }
+        content = self._base.read(
+            {name: value for name, value in arguments.items() if name not in ADAPTER_ARGUMENTS},
+            adapter=None if adapter is None else adapter.sha256,
+            folders=folders if not tokenizer_notes else {**folders, "adapter_tokenizer": str(variant.folder)},
+            others=others,
+        )
+        if content is not None:
+            return content
+        known = {"engine": config.model, "name": variant.name, "model_args": {**config.model_args}}
+        return ModelContent({**known, **others})
 
 
 def _without_frames(error: Exception) -> HarnessExtError:
@@ -160,16 +271,18 @@ def _in_its_turn(
     variant: Variant,
     manager: TaskManager,
     tasks: list[Task | Group],
+    answers: _Answers,
 ) -> VariantResults:
     """Let the model become a variant in every process, then evaluate it in the first one."""
     with contextlib.ExitStack() as stack:
         with shards.together():
             tokenizer_notes = stack.enter_context(host.active(variant))
+            answering = stack.enter_context(answers.of(variant, tokenizer_notes))
         if shards.rank:
             shards.serve(host.lm)
             return VariantResults(variant, {}, None)
         with shards.asking(host.lm):
-            return _evaluate_variant(config, host, variant, manager, tasks, tokenizer_notes)
+            return _evaluate_variant(config, host, shards, variant, manager, tasks, tokenizer_notes, answering)
     raise AssertionError("unreachable: the block returns or raises")
 
 
@@ -180,10 +293,12 @@ def _leaves(tasks: Sequence[Task | Group]) -> list[Task]:
 def _evaluate_variant(
     config: EvaluatorConfig,
     host: Host,
+    shards: Shards,
     variant: Variant,
     manager: TaskManager,
     tasks: list[Task | Group],
     tokenizer_notes: Mapping[str, str],
+    answering: Answering,
 ) -> VariantResults:
     """Ask and score all tasks, and write what went well; one that fails is named in `failures`."""
     host.check()
@@ -195,7 +310,6 @@ def _evaluate_variant(
         model=lm,
         model_args=model_args,
         task_manager=manager,
-        use_cache=cache_file(config.use_cache, lm, model_args, host.snapshot),
         evaluation_tracker=tracker,
         cache_requests=config.cache_requests.get("cache_requests", False),
         rewrite_requests_cache=config.cache_requests.get("rewrite_requests_cache", False),
@@ -212,11 +326,16 @@ def _evaluate_variant(
         },
         **_seeds(config),
     )  # fmt: skip
+
+    def explain(task: Task) -> None:
+        answering.check(task.task_name)
+        check_askable(task, prompt_settings(config), host.hf)
+
     results, failures = evaluate_isolated(
         within_tables(lm)(lambda some: ask(tasks=list(some), gen_kwargs=copy.deepcopy(config.gen_kwargs))),
         tasks,
         lm,
-        explain=lambda task: check_askable(task, prompt_settings(config), host.hf),
+        explain=explain,
     )
     if results is None:  # not the first of several processes
         return VariantResults(variant, {}, None)
@@ -233,7 +352,7 @@ def _evaluate_variant(
         lambda some: provenance(config, host, variant, some, tokenizer_notes, seconds=seconds), scored, failures
     )
     if ours is not None:
-        results["harness_ext"] = ours
+        results["harness_ext"] = {**ours, "answers_from_store": answering.found + shards.from_store}
     folder = None
     if config.output_path:
         with failures.catching("the results"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness_ext.engine.hf_tree import RequestKey, TreeLM
+from harness_ext.engine.answer_hook import RequestKey
 from harness_ext.protocol.lm_eval_api import HFLM
 
 
@@ -22,7 +22,7 @@ def add_generation_records(
         lm: which generated.
         selected: documents that `--samples` chose: lm-eval logs their numbers and asks by their places.
     """
-    known = lm.generation_records if isinstance(lm, TreeLM) else {}
+    known = getattr(lm, "generation_records", {})
     for task, logged in samples.items():
         chosen = list((selected or {}).get(task, ()))
         for sample in logged:

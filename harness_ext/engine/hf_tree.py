@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from harness_ext.cpu.fast_paths import use_fast_paths
+from harness_ext.engine.answer_hook import AnswerHook, GenerationRecord, RequestKey
 from harness_ext.engine.decoding import (
     OwnGenerateError,
     Preparation,
@@ -22,7 +23,8 @@ from harness_ext.engine.decoding import (
     prepare,
     why_not_in_a_tree,
 )
-from harness_ext.engine.generation import Generated, TreeDecoder
+from harness_ext.engine.generated_answers import GeneratedAnswers, NotConfirmedError
+from harness_ext.engine.generation import TreeDecoder
 from harness_ext.engine.scoring import NanLogits, ScoredContinuation, score_continuations
 from harness_ext.errors import ModelError, described, first_line
 from harness_ext.models.adapters import adapter_folder
@@ -42,27 +44,10 @@ from harness_ext.trees.support import LOW_PRECISION_TOLERANCE, SUPPORT_TOLERANCE
 logger = logging.getLogger(__name__)
 
 CACHE_TOKENS = 8192
-REPLAY_TOKENS = 2048  # of the longest answer, with its prompt, that a plain pass repeats
 
 DELTA_WITH_ADAPTER = "delta= cannot be combined with an adapter; save the model with its delta and name it as the base"
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
-
-
-class GenerationRecord(NamedTuple):
-    """What lm-eval does not keep of a generation."""
-
-    finish_reason: str  # stop or length
-    input_tokens: int
-    output_tokens: int
-
-
-class RequestKey(NamedTuple):
-    """Identifies a request of a task; its repeats share it."""
-
-    task: str
-    doc_id: int
-    idx: int
 
 
 @register_model("hf-tree")
@@ -121,22 +106,30 @@ class TreeLM(HFLM):
     # -- scoring -------------------------------------------------------------------------------------------------
 
     def _loglikelihood_tokens(
-        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
+        self,
+        requests: list[Request],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+        known: Mapping[int, ScoredContinuation] = MappingProxyType({}),
     ) -> list[tuple[float, bool]]:
+        """Score requests; those that are known already, by number, are laid out with the others, but not computed."""
         if self.backend != "causal" or not requests or self._asks_for_other_numbers():
-            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+            return self._score_plainly(requests, disable_tqdm, override_bs, known)
         pairs = [self._cut(request) for request in requests]
         if not self.takes_trees(pairs):
-            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
-        scores: list[ScoredContinuation | None] = [None] * len(pairs)
+            return self._score_plainly(requests, disable_tqdm, override_bs, known)
+        scores = dict(known)
         lengths = [len(pair.context) + len(pair.continuation) for pair in pairs]
         bar = self._progress_bar(sum(lengths), disable_tqdm, "Running loglikelihood requests")
+        bar.update(sum(lengths[number] for number in known))
         try:
-            for number, score in score_continuations(self.model, pairs, max_tokens=self.pack_tokens):
-                scores[number] = score
-                if (text := requests[number][0]) is not None:
-                    self.cache_hook.add_partial("loglikelihood", text, score)
-                bar.update(lengths[number])
+            for pack in score_continuations(self.model, pairs, max_tokens=self.pack_tokens, known=known.keys()):
+                scores |= pack
+                for number, score in pack.items():
+                    if (text := requests[number][0]) is not None:
+                        self.cache_hook.add_partial("loglikelihood", text, score)
+                    bar.update(lengths[number])
+                self._batch_done()
         except NanLogits as error:
             text = requests[error.sequence][0]
             raise ModelError(
@@ -146,10 +139,27 @@ class TreeLM(HFLM):
             self._warn_once(
                 f"prefix trees are disabled for scoring by {self._label}: a tree is refused ({described(error):.160})"
             )
-            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+            return self._score_plainly(requests, disable_tqdm, override_bs, known)
         finally:
             bar.close()
-        return [score for score in scores if score is not None]
+        return [scores[number] for number in range(len(requests))]
+
+    def _score_plainly(
+        self,
+        requests: list[Request],
+        disable_tqdm: bool,
+        override_bs: int | None,
+        known: Mapping[int, ScoredContinuation],
+    ) -> list[tuple[float, bool]]:
+        """The scores of `hf` for what is not known."""
+        others = [number for number in range(len(requests)) if number not in known]
+        scores = super()._loglikelihood_tokens([requests[number] for number in others], disable_tqdm, override_bs)
+        every = {**known, **dict(zip(others, scores, strict=True))}
+        return [every[number] for number in range(len(requests))]
+
+    def _batch_done(self) -> None:
+        if isinstance(self.cache_hook, AnswerHook):
+            self.cache_hook.batch_done()
 
     def _progress_bar(self, tokens: int, disabled: bool, description: str) -> Any:
         return tqdm(
@@ -238,19 +248,25 @@ class TreeLM(HFLM):
         prepared = self._prepare(prompts, settings)
         if prepared is None:
             return super().generate_until(requests, disable_tqdm)
-        stops = self._stop_strings(settings)
         rule = StopRule.of(prepared[0], self.tokenizer)
         pairs = [TokenPair(ids[:-1], ids[-1:]) for ids in prompts if len(ids) > 1]
         if not pairs or rule.max_new_tokens < 1 or not self.takes_trees(pairs, new_tokens=rule.max_new_tokens):
             return super().generate_until(requests, disable_tqdm)
-        choice = TokenChoice.of(prepared)
-        generated = self._decode_all(prompts, choice, rule, disable_tqdm)
-        if generated is None or not (choice.do_sample or self._confirm(requests, prompts, generated, settings)):
+        choice, stops = TokenChoice.of(prepared), self._stop_strings(settings)
+        answers = GeneratedAnswers(
+            requests,
+            prompts,
+            text_of=lambda tokens: self._text(tokens, stops),
+            gap=None if choice.do_sample else lambda ids, tokens: self._replay_gap(ids, tokens, settings),
+            tolerance=SUPPORT_TOLERANCE if self.model.dtype == torch.float32 else LOW_PRECISION_TOLERANCE,
+            hook=self.cache_hook,
+        )
+        if not self._decode_all(answers, choice, rule, disable_tqdm):
             return super().generate_until(requests, disable_tqdm)
-        return [
-            self._finish(request, len(prompt), answer, stops)
-            for request, prompt, answer in zip(requests, prompts, generated, strict=True)
-        ]
+        finished = answers.finished()
+        for request, (_, record) in zip(requests, finished, strict=True):
+            self.generation_records.setdefault(RequestKey.of(request), []).append(record)
+        return [answer for answer, _ in finished]
 
     def _stop_strings(self, settings: Any) -> list[str]:
         eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
@@ -296,43 +312,32 @@ class TreeLM(HFLM):
             ) from error
 
     @torch.no_grad()
-    def _decode_all(
-        self, prompts: list[list[int]], choice: TokenChoice, rule: StopRule, disable_tqdm: bool
-    ) -> list[Generated] | None:
-        """Generate for all prompts, in their order; None when the model or its adapter refuses the decoder's passes."""
+    def _decode_all(self, answers: GeneratedAnswers, choice: TokenChoice, rule: StopRule, disable_tqdm: bool) -> bool:
+        """Generate all answers; False when the model or its adapter refuses the decoder's passes, or fails a check."""
+        prompts = answers.prompts
         tokens = sum(map(len, prompts)) + len(prompts) * rule.max_new_tokens
         bar = self._progress_bar(tokens, disable_tqdm, "Running generate_until requests")
         decoder = TreeDecoder(self.model, choice=choice, rule=rule, cache_tokens=self.cache_tokens, progress=bar.update)
         try:
-            generated = dict(decoder.run(prompts, prefill_tokens=self.pack_tokens))
+            for number, generated in decoder.run(prompts, prefill_tokens=self.pack_tokens):
+                answers.add(number, generated)
+            answers.confirm()
+        except NotConfirmedError as error:
+            self._generate_plainly(str(error))
+            return False
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             self._generate_plainly(f"a tree with a cache is refused ({described(error):.160})")
-            return None
+            return False
         finally:
             bar.close()
-        return [generated[number] for number in range(len(prompts))]
+        return True
 
     def _generate_plainly(self, reason: str) -> None:
         """Leave all generation by this model, with the adapter it has now, to `hf`."""
+        if isinstance(self.cache_hook, AnswerHook):
+            self.cache_hook.retract()
         self._reasons[f"generation {self.peft}"] = reason
         self._warn_once(f"prefix trees are disabled for generation by {self._label}: {reason}")
-
-    def _confirm(
-        self, requests: Sequence[Instance], prompts: list[list[int]], generated: list[Generated], settings: Any
-    ) -> bool:
-        """Whether plain passes choose the same tokens for the longest and a random greedy answer of each task."""
-        by_task: dict[str, list[int]] = defaultdict(list)
-        for number, request in enumerate(requests):
-            if len(prompts[number]) + len(generated[number].tokens) <= REPLAY_TOKENS:
-                by_task[str(request.task_name)].append(number)
-        for numbers in by_task.values():
-            longest = max(numbers, key=lambda number: len(prompts[number]) + len(generated[number].tokens))
-            for number in {longest, random.Random(len(numbers)).choice(numbers)}:
-                gap = self._replay_gap(prompts[number], generated[number].tokens, settings)
-                if gap > (SUPPORT_TOLERANCE if self.model.dtype == torch.float32 else LOW_PRECISION_TOLERANCE):
-                    self._generate_plainly(f"a plain pass answers differently by {gap:.2g} nats")
-                    return False
-        return True
 
     @torch.no_grad()
     def _replay_gap(self, ids: list[int], tokens: list[int], settings: Any) -> float:
@@ -361,9 +366,9 @@ class TreeLM(HFLM):
             self._check_ids(prompts[-1])
         return prompts
 
-    def _finish(self, request: Instance, input_tokens: int, generated: Generated, stops: list[str]) -> str:
-        """Turn tokens into the answer as `hf` does, and keep the record."""
-        tokens, think = list(generated.tokens), self.think_end_token
+    def _text(self, tokens: list[int], stops: list[str]) -> str:
+        """Turn an answer's tokens into text as `hf` does."""
+        think = self.think_end_token
         if isinstance(think, int) and think in tokens:
             tokens = tokens[len(tokens) - tokens[::-1].index(think) :]
         text = self.tok_decode(tokens)
@@ -372,8 +377,4 @@ class TreeLM(HFLM):
             stop=stops,
             think_end_token=think if isinstance(think, str) else None,
         )
-        record = GenerationRecord(generated.finish_reason, input_tokens, len(generated.tokens))
-        key = RequestKey(str(request.task_name), int(request.doc_id or 0), request.idx)
-        self.generation_records.setdefault(key, []).append(record)
-        self.cache_hook.add_partial("generate_until", request.args, answer)
         return answer

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness_ext.engine.adapter_switch import AdapterSwitch
+from harness_ext.engine.adapter_switch import AdapterSwitch, TokenizerSwitch
 from harness_ext.engine.generation_records import add_generation_records
 from harness_ext.engine.hf_tree import DELTA_WITH_ADAPTER
 from harness_ext.engine.variants import Variant, base_and_adapters
@@ -23,7 +23,7 @@ from harness_ext.models.adapters import find_base
 from harness_ext.models.devices import choose_device, choose_dtype
 from harness_ext.models.snapshot import AdapterSnapshot, snapshot
 from harness_ext.models.sources import check_is_plain, resolve_model
-from harness_ext.protocol.lm_eval_api import HFLM, LM, EvaluatorConfig, Task, get_model
+from harness_ext.protocol.lm_eval_api import HFLM, LM, EvaluatorConfig, RemoteLM, Task, get_model
 from harness_ext.protocol.render import PromptSettings, check_chat_template, render
 from harness_ext.protocol.token_settings import check_appends_nothing
 
@@ -38,6 +38,7 @@ class Host(Protocol):
     """An engine with a base and adapters that it can put on and take off."""
 
     base: str  # name of the base
+    weights: str | None  # folder or Hub id whose weights answer; None where they are not on this machine
     variants: Sequence[Variant]  # in the order of evaluation
     lm: LM  # lm-eval's model; there after `load`
     hf: HFLM | None  # the same where it renders prompts with a tokenizer in this process
@@ -97,6 +98,9 @@ class ArgumentsHost:
         self.base = str(next((arguments[name] for name in MODEL_ARGUMENTS if arguments.get(name)), config.model))
         adapter = next((str(arguments[name]) for name in ADAPTER_ARGUMENTS if arguments.get(name)), None)
         folder = Path(adapter).expanduser() if adapter and Path(adapter).expanduser().is_dir() else None
+        answers_elsewhere = "base_url" in arguments or issubclass(get_model(config.model), RemoteLM)
+        named = None if answers_elsewhere or (adapter and not folder) else arguments.get("pretrained")
+        self.weights: str | None = None if named is None else str(named)
         self.variants: Sequence[Variant] = [Variant(Path(adapter or self.base).name or config.model, adapter, folder)]
 
     def load(self, _tasks: Sequence[Task]) -> None:
@@ -145,21 +149,27 @@ class PeftHost:
             raise ModelError(DELTA_WITH_ADAPTER)
         self.takes_shards = not config.model_args.get("tp_plan")  # which divides the model among the processes
         self.base = _resolve_base(config.model_args, [variant for variant in self.variants if variant.adapter])
+        self.weights: str | None = self.base
 
     def load(self, tasks: Sequence[Task]) -> None:
         """Load the base once, and keep proof of its weights and answers."""
         config = self._config
-        self.hf = self.lm = lm = _load(get_model(config.model), config, self.base)
+        self.hf = self.lm = lm = load_base(get_model(config.model), config, self.base)
         check_is_plain(lm.model, self.base)
         if lm.backend == "causal":
             check_appends_nothing(lm.tokenizer, self.base, add_bos_token=lm.add_bos_token)
-        self._switch = AdapterSwitch(
-            lm,
-            self.base,
-            prompts=probe_prompts(tasks, prompt_settings(config), lm),
-            model_args=config.model_args,
-            uses_chat_template=bool(config.apply_chat_template),
+        self._use_switch(
+            AdapterSwitch(
+                lm,
+                self.base,
+                prompts=probe_prompts(tasks, prompt_settings(config), lm),
+                model_args=config.model_args,
+                uses_chat_template=bool(config.apply_chat_template),
+            )
         )
+
+    def _use_switch(self, switch: TokenizerSwitch) -> None:
+        self._switch = switch
         lacking = [variant for variant in self.variants if self._lacks_chat_template(variant)]
         self._without_template = lacking if len(lacking) < len(self.variants) else []
 
@@ -231,7 +241,7 @@ def _resolve_base(model_args: Mapping[str, Any], adapters: Sequence[Variant]) ->
     return resolve_model(next(iter(bases.values())))
 
 
-def _load(model_class: type[HFLM], config: EvaluatorConfig, base: str) -> HFLM:
+def load_base(model_class: type[HFLM], config: EvaluatorConfig, base: str) -> HFLM:
     """Load the base once; `auto` means a dtype that this device is fast at."""
     device = choose_device(config.device)
     dtype = choose_dtype(str(config.model_args.get("dtype", "auto")).removeprefix("torch."), device)

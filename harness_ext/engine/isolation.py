@@ -4,6 +4,8 @@
 all tasks in one call ──raises──> each task alone, with the answers already given ──> the good ones in one call
 ```
 
+The answers come from the response store (`asking`), so nothing is computed twice.
+
 One call for all tasks shares the prefixes of their prompts, so it stays the way of every run that goes well. Only when
 it raises is each task scored alone, to learn which one is at fault.
 """
@@ -13,14 +15,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import traceback
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness_ext.errors import HarnessExtError, TaskError, described
-from harness_ext.protocol.lm_eval_api import LM, Group, Instance, Task
+from harness_ext.protocol.lm_eval_api import LM, Group, Task
 
 logger = logging.getLogger(__name__)
 
@@ -94,17 +94,13 @@ def evaluate_isolated(
             raise _explained(error, everything, explain) from error
         logger.debug("evaluating all tasks at once failed", exc_info=error)
         first = error
-    answers = KeptAnswers(everything)
-    if not answers.has("generate_until") and hasattr(lm, "generation_records"):
-        lm.generation_records.clear()  # of texts that nobody got
-    with answers.served_by(lm):
-        failures = _failing(evaluate, everything, explain)
-        if len(failures) == len(everything):
-            raise _of_all(first, failures) from first
-        try:
-            return _evaluate_good(evaluate, tasks, failures), failures
-        except Exception as error:
-            raise TaskError(f"these tasks fail only together: {one_line(error)}") from error
+    failures = _failing(evaluate, everything, explain)
+    if len(failures) == len(everything):
+        raise _of_all(first, failures) from first
+    try:
+        return _evaluate_good(evaluate, tasks, failures), failures
+    except Exception as error:
+        raise TaskError(f"these tasks fail only together: {one_line(error)}") from error
 
 
 def _failing(evaluate: Evaluate, tasks: Sequence[Task], explain: Callable[[Task], None]) -> Failures:
@@ -172,8 +168,13 @@ def _of_all(first: Exception, failures: Failures) -> HarnessExtError:
 
 
 @contextlib.contextmanager
-def answered_by(lm: LM, functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """Let functions answer a model's requests in the block, by the kind of request; afterwards it is as it was."""
+def answered_by(lm: LM, functions: Mapping[str, Any]) -> Iterator[None]:
+    """Let functions answer a model's requests in the block, by the kind of request; afterwards it is as it was.
+
+    Args:
+        lm: the model.
+        functions: by the names of its methods and other attributes.
+    """
     before = {kind: vars(lm)[kind] for kind in functions if kind in vars(lm)}
     for kind, function in functions.items():
         setattr(lm, kind, function)
@@ -185,44 +186,3 @@ def answered_by(lm: LM, functions: Mapping[str, Callable[..., Any]]) -> Iterator
                 setattr(lm, kind, before[kind])
             else:
                 delattr(lm, kind)
-
-
-class KeptAnswers:
-    """What a model has answered, so that it is not asked again when tasks are scored again."""
-
-    def __init__(self, tasks: Sequence[Task]) -> None:
-        self._answers: dict[tuple[str, ...], list[Any]] = defaultdict(list)
-        for task in tasks:
-            for request in task.instances or ():
-                self._answers[_key(request.request_type, request)] += request.resps
-
-    def has(self, kind: str) -> bool:
-        """Whether a kind of request has been answered."""
-        return any(answers for key, answers in self._answers.items() if key[0] == kind)
-
-    @contextlib.contextmanager
-    def served_by(self, lm: LM) -> Iterator[None]:
-        """Let a model answer from here, and keep here what it is asked for the first time."""
-        with answered_by(lm, {kind: partial(self._answer, kind, getattr(lm, kind)) for kind in REQUEST_KINDS}):
-            yield
-
-    def _answer(self, kind: str, ask: Callable[..., list[Any]], requests: Sequence[Instance], **options: Any) -> Any:
-        """Answers in request order; a request with several repeats stands as often among the requests."""
-        places, asked_before = [], Counter[tuple[str, ...]]()
-        missing: list[Instance] = []
-        for request in requests:
-            key = _key(kind, request)
-            places.append((key, asked_before[key]))
-            if asked_before[key] >= len(self._answers[key]):
-                missing.append(request)
-            asked_before[key] += 1
-        if missing:
-            for request, answer in zip(missing, ask(missing, **options), strict=True):
-                self._answers[_key(kind, request)].append(answer)
-        return [self._answers[key][number] for key, number in places]
-
-
-def _key(kind: str, request: Instance) -> tuple[str, ...]:
-    """A request's task, document and wording; long texts are not copied."""
-    wording = [part if isinstance(part, str) else repr(part) for part in request.args]
-    return (kind, str(request.task_name), str(request.doc_id), str(request.idx), *wording)

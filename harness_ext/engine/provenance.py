@@ -6,12 +6,9 @@ lm-eval's own results stay as they are; this is the key `harness_ext` beside the
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +18,9 @@ from harness_ext.engine.isolation import Failures
 from harness_ext.engine.variants import Variant
 from harness_ext.models.card import AdapterCard
 from harness_ext.models.snapshot import AdapterSnapshot
-from harness_ext.models.sources import weights_sha256
 from harness_ext.protocol import documents
 from harness_ext.protocol.fingerprint import PROMPT_FIELDS, Fingerprint, differing_fields, fingerprint
-from harness_ext.protocol.lm_eval_api import LM, EvaluatorConfig, Task
+from harness_ext.protocol.lm_eval_api import EvaluatorConfig, Task
 from harness_ext.protocol.token_settings import token_settings
 from harness_ext.version import __version__
 
@@ -98,15 +94,3 @@ def _warn_of_other_prompts(name: str, card: AdapterCard, prints: Mapping[str, Fi
                 task,
                 ", ".join(differing),
             )
-
-
-def cache_file(
-    prefix: str | None, lm: LM, model_args: Mapping[str, Any], adapter: AdapterSnapshot | None
-) -> str | None:
-    """A response cache of its own for each model, adapter and dtype: lm-eval keys responses by the request alone."""
-    if prefix is None:
-        return None
-    identity = json.dumps({**model_args, "class": type(lm).__name__}, sort_keys=True, default=str)
-    identity += weights_sha256(str(model_args.get("pretrained")), revision=model_args.get("revision")) or ""
-    identity += json.dumps(None if adapter is None else dict(adapter.sha256), sort_keys=True)
-    return f"{Path(prefix).expanduser()}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"

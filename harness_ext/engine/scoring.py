@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,8 +27,8 @@ class ScoredContinuation(NamedTuple):
 
 @torch.no_grad()
 def score_continuations(
-    model: Any, pairs: Sequence[TokenPair], *, max_tokens: int
-) -> Iterator[tuple[int, ScoredContinuation]]:
+    model: Any, pairs: Sequence[TokenPair], *, max_tokens: int, known: Collection[int] = ()
+) -> Iterator[dict[int, ScoredContinuation]]:
     """Score continuations, in the order that suits the packs.
 
     A pack that does not fit into memory is halved, and the run goes on.
@@ -37,26 +37,28 @@ def score_continuations(
         model: a causal language model that can take prefix trees, on its device.
         pairs: context and continuation ids; the continuation not empty, the two together not longer than the model.
         max_tokens: size of a pack.
+        known: numbers of pairs that need no score: the others get the scores that they get when all are scored.
 
     Yields:
-        The number of a pair and its score, each once.
+        The scores of a pack by the number of the pair, each once.
 
     Raises:
         ModelError: a logit is NaN, or not even a small pack fits into memory.
     """
-    waiting = list(range(len(pairs)))
-    while waiting:
-        done: set[int] = set()
+    waiting, done = list(range(len(pairs))), set(known)
+    while len(done) < len(pairs):
         try:
-            packs = tree_packs([pairs[n] for n in waiting], max_tokens=max_tokens, carry=True)
+            known = {place for place, number in enumerate(waiting) if number in done}
+            packs = tree_packs([pairs[n] for n in waiting], max_tokens=max_tokens, carry=True, known=known)
             for pack, logits in carried_logits(model, packs):
                 try:
                     scores = score_rows(pack, logits)
                 finally:
                     del logits  # before the next pass
-                for place, score in zip(pack.sequences, scores, strict=True):
-                    done.add(waiting[place])
-                    yield waiting[place], score
+                of_pack = {waiting[place]: score for place, score in zip(pack.sequences, scores, strict=True)}
+                of_pack = {number: score for number, score in of_pack.items() if number not in done}
+                done |= of_pack.keys()
+                yield of_pack
         except NanLogits as error:
             raise NanLogits(waiting[error.sequence]) from None
         except (torch.OutOfMemoryError, MemoryError) as error:

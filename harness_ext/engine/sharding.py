@@ -49,6 +49,12 @@ class Shards:
     _launch: str = ""  # different for each launch
     _group: Any = field(default=None, repr=False)
     _lost: LostProcessError | None = field(default=None, repr=False)
+    _from_store: dict[int, int] = field(default_factory=dict, repr=False)  # answers of each other process
+
+    @property
+    def from_store(self) -> int:
+        """How many answers the other processes have found in the response store while this one was asking."""
+        return sum(self._from_store.values())
 
     @classmethod
     def of_launch(cls, *, cpu: bool) -> Shards:
@@ -109,6 +115,7 @@ class Shards:
     @contextlib.contextmanager
     def asking(self, lm: LM) -> Iterator[None]:
         """In the first process: let all processes answer what this model is asked in the block."""
+        self._from_store.clear()
         if self.size == 1:
             yield
             return
@@ -154,12 +161,13 @@ class Shards:
         for rank, (share, answer) in enumerate(zip(places, self._gather(own), strict=True)):
             if isinstance(answer, Exception):
                 raise answer
-            given, records = answer
+            given, records, from_store = answer
             for place, value in zip(share, given, strict=True):
                 answers[place] = value
             if rank:
-                for key, listed in records.items():
-                    lm.generation_records.setdefault(key, []).extend(listed)
+                self._from_store[rank] = from_store
+                if records:  # of all repeats of a request, which one process answers
+                    lm.generation_records.update(records)
         return answers
 
     def _scatter(self, shares: list[Any] | None) -> Any:
@@ -203,7 +211,8 @@ def _answers(lm: LM, ask: Callable[[Sequence[Instance]], list[Any]], requests: S
     if rank:
         records.clear()
     try:
-        return (ask(requests) if requests else [], dict(records) if rank else {})
+        answers = ask(requests) if requests else []
+        return answers, dict(records) if rank else {}, getattr(lm, "answers_from_store", 0)
     except Exception as error:  # passed on to the first process
         return error if rank == 0 else _as_ours(error, rank)
 

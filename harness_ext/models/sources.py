@@ -58,17 +58,22 @@ FETCHABLE: Mapping[str, PackagedModel] = MappingProxyType(
 )
 
 
-def packaged_models_folder() -> Path:
-    """Where fetched models are kept for all projects of a user.
+def cache_folder() -> Path:
+    """What is kept for all projects of a user.
 
-    ``models`` in the folder that HARNESS_EXT_HOME names, else in ``harness_ext`` under XDG_CACHE_HOME or ``~/.cache``.
+    The folder that HARNESS_EXT_HOME names, else ``harness_ext`` under XDG_CACHE_HOME or ``~/.cache``.
     """
     if home := os.environ.get(HOME_VARIABLE):
-        return Path(home).expanduser() / "models"
+        return Path(home).expanduser()
     caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not caches.is_absolute():  # the XDG specification: a relative path is ignored
         caches = Path.home() / ".cache"
-    return caches / "harness_ext" / "models"
+    return caches / "harness_ext"
+
+
+def packaged_models_folder() -> Path:
+    """Where fetched models are kept for all projects of a user."""
+    return cache_folder() / "models"
 
 
 def packaged_model_folder(name: str) -> Path | None:
@@ -119,14 +124,25 @@ def weights_sha256(model_folder: str | Path, *, revision: str | None = None) -> 
         model_folder: a local folder, or a Hub id that is looked up in the local Hugging Face cache only.
         revision: of the Hub id.
     """
-    folder = Path(model_folder).expanduser()
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(str(model_folder), revision=revision, local_files_only=True))
-        except (HFValidationError, LocalEntryNotFoundError):
-            return None
-    files = sorted(folder.glob("*.safetensors"))
+    folder = local_folder(model_folder, revision=revision)
+    files = [] if folder is None else sorted(folder.glob("*.safetensors"))
     return files_sha256(*files) if files else None
+
+
+def local_folder(model: str | Path, *, revision: str | None = None) -> Path | None:
+    """The folder of a model or adapter on this machine, that of a Hub id in the Hugging Face cache; None without one.
+
+    Args:
+        model: a folder or a Hub id.
+        revision: of the Hub id.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(snapshot_download(str(model), revision=revision, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None
 
 
 def _looks_like_path(model: str) -> bool:

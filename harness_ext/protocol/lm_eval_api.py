@@ -37,6 +37,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "Run": ("lm_eval._cli.run",),  # the flags of `lm_eval run`; no public function gives its parser
     # models
     "LM": ("lm_eval.api.model",),
+    "TemplateLM": ("lm_eval.api.model",),
+    "RemoteLM": ("lm_eval.models.api_models:TemplateAPI",),  # asks an endpoint
     "HFLM": ("lm_eval.models.huggingface",),
     "MultiTokenEOSCriteria": ("lm_eval.models.utils_hf",),
     "configure_pad_token": ("lm_eval.models.utils",),

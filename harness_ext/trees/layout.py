@@ -23,7 +23,7 @@ pack 1   instruction ─┬─ passage A ─── ...      pack 2   (instructio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -109,6 +109,43 @@ def iterate_packs(
             builder.add(order[place], keys[order[place]], shared[place] if place > start else carried)
         yield builder.finish()
         start = stop
+
+
+def packs_to_run(trees: Sequence[TreeBatch], known: Collection[int]) -> list[bool]:
+    """Which packs have to run so that all sequences but the known ones give what they give when every pack runs.
+
+    A pack needs those in which the tokens that it carries on were computed. In the order of the packs, each pack that
+    runs finds what it carries on the last path of the one that ran before it.
+
+    Args:
+        trees: packs that may carry on from one another, in order.
+        known: numbers of sequences whose outputs are not wanted.
+
+    >>> trees = build_packs([[1, 2, n, n] for n in range(6)], max_tokens=6, first_needed=[3] * 6)
+    >>> [(len(tree), tree.carried) for tree in trees]
+    [(6, 0), (6, 2), (2, 2)]
+    >>> packs_to_run(trees, known={0, 1, 2, 3, 4})  # 1 and 2 are from the first pack
+    [True, False, True]
+    """
+    runs = [any(leaf.sequence not in known for leaf in tree.leaves) for tree in trees]
+    needed = _sources(trees)
+    for number in reversed(range(len(trees))):  # what a pack needs stands before it
+        if runs[number]:
+            for source in needed[number]:
+                runs[source] = True
+    return runs
+
+
+def _sources(trees: Sequence[TreeBatch]) -> list[list[int]]:
+    """For each pack the packs in which the tokens that it carries on were computed."""
+    path: list[tuple[int, int]] = []  # packs that computed a part of the last path, and where in it their part begins
+    needed = []
+    for number, tree in enumerate(trees):
+        path = [(source, start) for source, start in path if start < tree.carried]
+        needed.append([source for source, _ in path])
+        old = sum(max(0, min(stop, tree.carried) - start) for start, stop in tree.leaves[-1].spans)
+        path = [*((source, start) for source, start in path if start < old), (number, old)]
+    return needed
 
 
 def _next_pack(

@@ -15,16 +15,16 @@ both answer the same question, and tests hold one against the other.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import chain, pairwise
+from itertools import chain, compress, pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from harness_ext.trees.attention import visible_ancestors
-from harness_ext.trees.layout import TreeBatch, iterate_packs
+from harness_ext.trees.layout import TreeBatch, iterate_packs, packs_to_run
 from harness_ext.trees.run_model import TreeCache, run_model
 
 logger = logging.getLogger(__name__)
@@ -160,11 +160,25 @@ class PaddedPack:
 Pack = TreePack | PaddedPack
 
 
-def tree_packs(sequences: Sequence[TokenPair], *, max_tokens: int, carry: bool = False) -> Iterator[TreePack]:
-    """Lay out sequences as tree packs of at most `max_tokens` tokens, which may carry on from one another."""
+def tree_packs(
+    sequences: Sequence[TokenPair], *, max_tokens: int, carry: bool = False, known: Collection[int] = ()
+) -> Iterator[TreePack]:
+    """Lay out sequences as tree packs of at most `max_tokens` tokens, which may carry on from one another.
+
+    Args:
+        sequences: contexts and continuations.
+        max_tokens: limit of what a pack computes.
+        carry: whether a pack may carry on from the one before.
+        known: numbers of sequences whose outputs are not wanted. Packs of these alone are left out unless others carry
+            on from them: the rest gives the same outputs, to the bit, as all packs do.
+    """
     inputs = [[*context, *continuation[:-1]] for context, continuation in sequences]
     first_needed = [len(context) - 1 for context, _ in sequences] if carry else None
-    for tree in iterate_packs(inputs, max_tokens=max_tokens, first_needed=first_needed):
+    trees = iterate_packs(inputs, max_tokens=max_tokens, first_needed=first_needed)
+    if known:
+        every = list(trees)
+        trees = compress(every, packs_to_run(every, known))
+    for tree in trees:
         yield TreePack.of(tree, sequences)
 
 

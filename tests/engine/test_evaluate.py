@@ -117,20 +117,6 @@ def test_an_adapter_alone_finds_its_base(tiny_model_folder: Path, make_adapter: 
     assert done.results["harness_ext"]["base"] == str(tiny_model_folder)
 
 
-def test_response_caches_are_kept_apart(
-    tiny_model_folder: Path, make_adapter: Callable[..., Path], tmp_path: Path
-) -> None:
-    """One file for base and adapter would serve the base's answers as the adapter's."""
-    adapter = make_adapter("cached")
-    arguments: dict[str, Any] = {"tasks": ["sst2_choice"], "adapters": [adapter], "limit": 6}
-    plain = evaluate(str(tiny_model_folder), **arguments)
-    for _ in range(2):  # fills the caches, then reads them
-        cached = evaluate(str(tiny_model_folder), use_cache=str(tmp_path / "cache"), **arguments)
-        for with_cache, without in zip(cached, plain, strict=True):
-            assert numbers(with_cache.results, "sst2_choice") == pytest.approx(numbers(without.results, "sst2_choice"))
-    assert len(list(tmp_path.glob("cache-*_rank0.db"))) == 2
-
-
 def test_another_prompt_than_in_training_is_reported(
     tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -17,7 +17,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from versions import request
 
-from harness_ext.engine.hf_tree import RequestKey, TreeLM
+from harness_ext.engine.answer_hook import RequestKey
+from harness_ext.engine.hf_tree import TreeLM
 from harness_ext.engine.scoring import score_continuations
 from harness_ext.errors import ModelError
 from harness_ext.trees.packs import TokenPair, TreePack

@@ -15,9 +15,11 @@ from versions import request
 
 from harness_ext.engine import evaluate as engine
 from harness_ext.engine import hosts, provenance
+from harness_ext.engine.asking import Answering
 from harness_ext.engine.evaluate import VariantResults, evaluate
 from harness_ext.engine.hf_tree import TreeLM
 from harness_ext.engine.isolation import Failures, evaluate_isolated
+from harness_ext.engine.store import ResponseStore
 from harness_ext.engine.writing import write_results
 from harness_ext.errors import ModelError, TaskError
 
@@ -79,16 +81,16 @@ def broken(tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.fixture
-def questions(monkeypatch: pytest.MonkeyPatch) -> list[Instance]:
-    """Every request that the model is asked."""
-    asked: list[Instance] = []
-    original = TreeLM.loglikelihood
+def questions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every request that the model is asked, with its token ids."""
+    asked: list[Any] = []
+    original = TreeLM._loglikelihood_tokens
 
-    def counting(self: TreeLM, requests: list[Instance], **options: Any) -> Any:
+    def counting(self: TreeLM, requests: list[Any], **options: Any) -> Any:
         asked.extend(requests)
         return original(self, requests, **options)
 
-    monkeypatch.setattr(TreeLM, "loglikelihood", counting)
+    monkeypatch.setattr(TreeLM, "_loglikelihood_tokens", counting)
     return asked
 
 
@@ -118,7 +120,7 @@ def alone(tiny_model_folder: Path, tmp_path: Path) -> VariantResults:
 @pytest.mark.parametrize("first", [True, False])
 def test_a_task_that_fails_behind_its_answers(
     old: str, new: str, reason: str, first: bool, broken: Callable[..., str],
-    questions: list[Instance], alone: VariantResults, tiny_model_folder: Path, tmp_path: Path,
+    questions: list[Any], alone: VariantResults, tiny_model_folder: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     task = broken(old, new)
     questions.clear()
@@ -275,13 +277,14 @@ class FakeTask:
 
 class FakeModel:
     world_size = 1
+    cache_hook = None
 
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[str, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         self.asked += [request.args[0] for request in requests]
-        return [(f"answer to {request.args[0]}", True) for request in requests]
+        return [(-1.0, True) for _ in requests]
 
     loglikelihood_rolling = generate_until = loglikelihood
 
@@ -297,10 +300,11 @@ def test_answers_of_an_earlier_run_are_not_served() -> None:
             raise ValueError("cannot be built")
         return {"results": lm.loglikelihood(task.requests)}
 
-    results, failures = evaluate_isolated(run, [task, other], lm, explain=lambda _: None)
-    assert results == {"results": [("answer to a", True)]}
+    with ResponseStore(None) as store, Answering(store, b"", lm):
+        results, failures = evaluate_isolated(run, [task, other], lm, explain=lambda _: None)
+    assert results == {"results": [(-1.0, True)]}
     assert failures.keys() == {"other"}
-    assert lm.asked == ["a"]  # by the task alone; the last call takes what that one kept
+    assert lm.asked == ["a"]  # by the task alone; the last call takes what is in the store
 
 
 @pytest.mark.parametrize(

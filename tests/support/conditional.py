@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from peft.tuners.lora.layer import LoraLayer
 
-from harness_ext.engine.hf_tree import GenerationRecord, RequestKey, TreeLM
+from harness_ext.engine.answer_hook import GenerationRecord, RequestKey
+from harness_ext.engine.hf_tree import TreeLM
 from harness_ext.protocol.lm_eval_api import Instance, register_model
 
 CONDITIONAL = "conditional"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness_ext.trees.layout import TreeBatch, build_packs, shared_prefix_length
+from harness_ext.trees.layout import TreeBatch, build_packs, packs_to_run, shared_prefix_length
 
 # Three different tokens: prefixes are shared all the time, sequences contain each other and repeat.
 few_tokens = st.lists(st.integers(0, 2), min_size=1, max_size=12)
@@ -136,3 +136,32 @@ def test_a_hundred_thousand_sequences() -> None:
     assert distinct <= sum(map(len, packs)) <= 1.02 * distinct  # only what a boundary between packs repeats
     carrying = sum(map(len, packs_of(sequences, 4096, carry=True)))
     assert 0.999 * distinct <= carrying <= distinct  # a few questions begin alike
+
+
+def computed_in(packs: list[TreeBatch], runs: list[bool]) -> dict[int, list[tuple[int, int]]]:
+    """Where each token of each sequence is computed, as pack and place, when some of the packs run."""
+    places: dict[int, list[tuple[int, int]]] = {}
+    last: list[tuple[int, int]] = []
+    for number, pack in enumerate(packs):
+        if runs[number]:
+            assert len(last) >= pack.carried
+            slots = last[: pack.carried] + [(number, place) for place in range(len(pack))]
+            places |= {leaf.sequence: [slots[index] for index in leaf.path] for leaf in pack.leaves}
+            last = places[pack.leaves[-1].sequence]
+    return places
+
+
+@settings(max_examples=300)
+@given(sequence_lists, budgets, st.randoms(use_true_random=False))
+def test_packs_without_known_sequences_are_left_out(
+    sequences: list[list[int]], max_tokens: int, draw: random.Random
+) -> None:
+    """The others are computed from the same tokens of the same packs as when every pack runs."""
+    packs = packs_of(sequences, max_tokens, carry=True)
+    known = {number for number in range(len(sequences)) if draw.random() < 0.7}
+    some = computed_in(packs, packs_to_run(packs, known))
+    every = computed_in(packs, [True] * len(packs))
+    assert {number: some[number] for number in every if number not in known} == {
+        number: places for number, places in every.items() if number not in known
+    }
+    assert not any(packs_to_run(packs, range(len(sequences))))

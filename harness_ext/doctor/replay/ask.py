@@ -17,7 +17,8 @@ from transformers import GenerationConfig
 from harness_ext.doctor.case import Case, Output
 from harness_ext.doctor.replay.restore import LoggedSettings
 from harness_ext.doctor.replay.variants import Asking
-from harness_ext.engine.hf_tree import RequestKey, TreeLM
+from harness_ext.engine.answer_hook import RequestKey
+from harness_ext.engine.hf_tree import TreeLM
 from harness_ext.errors import TaskError
 from harness_ext.protocol.lm_eval_api import HFLM, ConfigurableTask, Instance, document_scores
 from harness_ext.protocol.render import PromptSettings, render, requests
