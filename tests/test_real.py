@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness_ext.engine.evaluate import VariantResults, evaluate
+from harness_ext.engine.evaluate import evaluate
+from harness_ext.engine.session import VariantResults
 from harness_ext.leaderboard import compare_runs
 from harness_ext.models.fetch import fetch_model
 from harness_ext.protocol.task_folders import tasks_path

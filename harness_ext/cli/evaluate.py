@@ -15,7 +15,7 @@ from harness_ext.cli.trust import task_code
 from harness_ext.errors import HarnessExtError, first_line
 
 if TYPE_CHECKING:
-    from harness_ext.engine.evaluate import VariantResults
+    from harness_ext.engine.session import VariantResults
     from harness_ext.protocol.lm_eval_api import EvaluatorConfig
 
 logger = logging.getLogger(__name__)

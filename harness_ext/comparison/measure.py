@@ -93,37 +93,37 @@ class Measurement:
         return replace(self, declaration=declaration, factor=self.factor / self.scale)
 
     def margin(self, settings: Settings) -> float | None:
-        """The margin of equivalence in the unit of `statistic`: as given, as declared, or that of shares; else None.
-
-        Raises:
-            ComparisonError: it is as wide as the metric's range, so that any difference would be equivalent.
-        """
-        margin = self._margin(settings)
-        low, high = self.statistic.limits
-        if (
-            margin
-            and self.statistic.scale == "linear"
-            and low is not None
-            and high is not None
-            and margin >= high - low
-        ):
-            factor, unit = (100, "points") if self.statistic.unit == SHARE else (1, self.statistic.unit)
-            raise ComparisonError(
-                f"the margin of {self.metric.metric}, {factor * margin:g} {unit}, is as wide as its range; choose a "
-                f"smaller one with --margin {self.metric.metric}=VALUE, in {unit}"
-            )
-        return margin
-
-    def _margin(self, settings: Settings) -> float | None:
-        if (given := settings.margins.get(self.metric.metric)) is not None:
-            return given / 100 if self.statistic.unit == SHARE else given
-        if self.statistic.margin is not None:
-            return self.statistic.margin
-        return settings.margin if self.statistic.unit == SHARE else None
+        """The margin of equivalence in the unit of `statistic`; see `margin_of`."""
+        return margin_of(self.statistic, settings)
 
     def rows(self, samples: SampleScores) -> Floats:
         """The documents' numbers, (n, k), in the unit of `statistic`."""
         return samples.values * self.factor if self.factor != 1 else samples.values
+
+
+def margin_of(statistic: Statistic, settings: Settings) -> float | None:
+    """The margin of equivalence: as given, as declared, or that of shares; None if nothing is equivalent.
+
+    Args:
+        statistic: of the metric, in shares or in its own unit.
+        settings: options of the comparison.
+
+    Raises:
+        ComparisonError: it is as wide as the metric's range, so that any difference would be equivalent.
+    """
+    is_share = statistic.unit == SHARE
+    if (margin := settings.margins.get(statistic.metric)) is not None:
+        margin = margin / 100 if is_share else margin
+    elif (margin := statistic.margin) is None and is_share:
+        margin = settings.margin
+    low, high = statistic.limits
+    if margin and statistic.scale == "linear" and low is not None and high is not None and margin >= high - low:
+        factor, unit = (100, "points") if is_share else (1, statistic.unit)
+        raise ComparisonError(
+            f"the margin of {statistic.metric}, {factor * margin:g} {unit}, is as wide as its range; choose a "
+            f"smaller one with --margin {statistic.metric}=VALUE, in {unit}"
+        )
+    return margin
 
 
 def measure(
@@ -153,7 +153,7 @@ def measure(
         return replace(untested, not_tested="a group")
     if result.samples_path is None and result.digest is None:
         return replace(untested, not_tested="no samples logged")
-    column = cluster_column(result, settings.clusters)
+    column = cluster_column(result.task, result.metadata, settings.clusters)
     reasons = []
     for statistic in declarations:
         try:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
-
-from harness_ext.results.run import TaskResult
+from typing import Any
 
 # Known tasks with several questions per passage, or several hypotheses per premise.
 _KNOWN: tuple[tuple[str, str], ...] = (
@@ -16,22 +15,23 @@ _KNOWN: tuple[tuple[str, str], ...] = (
 _DEFAULT = "context"  # the usual name of a passage
 
 
-def cluster_column(result: TaskResult, given: Mapping[str, str]) -> str:
+def cluster_column(task: str, metadata: Mapping[str, Any], given: Mapping[str, str]) -> str:
     """The column of a task that names the unit of evidence.
 
     In order of precedence: `--cluster TASK=COLUMN`, the task's own `metadata: cluster:`, the table of known tasks, and
     `context`.
 
     Args:
-        result: of the task.
+        task: its name.
+        metadata: of the task.
         given: column by task name or pattern, from --cluster.
     """
     for pattern, column in given.items():
-        if fnmatch.fnmatchcase(result.task, pattern):
+        if fnmatch.fnmatchcase(task, pattern):
             return column
-    if isinstance(declared := result.metadata.get("cluster"), str):
+    if isinstance(declared := metadata.get("cluster"), str):
         return declared
     for pattern, column in _KNOWN:
-        if fnmatch.fnmatchcase(result.task, pattern):
+        if fnmatch.fnmatchcase(task, pattern):
             return column
     return _DEFAULT

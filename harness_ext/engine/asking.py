@@ -122,12 +122,12 @@ class Answering:
     def _generations(self, ask: Callable[..., list[Any]], requests: Sequence[Instance], **options: Any) -> list[Any]:
         if any(len(request.args) != 2 for request in requests):  # with pictures or sounds, which are not hashed
             return ask(requests, **options)
-        repeats = Counter[RequestKey]()
+        repeats = Counter[str]()
         keys = []
         for request in requests:
-            number = repeats[place := RequestKey.of(request)]
-            repeats[place] += 1
-            keys.append(self._generation_key(request, number))
+            number = repeats[document := _document(request)]
+            repeats[document] += 1
+            keys.append(self._generation_key(request, f"{document} {number}"))
         names = [_name("generate_until", request.args) for request in requests]
 
         def ask_some(places: Sequence[int], _: Mapping[int, Any]) -> list[Response]:
@@ -172,13 +172,13 @@ class Answering:
             digest.update(len(content).to_bytes(8, "big") + content)
         return digest.digest()
 
-    def _generation_key(self, request: Instance, repeat: int) -> bytes:
+    def _generation_key(self, request: Instance, draw: str) -> bytes:
         """The key of a generation; one that is sampled belongs to its document, its repeat and the run's seeds."""
         context, settings = request.args
         ids = _ids(self._lm.tok_encode(context)) if isinstance(self._lm, HFLM) else context
         how = json.dumps(settings, sort_keys=True, default=repr)
-        draw = json.dumps([*RequestKey.of(request), repeat, self._seeds], default=str) if _may_sample(settings) else ""
-        return self._key("generate_until", ids, how, draw)
+        drawn = json.dumps([draw, self._seeds], default=str) if _may_sample(settings) else ""
+        return self._key("generate_until", ids, how, drawn)
 
     # -- asking --------------------------------------------------------------------------------------------------
 
@@ -335,6 +335,12 @@ def _name(kind: str, args: Sequence[Any]) -> Any:
 
 def _ids(tokens: Sequence[int]) -> bytes:
     return array("q", tokens).tobytes()
+
+
+def _document(request: Instance) -> str:
+    """Identifies a request of a document by content: lm-eval numbers documents anew where --samples chooses."""
+    content = json.dumps(request.doc, sort_keys=True, default=repr)
+    return f"{request.task_name} {hashlib.sha256(content.encode('utf-8', 'surrogatepass')).hexdigest()} {request.idx}"
 
 
 def _may_sample(settings: Mapping[str, Any]) -> bool:

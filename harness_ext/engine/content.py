@@ -163,6 +163,10 @@ class ContentOf:
         folder = None if self._name is None else local_folder(self._name, revision=self._revision)
         return None if folder is None else WatchedFolder(folder)
 
+    def sha256(self) -> str | None:
+        """Digest of the base; None where it cannot be hashed."""
+        return None if self._base is None else self._base.sha256()
+
     def read(
         self,
         arguments: Mapping[str, Any],

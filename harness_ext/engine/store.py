@@ -36,6 +36,7 @@ AT_ONCE = 500  # keys in one query
 SCHEMA = """
 CREATE TABLE responses (key BLOB PRIMARY KEY, batch INT, response TEXT NOT NULL, crc INT NOT NULL) WITHOUT ROWID;
 CREATE TABLE models (digest BLOB PRIMARY KEY, parts TEXT NOT NULL, info TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE designs (digest BLOB PRIMARY KEY, design TEXT NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -164,6 +165,24 @@ class ResponseStore:
         with self._surviving("cannot be written to"):
             parts, info = (json.dumps(value, sort_keys=True, default=str) for value in model)
             self._connection.execute("INSERT OR REPLACE INTO models VALUES (?, ?, ?)", (digest, parts, info))
+
+    # -- designs -------------------------------------------------------------------------------------------------
+
+    def design(self, digest: bytes) -> Any:
+        """The design with which an evaluation began, as JSON; None if it begins now.
+
+        Args:
+            digest: of what is evaluated.
+        """
+        row = self._connection.execute("SELECT design FROM designs WHERE digest = ?", (digest,)).fetchone()
+        return None if row is None else parse_json(row[0], place=str(self.path))
+
+    def add_design(self, digest: bytes, design: Mapping[str, Any]) -> None:
+        """Note with which design an evaluation begins."""
+        if not self.is_read_only:
+            with self._surviving("cannot be written to"):
+                row = (digest, json.dumps(design, sort_keys=True))
+                self._connection.execute("INSERT OR REPLACE INTO designs VALUES (?, ?)", row)
 
     # -- failures ------------------------------------------------------------------------------------------------
 

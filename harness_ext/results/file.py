@@ -8,8 +8,11 @@ optional: `variant` (base, or the adapter's name), `base`, `adapter`, `card` (th
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -64,6 +67,26 @@ def parse_run(file: Path, payload: Mapping[str, Any]) -> Run:
     name = clean_name(_text(extension.get("variant")) or _last_part(adapter or fallback))
     tasks = {clean_name(task): _parse_task(task, file, payload) for task in _entries(payload)}
     return Run(name, file, arguments, tasks, base, adapter, config, _mapping(extension, "card"))
+
+
+def run_in_memory(results: Mapping[str, Any]) -> Run:
+    """The run in what lm-eval returns, before anything is written.
+
+    Args:
+        results: of `simple_evaluate`, with `samples`.
+    """
+    run = parse_run(Path("results in memory"), {**results, "task_hashes": {}})
+    tasks = {}
+    for name, task in run.tasks.items():
+        samples = results["samples"].get(name, [])
+        tasks[name] = replace(task, samples_path=Path(name), read_samples=partial(_logged, samples))
+    return replace(run, tasks=tasks)
+
+
+def _logged(samples: Iterable[Mapping[str, Any]], _: Path) -> Iterator[dict[str, Any]]:
+    """Samples as they are read from a file."""
+    for sample in samples:
+        yield json.loads(json.dumps(sample, default=str))
 
 
 def _entries(payload: Mapping[str, Any]) -> list[str]:

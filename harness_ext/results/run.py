@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -70,12 +70,9 @@ class TaskResult:
         Raises:
             ResultsError: the declared metric was not logged, or no metric was logged.
         """
-        declared = self.metadata.get("primary_metric")
-        if declared is not None:
-            return self.metric(str(declared))
-        if not self.metrics:
+        if (declared := self.metadata.get("primary_metric")) is None and not self.metrics:
             raise ResultsError(f"{self.task}: no metric was logged; evaluate without --predict_only")
-        return self.metrics[next((name for name in PRIMARY_METRICS if name in self.metrics), next(iter(self.metrics)))]
+        return self.metric(primary_name(declared, self.metrics))
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -135,6 +132,19 @@ class TaskResult:
         filter = filter or self.metric(metric).filter
         path, samples = self.samples_path or Path(self.task), self.logged_samples()
         return read_scores(path, metric, filter, numbers, cluster=cluster, samples=lambda _: samples)
+
+
+def primary_name(declared: Any, metrics: Iterable[str]) -> str:
+    """The name of a task's primary metric.
+
+    Args:
+        declared: `metadata.primary_metric`; None if the task names none.
+        metrics: names of the task's metrics, at least one.
+    """
+    names = list(metrics)
+    if declared is not None:
+        return str(declared)
+    return next((name for name in PRIMARY_METRICS if name in names), names[0])
 
 
 @dataclass(frozen=True)

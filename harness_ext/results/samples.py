@@ -11,7 +11,7 @@ import json
 import math
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -280,6 +280,25 @@ class _LongColumns:
             for name, counts in self._seen.items()
             if counts.total() >= 2 and len(counts) <= _DISTINCT * counts.total()
         )
+
+
+def document_units(docs: Iterable[Any], column: str) -> tuple[Hashes | None, tuple[str, ...]]:
+    """Units of evidence of documents that have not been asked yet.
+
+    Args:
+        docs: the n documents of a task.
+        column: that names the unit.
+
+    Returns:
+        (n,) a hash for each document's unit, or None where each is a unit of its own; and columns of long texts that
+        many of these share, which may be the unit.
+    """
+    units, long = array("Q"), _LongColumns()
+    for doc in docs:
+        units.append(_unit(doc, column))
+        long.add(doc)
+    hashes = _array(units, np.uint64)
+    return (hashes, ()) if len(hashes) and bool(hashes.all()) else (None, long.repeated())
 
 
 def _array(column: array[Any], dtype: Any) -> NDArray[Any]:

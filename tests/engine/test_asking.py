@@ -26,8 +26,9 @@ from versions import request
 from harness_ext.cli import main
 from harness_ext.engine import asking
 from harness_ext.engine.asking import Answering
-from harness_ext.engine.evaluate import VariantResults, evaluate
+from harness_ext.engine.evaluate import evaluate
 from harness_ext.engine.hf_tree import TreeLM
+from harness_ext.engine.session import VariantResults
 from harness_ext.engine.store import FILE, ResponseStore
 from harness_ext.errors import ModelError, StoreError
 from harness_ext.trees import packs
@@ -391,7 +392,7 @@ def test_a_full_disk_does_not_stop_an_evaluation(
             super().__init__(*arguments, **options)
             self._connection.execute("PRAGMA max_page_count = 1")
 
-    monkeypatch.setattr("harness_ext.engine.evaluate.ResponseStore", Full)
+    monkeypatch.setattr("harness_ext.engine.session.ResponseStore", Full)
     run: dict[str, Any] = {"tasks": ["sst2_choice"], "limit": 60, "log_samples": True, "output_path": str(tmp_path)}
     full = evaluate(str(tiny_model_folder), store=tmp_path / "full", **run)[0]
     assert "the evaluation goes on" in caplog.text

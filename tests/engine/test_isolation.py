@@ -13,12 +13,13 @@ import pytest
 from lm_eval.api.instance import Instance
 from versions import request
 
-from harness_ext.engine import evaluate as engine
 from harness_ext.engine import hosts, provenance
+from harness_ext.engine import session as engine
 from harness_ext.engine.asking import Answering
-from harness_ext.engine.evaluate import VariantResults, evaluate
+from harness_ext.engine.evaluate import evaluate
 from harness_ext.engine.hf_tree import TreeLM
 from harness_ext.engine.isolation import Failures, evaluate_isolated
+from harness_ext.engine.session import VariantResults
 from harness_ext.engine.store import ResponseStore
 from harness_ext.engine.writing import write_results
 from harness_ext.errors import ModelError, TaskError

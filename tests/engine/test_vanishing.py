@@ -14,8 +14,9 @@ import pytest
 from safetensors.torch import load_file
 
 from harness_ext.engine import adapter_switch
-from harness_ext.engine.evaluate import VariantResults, evaluate
+from harness_ext.engine.evaluate import evaluate
 from harness_ext.engine.hf_tree import TreeLM
+from harness_ext.engine.session import VariantResults
 from harness_ext.errors import AdapterError
 from harness_ext.models.card import CARD_FILE, AdapterCard
 from harness_ext.models.snapshot import AdapterSnapshot

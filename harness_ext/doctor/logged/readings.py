@@ -34,7 +34,7 @@ def rescored(case: Case) -> Mapping[str, Gain]:
 
 def clusters_of(case: Case, scored: NDArray[np.bool_]) -> Clusters | None:
     """The units of the scored documents; None if any document lacks the column."""
-    column = cluster_column(case.result, {})
+    column = cluster_column(case.result.task, case.result.metadata, {})
     labels = [output.doc.get(column) for output in case.outputs]
     return None if None in labels else Clusters([str(label) for label in labels]).take(scored)
 

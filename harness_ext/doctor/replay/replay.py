@@ -160,7 +160,7 @@ def _drawn(case: Case, documents: int, seed: int) -> list[Output]:
 
 
 def _clusters(case: Case, outputs: Sequence[Output]) -> Clusters | None:
-    column = cluster_column(case.result, {})
+    column = cluster_column(case.result.task, case.result.metadata, {})
     labels = [output.doc.get(column) for output in outputs]
     return None if None in labels else Clusters([str(label) for label in labels])
 
