@@ -364,7 +364,7 @@ def test_a_pattern_that_matches_a_group_and_its_members(
 def test_adapters_are_handed_on_as_written(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Patterns and Hub ids are the engine's matter; the help tells of both."""
     handed: list[Any] = []
-    monkeypatch.setattr("harness_ext.engine.evaluate.run", lambda _, adapters: handed.extend(adapters) or [])
+    monkeypatch.setattr("harness_ext.engine.evaluate.run", lambda _, adapters, **__: handed.extend(adapters) or [])
     written = ["adapters/*", "me/my-adapter@v1", "~/mine"]
     assert run("eval", "--tasks", "sst2_choice", "--model_args", "pretrained=x", "--adapters", *written) == 0
     assert handed == written

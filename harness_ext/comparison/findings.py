@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -291,7 +292,7 @@ def _cost(run: Run, gain: float | None) -> Cost:
 
 def _number(run: Run, name: str, kind: type[Any]) -> Any:
     value = run.card.get(name)
-    return kind(value) if isinstance(value, (int, float)) else None
+    return kind(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 # -- notes ---------------------------------------------------------------------------------------------------------

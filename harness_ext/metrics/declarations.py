@@ -8,13 +8,14 @@ import runpy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 from harness_ext.errors import MetricError, suggest
 from harness_ext.metrics.known import known_statistics
-from harness_ext.metrics.statistic import POINTS, SHARE, Statistic
+from harness_ext.metrics.statistic import POINTS, SHARE, Scale, Statistic
 
 ENTRY_POINTS = "harness_ext.statistics"  # entry points of packages that provide metrics
+LARGEST = 1e100  # of a declared number
 _DECLARABLE = ("unit", "range", "margin", "higher_is_better", "scale")
 
 
@@ -77,17 +78,48 @@ def _redeclared(statistic: Statistic, own: Mapping[str, Any]) -> Statistic:
                 f"{', '.join(_DECLARABLE)}"
             )
     unit = str(own.get("unit", statistic.unit))
-    low, high = own.get("range", {SHARE: (0, 1), POINTS: (0, 100)}.get(unit, statistic.limits))
+    low, high = _range(own, statistic.metric, {SHARE: (0, 1), POINTS: (0, 100)}.get(unit, statistic.limits))
     margin = own.get("margin", statistic.margin if unit == statistic.unit else None)
+    higher_is_better = own.get("higher_is_better", statistic.higher_is_better)
+    scale = own.get("scale", statistic.scale)
+    if not isinstance(higher_is_better, (bool, type(None))):
+        raise _of_other_form(statistic.metric, "higher_is_better", higher_is_better, "true or false")
+    if scale not in get_args(Scale):
+        raise _of_other_form(statistic.metric, "scale", scale, " or ".join(get_args(Scale)))
     return replace(
         statistic,
         unit=unit,
-        low=None if low is None else float(low),
-        high=None if high is None else float(high),
-        margin=None if margin is None else float(margin),
-        higher_is_better=own.get("higher_is_better", statistic.higher_is_better),
-        scale=own.get("scale", statistic.scale),
+        low=low,
+        high=high,
+        margin=_number(statistic.metric, "margin", margin),
+        higher_is_better=higher_is_better,
+        scale=scale,
     )
+
+
+def _range(own: Mapping[str, Any], metric: str, default: Any) -> tuple[float | None, float | None]:
+    ends = own.get("range", default)
+    if not isinstance(ends, (list, tuple)) or len(ends) != 2:
+        raise _of_other_form(metric, "range", ends, "two numbers, such as [0, 1]")
+    low, high = (_number(metric, "range", end) for end in ends)
+    return low, high
+
+
+def _number(metric: str, name: str, value: Any) -> float | None:
+    """A declared number; None where there is none.
+
+    Raises:
+        MetricError: it is something else.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < LARGEST:
+        raise _of_other_form(metric, name, value, "a number")
+    return float(value)
+
+
+def _of_other_form(metric: str, name: str, value: Any, form: str) -> MetricError:
+    return MetricError(f"metadata: metrics: {metric}: {name} must be {form}, not {repr(value)[:60]}")
 
 
 def load_statistics(path: str | os.PathLike[str]) -> list[Statistic]:

@@ -39,9 +39,10 @@ def choice_scores(sample: Mapping[str, Any]) -> list[float]:
     Other requests of the document (without its context, or after content-free texts) are not choices.
     """
     scores: dict[tuple[str, str], float] = {}
-    for arguments, response in zip(_arguments(sample), sample.get("resps") or [], strict=False):
+    responses = sample.get("resps")
+    for arguments, response in zip(_arguments(sample), responses if isinstance(responses, list) else [], strict=False):
         score = _score(response)
-        if score is not None and len(arguments) == 2 and isinstance(arguments[1], str):
+        if score is not None and len(arguments) == 2:
             scores.setdefault((arguments[0], arguments[1]), score)
     if not scores:
         return []
@@ -50,11 +51,16 @@ def choice_scores(sample: Mapping[str, Any]) -> list[float]:
     return choices if len(choices) > 1 else [score for key, score in scores.items() if key[1] == continuation]
 
 
-def _arguments(sample: Mapping[str, Any]) -> list[Sequence[Any]]:
-    """Arguments of each request: `{"gen_args_0": {"arg_0": …}}` in a file, tuples in memory."""
-    logged = sample.get("arguments") or []
-    requests = logged.values() if isinstance(logged, Mapping) else logged
-    return [list(request.values()) if isinstance(request, Mapping) else request for request in requests]
+def _arguments(sample: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Texts of each request: `{"gen_args_0": {"arg_0": …}}` in a file, tuples in memory; none where not all are texts."""
+    logged = sample.get("arguments")
+    requests = logged.values() if isinstance(logged, Mapping) else logged if isinstance(logged, (list, tuple)) else ()
+    parts = [request.values() if isinstance(request, Mapping) else request for request in requests]
+    return [tuple(request) if not isinstance(request, str) and _is_texts(request) else () for request in parts]
+
+
+def _is_texts(request: Any) -> bool:
+    return isinstance(request, Iterable) and all(isinstance(part, str) for part in request)
 
 
 def _score(response: Any) -> float | None:
@@ -62,5 +68,5 @@ def _score(response: Any) -> float | None:
     try:
         logprob, _is_greedy = response[0]
         return float(logprob)
-    except (IndexError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, OverflowError):
         return None

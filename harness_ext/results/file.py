@@ -9,6 +9,7 @@ optional: `variant` (base, or the adapter's name), `base`, `adapter`, `card` (th
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -25,6 +26,7 @@ from harness_ext.reading.json_input import read_json_object
 from harness_ext.results.run import MetricValue, Run, TaskResult
 
 DATE = re.compile(r"_(\d{4}-\d\d-\d\dT[\d.-]+)$")
+LARGEST = 1e100  # of a number; its square is finite, too
 _BASE_KEYS = ("pretrained", "model", "path", "engine")  # in the order in which lm-eval uses them to name a run
 _ADAPTER_KEYS = ("peft", "lora_local_path", "delta")
 
@@ -211,7 +213,8 @@ def _parse_metrics(entry: Mapping[str, Any], higher: Mapping[str, Any]) -> dict[
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether it is a number that can be squared, or infinite."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not LARGEST < abs(value) < math.inf
 
 
 def _samples_path(task: str, file: Path) -> Path | None:

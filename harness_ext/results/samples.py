@@ -91,6 +91,8 @@ def iter_samples(path: Path) -> Iterator[dict[str, Any]]:
             sample = parse_json(line, place=f"{path}:{number}")
             if not isinstance(sample, dict):
                 raise InputError(f"{path}:{number}: holds a JSON {type(sample).__name__}, not an object")
+            if not isinstance(sample.get("filter"), (str, type(None))):
+                raise InputError(f"{path}:{number}: filter is no name")
             yield sample
     except InputError as error:
         raise CutShortError(f"{error}; was the run cut short? evaluate again") from None
