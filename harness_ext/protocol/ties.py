@@ -52,7 +52,7 @@ def choice_scores(sample: Mapping[str, Any]) -> list[float]:
 
 
 def _arguments(sample: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Texts of each request: `{"gen_args_0": {"arg_0": …}}` in a file, tuples in memory; none where not all are texts."""
+    """Texts of each request: `{"gen_args_0": {"arg_0": …}}` in a file, tuples in memory; none if one is no text."""
     logged = sample.get("arguments")
     requests = logged.values() if isinstance(logged, Mapping) else logged if isinstance(logged, (list, tuple)) else ()
     parts = [request.values() if isinstance(request, Mapping) else request for request in requests]
