@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness_ext.atomic import write_text
-from harness_ext.cli.parser import CHECK_FAILED, add_explain, command_parser, seed
+from harness_ext.cli.parser import CHECK_FAILED, add_explain, command_parser, margins_of, seed
 from harness_ext.errors import HarnessExtError
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if not options.results:
         raise HarnessExtError("compare needs RESULTS, folders or results files; see harness-ext compare --help")
-    margin, margins = _margins(options.margin)
+    margin, margins = margins_of(options.margin)
     loaded = load_results(*options.results)
     comparison = compare_runs(
         loaded.runs,
@@ -166,22 +166,6 @@ def _pairs(flag: str, given: Sequence[str], form: str) -> dict[str, str]:
             raise HarnessExtError(f"{flag} {argument!r} must have the form {form}")
         pairs[name] = value
     return pairs
-
-
-def _margins(given: Sequence[str]) -> tuple[float, dict[str, float]]:
-    """The margin in points, and the margins of single metrics."""
-    margin, margins = 1.0, {}
-    for argument in given:
-        metric, _, value = argument.rpartition("=")
-        try:
-            number = float(value)
-        except ValueError:
-            raise HarnessExtError(f"--margin {argument!r} must have the form VALUE or METRIC=VALUE") from None
-        if metric:
-            margins[metric] = number
-        else:
-            margin = number
-    return margin, margins
 
 
 def _write_comparison(comparison: Leaderboard, options: argparse.Namespace) -> None:

@@ -7,15 +7,16 @@ import importlib.util
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from harness_ext.cli import until_decided
 from harness_ext.cli.parser import CHECK_FAILED, USAGE_ERROR, Parser, add_no_code
 from harness_ext.cli.trust import task_code
 from harness_ext.errors import HarnessExtError, first_line
 
 if TYPE_CHECKING:
-    from harness_ext.engine.session import VariantResults
+    from harness_ext.engine.session import Store, VariantResults
     from harness_ext.protocol.lm_eval_api import EvaluatorConfig
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
         "--from-store", action="store_true", help="score the answers in the store again, for example with a changed "
         "metric, without loading weights",
     )  # fmt: skip
+    until_decided.add_flags(parser)
     parser.set_defaults(run=run, model=None)  # None: as in --config, else DEFAULT_MODEL
     return parser
 
@@ -73,19 +75,14 @@ def _listed(value: Any) -> list[str]:
 
 
 def _evaluate(config: EvaluatorConfig, options: argparse.Namespace) -> int:
-    from harness_ext.engine.evaluate import report_to_trackers, run
+    from harness_ext.engine.evaluate import report_to_trackers
     from harness_ext.engine.isolation import Failures
 
     failures: dict[str, list[str]] = {}  # message -> names of the variants that failed with it
     errors: dict[str, str] = {}  # adapter -> why it could not be evaluated
     written: list[str] = []  # names of the variants whose results are on the disk
     try:
-        for evaluated in run(
-            config,
-            adapters=options.adapters,
-            store=False if options.no_store else options.store,
-            from_store=options.from_store,
-        ):
+        for evaluated in _evaluations(config, options):
             if evaluated.error is not None and not evaluated.error.is_said:
                 errors[evaluated.variant.name] = str(evaluated.error)
             failed = Failures(evaluated.failures)
@@ -111,13 +108,27 @@ def _evaluate(config: EvaluatorConfig, options: argparse.Namespace) -> int:
     return CHECK_FAILED if errors else 0
 
 
+def _evaluations(config: EvaluatorConfig, options: argparse.Namespace) -> Iterator[VariantResults]:
+    """Results of base and adapters, as soon as they are there."""
+    from harness_ext.engine.evaluate import run
+
+    store: Store = False if options.no_store else options.store
+    if (rule := until_decided.rule_of(options)) is None:
+        yield from run(config, adapters=options.adapters, store=store, from_store=options.from_store)
+        return
+    from harness_ext.engine.sequential import run_until_decided
+
+    with until_decided.screen() as on_look:
+        yield from run_until_decided(config, adapters=options.adapters, rule=rule, store=store, on_look=on_look)
+
+
 def _config(options: argparse.Namespace) -> EvaluatorConfig:
     """The configuration from flags and --config file, checked by lm-eval; flags win."""
     from harness_ext.engine.evaluate import DEFAULT_MODEL
     from harness_ext.models.devices import choose_device
     from harness_ext.protocol.lm_eval_api import EvaluatorConfig, get_model
 
-    ours = ("run", "adapters", "func", "store", "no_store", "from_store", "no_code")
+    ours = ("run", "adapters", "func", "store", "no_store", "from_store", "no_code", *until_decided.FLAGS)
     flags = {name: value for name, value in vars(options).items() if name not in ours}
     try:
         from_file = EvaluatorConfig.load_yaml_config(options.config) if options.config else {}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from harness_ext.errors import first_line, suggest
+from harness_ext.errors import HarnessExtError, first_line, suggest
 
 USAGE_ERROR = 2
 LEVELS = ("debug", "info", "warning", "error")
@@ -84,3 +84,23 @@ def add_include_path(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of further tasks; repeatable",
     )
+
+
+def margins_of(given: Sequence[str]) -> tuple[float, dict[str, float]]:
+    """The margin in points, and the margins of single metrics, from --margin.
+
+    Raises:
+        HarnessExtError: one is no number.
+    """
+    margin, margins = 1.0, {}
+    for argument in given:
+        metric, _, value = argument.rpartition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            raise HarnessExtError(f"--margin {argument!r} must have the form VALUE or METRIC=VALUE") from None
+        if metric:
+            margins[metric] = number
+        else:
+            margin = number
+    return margin, margins

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -152,6 +153,7 @@ class AdapterSwitch(TokenizerSwitch):
         super().__init__(lm, base, **options)
         with _answering(ModelError, base), within_tables(lm):
             self._proof = BaseProof.of(lm.model, _encoded(lm, prompts))
+        self._differing: set[str] = set()  # files of adapters that are known to answer differently from the base
 
     def _settle(self) -> None:
         settle(self._model)
@@ -175,7 +177,11 @@ class AdapterSwitch(TokenizerSwitch):
                 merge=isinstance(lm, TreeLM) and lm.merge,
                 probes=self._proof.probes,
             )
-            is_alike = comparable and self._proof.is_answered_alike(attached.model)
+            files = json.dumps(self.snapshot.sha256, sort_keys=True) if self.snapshot is not None else ""
+            is_known = files in self._differing
+            is_alike = comparable and not is_known and self._proof.is_answered_alike(attached.model)
+            if comparable and not is_alike and files:
+                self._differing.add(files)
             settle(attached.model)
         if attached.untrained_tokens:
             listed = ", ".join(map(repr, attached.untrained_tokens[:5]))

@@ -75,6 +75,7 @@ class Row:
     adapter: str
     planned: int  # documents
     monitor: Monitor
+    unit: str  # of the metric
     asked: int = 0  # documents
     failure: str | None = None  # why it cannot be decided
 
@@ -146,6 +147,7 @@ class _Plan:
     order: NDArray[np.intp]  # documents in the order in which they are asked
     sizes: Sequence[int]  # documents asked at each look
     design: TaskDesign
+    unit: str  # of the metric
 
     def documents(self, count: int) -> list[int]:
         """The first documents of the order, as lm-eval wants them: sorted."""
@@ -179,7 +181,7 @@ class _Course:
         self._plans = self._planned(rule)
         self._design = self._begun(rule)
         self._rows = [
-            Row(name, adapter.name, plan.design.documents, Monitor(self._design, name))
+            Row(name, adapter.name, plan.design.documents, Monitor(self._design, name), plan.unit)
             for adapter in self._adapters
             for name, plan in self._plans.items()
         ]
@@ -330,7 +332,7 @@ def _plan(task: Task, rule: UntilDecided, settings: Settings) -> _Plan:
     units, repeated = document_units(docs, column)
     if repeated:
         raise _FixedSizeError(
-            f"many documents share their {repeated[0]!r}; name the column in the YAML (metadata: cluster: {repeated[0]})"
+            f"many documents share a {repeated[0]!r}; name this column in the YAML as metadata: cluster: {repeated[0]}"
         )
     order = order_units(len(docs) if units is None else units, seed=rule.seed)
     count = _whole_units(units, order, rule.max_documents)
@@ -349,7 +351,7 @@ def _plan(task: Task, rule: UntilDecided, settings: Settings) -> _Plan:
     if independent < LEAST_UNITS:
         raise _FixedSizeError(f"it has {independent} independent units, and a look needs {LEAST_UNITS}")
     sizes = look_sizes(count if units is None else units[order], rule.looks, least_units=LEAST_UNITS)
-    return _Plan(task, order, sizes, design)
+    return _Plan(task, order, sizes, design, statistic.unit)
 
 
 def _whole_units(units: Hashes | None, order: NDArray[np.intp], most: int | None) -> int:

@@ -40,6 +40,7 @@ from harness_ext.protocol.lm_eval_api import (
     Group,
     Task,
     TaskManager,
+    quiet,
     simple_evaluate,
 )
 from harness_ext.protocol.render import check_askable
@@ -175,7 +176,8 @@ class Session:
             answering.check(task.task_name)
             check_askable(task, prompt_settings(config), host.hf)
 
-        results, failures = evaluate_isolated(self._asking(variant, part, tracker), tasks, host.lm, explain=explain)
+        with contextlib.nullcontext() if part.writes else quiet():
+            results, failures = evaluate_isolated(self._asking(variant, part, tracker), tasks, host.lm, explain=explain)
         if results is None:  # not the first of several processes
             return VariantResults(variant, {}, None)
         results["config"]["model"] = config.model

@@ -14,6 +14,7 @@ import ast
 import contextlib
 import functools
 import importlib
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -143,6 +144,25 @@ def _environment_told_once() -> Iterator[None]:
 @functools.cache
 def _environment(describe: Callable[[], str]) -> str:
     return describe()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without lm-eval's messages and without progress bars, for evaluations that are a step of another one."""
+    bar: Any = importlib.import_module("tqdm").tqdm
+    logger, original = logging.getLogger("lm_eval"), bar.__init__
+    level = logger.level
+
+    def without_bar(self: Any, *arguments: Any, **options: Any) -> None:
+        original(self, *arguments, **{**options, "disable": True})
+
+    bar.__init__ = without_bar
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        bar.__init__ = original
+        logger.setLevel(level)
 
 
 def _simple_evaluate(**options: Any) -> dict[str, Any] | None:
