@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ class Row:
     monitor: Monitor
     unit: str  # of the metric
     asked: int = 0  # documents
-    failure: str | None = None  # why it cannot be decided
+    failure: str | None = None  # why it is not decided early
 
     @property
     def look(self) -> Look | None:
@@ -254,6 +254,9 @@ class _Course:
             for row in rows:
                 row.asked = sizes[row.task]
                 row.failure = _failure(row.task, base) or _failure(row.task, done) or self._look(row, base, done)
+                if row.failure is not None and done.error is None:
+                    logger.warning("%s, %s is evaluated in full: %s", row.task, row.adapter, row.failure)
+                    row.asked = row.planned
 
     def _ask(self, variant: Variant, sizes: Mapping[str, int]) -> VariantResults:
         plans = {name: self._plans[name] for name in sizes}
@@ -279,12 +282,7 @@ class _Course:
         for variant in self._session.host.variants:
             rows = [row for row in self._rows if variant is self._base or row.adapter == variant.name]
             asked = {name: max(row.asked for row in rows if row.task == name) for name in self._plans} if rows else {}
-            done = self._session.evaluate(variant, self._part(variant, asked))
-            failures = dict(done.failures)
-            for row in rows if variant.adapter and not done.error else ():
-                if row.failure:
-                    failures.setdefault(row.task, f"not decided: {row.failure}")
-            yield replace(done, failures=failures)
+            yield self._session.evaluate(variant, self._part(variant, asked))
 
     def _part(self, variant: Variant, asked: Mapping[str, int]) -> Part:
         """The documents of a variant, and what its results say of the design."""
@@ -373,6 +371,8 @@ def _differences(
     after = measure(adapter, task, settings, like=before)
     if reason := before.not_tested or after.not_tested:
         raise TaskError(reason)
+    if not before.statistic.is_mean or not after.statistic.is_mean:
+        raise TaskError(f"{before.metric.metric} is not the mean of a score for each document")
     before = agreed_factor(before, [after])
     paired = pair(before, adapter.name, {"": after}, settings)
     assert paired.before is not None

@@ -215,6 +215,7 @@ class Session:
             cache_requests=config.cache_requests.get("cache_requests", False),
             rewrite_requests_cache=config.cache_requests.get("rewrite_requests_cache", False),
             delete_requests_cache=config.cache_requests.get("delete_requests_cache", False),
+            **({} if part.writes else {"bootstrap_iters": 0}),  # standard errors that nobody reads
             samples=config.samples if part.samples is None else {name: [*ids] for name, ids in part.samples.items()},
             **{
                 name: getattr(config, name)

@@ -37,7 +37,7 @@ class LookRow:
     def status(self) -> str:
         """The verdict, or that there is none yet."""
         if self.failure is not None:
-            return f"failed: {visible(self.failure)}"
+            return f"not decided early: {visible(self.failure)}"
         return "open" if self.look is None or self.look.outcome is None else self.look.outcome
 
     @property

@@ -22,7 +22,7 @@ from harness_ext.names import clean_name, visible
 from harness_ext.protocol.sample_files import samples_file
 from harness_ext.protocol.token_settings import parse_model_args, token_settings
 from harness_ext.reading.files import RESULTS_SIZE, is_regular
-from harness_ext.reading.json_input import read_json_object
+from harness_ext.reading.json_input import parse_json, read_json_object
 from harness_ext.results.run import MetricValue, Run, TaskResult
 
 DATE = re.compile(r"_(\d{4}-\d\d-\d\dT[\d.-]+)$")
@@ -88,7 +88,7 @@ def run_in_memory(results: Mapping[str, Any]) -> Run:
 def _logged(samples: Iterable[Mapping[str, Any]], _: Path) -> Iterator[dict[str, Any]]:
     """Samples as they are read from a file."""
     for sample in samples:
-        yield json.loads(json.dumps(sample, default=str))
+        yield parse_json(json.dumps(sample, default=str), place="a sample in memory")
 
 
 def _entries(payload: Mapping[str, Any]) -> list[str]:

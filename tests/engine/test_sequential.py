@@ -28,6 +28,7 @@ def write_task(folder: Path, name: str, labels: Sequence[int], *, unit: str = ""
     rows = [
         {
             "text": f"The {WORDS[n % 10]} {WORDS[n // 10 % 10]} was {WORDS[n // 100]} in year {n}.",
+            "choices": [WORDS[n % 10], WORDS[(n * 7 + 3) % 10]] if n % 10 != (n * 7 + 3) % 10 else ["old", "new"],
             "label": label,
             **({unit: f"passage {n // 5} " + "and so on " * 10} if unit else {}),
         }
@@ -38,7 +39,7 @@ def write_task(folder: Path, name: str, labels: Sequence[int], *, unit: str = ""
     path = folder / f"{name}.yaml"
     path.write_text(
         f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n"
-        "output_type: multiple_choice\ndoc_to_text: '{{text}}'\ndoc_to_choice: ['no', 'yes']\ndoc_to_target: label\n"
+        "output_type: multiple_choice\ndoc_to_text: '{{text}}'\ndoc_to_choice: choices\ndoc_to_target: label\n"
         f"metric_list: [{{metric: acc, higher_is_better: true, aggregation: mean}}]\n{extra}"
     )
     return path
@@ -61,8 +62,9 @@ def labels(tiny_model_folder: Path, adapters: dict[str, Path], tmp_path_factory:
     """What the good adapter answers."""
     task = write_task(tmp_path_factory.mktemp("labels"), "labelled", [0] * N)
     done = evaluate(
-        str(tiny_model_folder), tasks=[str(task)], adapters=[adapters["good"]], log_samples=True, store=False
-    )
+        str(tiny_model_folder), tasks=[str(task)], adapters=[adapters["good"]], log_samples=True, store=False,
+        output_path=str(task.parent / "out"),
+    )  # fmt: skip
     found = answers(done[1], "labelled")
     agreement = sum(map(int.__eq__, found, answers(done[0], "labelled"))) / N
     assert 0.2 < agreement < 0.8  # the base scores so, and the adapter 1
@@ -97,8 +99,9 @@ def test_it_stops_when_every_row_is_decided(
     assert verdict[1] < N
     assert [each.results["n-samples"]["mine"]["effective"] for each in done] == [verdict[1]] * 2
     full = evaluate(
-        str(tiny_model_folder), tasks=[str(task)], adapters=[adapters["good"]], log_samples=True, store=False
-    )
+        str(tiny_model_folder), tasks=[str(task)], adapters=[adapters["good"]], log_samples=True, store=False,
+        output_path=str(tmp_path / "full"),
+    )  # fmt: skip
     for stopped, whole in zip(done, full, strict=True):
         by_id = {sample["doc_id"]: sample for sample in whole.results["samples"]["mine"]}
         for sample in stopped.results["samples"]["mine"]:
@@ -119,11 +122,8 @@ def test_a_decided_adapter_drops_out(
     for each in done:
         record = read_record(each.results["harness_ext"]["sequential"])["mine"]
         assert record.documents == counts[each.variant.name]
-        assert [look.documents for look in record.looks] == (
-            []
-            if each.variant.name == "base"
-            else [stage for stage in (60, 120, 180, 240, 300) if stage <= record.documents]
-        )
+        stages = [stage for stage in (60, 120, 180, 240, 300) if stage <= record.documents]
+        assert [look.documents for look in record.looks] == ([] if each.variant.adapter is None else stages)
     runs = {run.name: run for run in load_runs(str(tmp_path / "out"))}
     assert len(list(runs["good"].tasks["mine"].logged_samples())) == asked["good"]
 
@@ -208,14 +208,15 @@ def test_at_most_so_many(tiny_model_folder: Path, adapters: dict[str, Path], lab
     [
         ("", "passage", N, "metadata: cluster: passage"),
         ("", "", 20, "20 independent units"),
-        ("metadata: {primary_metric: f1}\n", "", N, "f1 is not the mean"),
+        ("metadata: {primary_metric: f1}\n", "", N, "which is not a score of a document"),
     ],
     ids=["passages that repeat", "few documents", "no score for each document"],
 )
 def test_a_task_that_cannot_be_decided_early_is_evaluated_in_full(
     extra: str, unit: str, count: int, reason: str, tiny_model_folder: Path, adapters: dict[str, Path],
-    labels: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    labels: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    monkeypatch.setattr("lm_eval.api.metrics.bootstrap_stderr", lambda *_, **__: 0.0)  # a minute
     good = write_task(tmp_path, "mine", labels)
     fixed = write_task(tmp_path, "fixed", labels[:count], unit=unit, extra=extra)
     if "f1" in extra:
@@ -223,10 +224,14 @@ def test_a_task_that_cannot_be_decided_early_is_evaluated_in_full(
     done, _ = decide(tiny_model_folder, [good, fixed], [adapters["good"]], None)
     assert done[1].results["n-samples"]["fixed"]["effective"] == count
     assert done[1].results["n-samples"]["mine"]["effective"] < N
-    assert "fixed is evaluated in full" in caplog.text
+    assert "is evaluated in full" in caplog.text
     assert reason in caplog.text
     assert "fixed" not in done[1].results["harness_ext"]["sequential"]["tasks"]
-    with pytest.raises(HarnessExtError, match="no task can be decided early"):
+
+
+def test_no_task_can_be_decided_early(tiny_model_folder: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
+    fixed = write_task(tmp_path, "fixed", [0] * 20)
+    with pytest.raises(HarnessExtError, match=r"no task can be decided early \(fixed: it has 20 independent units"):
         decide(tiny_model_folder, [fixed], [adapters["good"]], None)
 
 
@@ -274,9 +279,10 @@ def test_killed_in_the_middle(
             raise KeyboardInterrupt
         return original(self, *arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Session, "evaluate", interrupted)
+    monkeypatch.setattr(Session, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         decide(tiny_model_folder, [task], [adapters["other"]], tmp_path / "killed")
+    monkeypatch.setattr(Session, "evaluate", original)
     assert (tmp_path / "killed" / FILE).exists()
     done, _ = decide(tiny_model_folder, [task], [adapters["other"]], tmp_path / "killed")
     assert [each.results["results"] for each in done] == [each.results["results"] for each in fresh]
