@@ -56,7 +56,15 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "formatting": ("metrics/statistic", "stats"),  # pure: words for numbers
     "render/grid": (),
     "comparison": ("comparison", "results", "stats", "formatting", "metrics", "protocol/ties", "findings", "errors"),
-    "results": ("results", "protocol/ties", "protocol/token_settings", "protocol/sample_files", "metrics", "errors"),
+    "results": (
+        "results",
+        "stats/sequential",
+        "protocol/ties",
+        "protocol/token_settings",
+        "protocol/sample_files",
+        "metrics",
+        "errors",
+    ),
     "stats": ("stats",),
     "findings": ("catalogue", "errors"),
     "catalogue": (),
