@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.comparison import compare
+from harness_ext.comparison.choices import View
 from harness_ext.comparison.rows import Comparison
 from harness_ext.render import records, tables, terminal
 from harness_ext.render.grid import escape_html, escape_markdown, html_list, latex_comment
@@ -23,7 +24,7 @@ __all__ = ["Leaderboard", "compare_runs"]
 class Leaderboard(Comparison):
     """A comparison that renders itself as terminal tables, Markdown, CSV, JSON, LaTeX, HTML or pandas."""
 
-    def to_markdown(self, view: tables.View = "auto") -> str:
+    def to_markdown(self, view: View = "auto") -> str:
         """Return Markdown tables, followed by errors, warnings and notes."""
         parts = [f"Baseline: **{escape_markdown(self.baseline)}**\n"]
         parts += [grid.to_markdown() for grid in tables.grids_of(self, view)]
@@ -33,7 +34,7 @@ class Leaderboard(Comparison):
             parts.append("**Warnings**\n\n" + _bullets(self.warnings))
         return "\n".join([*parts, "**How to read this**\n\n" + _bullets(tables.notes_of(self, view))])
 
-    def to_latex(self, view: tables.View = "auto") -> str:
+    def to_latex(self, view: View = "auto") -> str:
         """Return booktabs tables, followed by errors, warnings and notes as comments."""
         parts = [grid.to_latex() for grid in tables.grids_of(self, view)]
         comments = [
@@ -43,7 +44,7 @@ class Leaderboard(Comparison):
         ]
         return "\n".join([latex_comment(f"baseline: {self.baseline}"), *parts, *comments]) + "\n"
 
-    def to_html(self, view: tables.View = "auto") -> str:
+    def to_html(self, view: View = "auto") -> str:
         """Return HTML tables, followed by errors, warnings and notes, for use within a page."""
         parts = [f"<p>Baseline: <b>{escape_html(self.baseline)}</b></p>"]
         parts += [grid.to_html() for grid in tables.grids_of(self, view)]
@@ -67,7 +68,7 @@ class Leaderboard(Comparison):
         frame.attrs.update(baseline=self.baseline, errors=self.errors, warnings=self.warnings, notes=list(self.notes))
         return frame
 
-    def to_terminal(self, width: int, view: tables.View = "auto") -> list[RenderableType]:
+    def to_terminal(self, width: int, view: View = "auto") -> list[RenderableType]:
         """Return rich tables, errors, warnings and notes for a terminal of `width` characters."""
         return list(terminal.render(self, view, width))
 

@@ -52,7 +52,15 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "leaderboard": ("comparison", "render", "results"),
     "render/diagnosis": ("doctor/diagnosis", "findings"),
-    "render": ("render", "formatting", "comparison/rows", "comparison/gain", "metrics/statistic", "stats"),
+    "render": (
+        "render",
+        "formatting",
+        "comparison/choices",
+        "comparison/rows",
+        "comparison/gain",
+        "metrics/statistic",
+        "stats",
+    ),
     "formatting": ("metrics/statistic", "stats"),  # pure: words for numbers
     "render/grid": (),
     "comparison": ("comparison", "results", "stats", "formatting", "metrics", "protocol/ties", "findings", "errors"),

@@ -15,8 +15,8 @@ from harness_ext.cli.parser import CHECK_FAILED, add_explain, command_parser, ma
 from harness_ext.errors import HarnessExtError
 
 if TYPE_CHECKING:
+    from harness_ext.comparison.choices import View
     from harness_ext.leaderboard import Leaderboard
-    from harness_ext.render.tables import View
     from harness_ext.results.run import Run
 
 logger = logging.getLogger(__name__)
@@ -26,9 +26,7 @@ FORMATS = ("table", "markdown", "csv", "json", "latex", "html")
 
 def parser() -> argparse.ArgumentParser:
     """The parser of `harness-ext compare`."""
-    from harness_ext.comparison.compare import ORDERS
-    from harness_ext.comparison.gate import BARS
-    from harness_ext.render.tables import VIEWS
+    from harness_ext.comparison.choices import BARS, ORDERS, VIEWS
 
     parser = command_parser(
         "compare", run, "Compare runs with their baseline, document by document: intervals, tests and a verdict.",

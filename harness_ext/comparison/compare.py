@@ -5,9 +5,9 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from harness_ext.comparison.candidates import Candidate, candidates_of
+from harness_ext.comparison.choices import ORDERS, Order
 from harness_ext.comparison.findings import (
     costs_of,
     is_other_task,
@@ -31,8 +31,6 @@ from harness_ext.results.run import Run
 from harness_ext.stats.ranks import Bools, ranks
 from harness_ext.stats.verdicts import Decision, Hypothesis, decide, retention
 
-Order = Literal["name", "rank", "difference", "score"]
-ORDERS: tuple[str, ...] = get_args(Order)
 _BASELINE_NAMES = ("base", "baseline")
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
 
+from harness_ext.comparison.choices import Bar
 from harness_ext.comparison.rows import Comparison, Row
 from harness_ext.formatting import format_difference, format_difference_interval, format_p
 
-Bar = Literal["worse", "undecided", "not-better"]
-BARS: tuple[str, ...] = get_args(Bar)
 # Findings that say that a run, a task or documents are missing: whatever the bar, nothing is known about them.
 _MISSING = ("R11", "R16", "R17")
 _FAILS: Mapping[str, Callable[[Row], bool]] = {

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import numpy as np
 
+from harness_ext.comparison.choices import View
 from harness_ext.comparison.gain import FORMS, SKILL
 from harness_ext.comparison.rows import Comparison, Cost, Floor, Gain, Row, Score
 from harness_ext.formatting import (
@@ -20,8 +20,6 @@ from harness_ext.formatting import (
 )
 from harness_ext.render.grid import Cell, Column, Grid, cell
 
-View = Literal["auto", "rows", "board"]
-VIEWS: tuple[str, ...] = get_args(View)
 MARKS = {"better": "▲", "worse": "▼", "equivalent": "=", "undecided": "?", None: "–"}
 LEGEND = "▲ better, ▼ worse, = equivalent, ? undecided, – not tested or not evaluated."
 RANKS = (

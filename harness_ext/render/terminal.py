@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from harness_ext.comparison.choices import View
 from harness_ext.comparison.rows import Comparison
 from harness_ext.names import visible
 from harness_ext.render import tables as views
@@ -25,7 +26,7 @@ _LONGEST = 30  # characters; a cell that wraps counts as no wider
 _DASH = cell("–")
 
 
-def render(comparison: Comparison, view: views.View, width: int) -> Iterator[RenderableType]:
+def render(comparison: Comparison, view: View, width: int) -> Iterator[RenderableType]:
     """Yield the tables, then warnings and notes.
 
     A board that is wider than the terminal is split by tasks; any other table then lists its columns below each other.

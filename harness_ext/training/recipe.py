@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from harness_ext.errors import InputError, RecipeError, suggest
-from harness_ext.protocol.render import PromptSettings
 from harness_ext.reading.yaml_input import parse_yaml, read_yaml
 from harness_ext.trees.layout import PACK_TOKENS
+
+if TYPE_CHECKING:
+    from harness_ext.protocol.render import PromptSettings
 
 SMALL_MODEL, LARGE_MODEL = 135e6, 1e9  # parameters
 SMALL_MODEL_RATE, LARGE_MODEL_RATE = 1e-3, 2e-4
@@ -127,6 +129,8 @@ class Recipe:
     @property
     def prompt(self) -> PromptSettings:
         """The prompt settings, which the protocol fingerprint covers."""
+        from harness_ext.protocol.render import PromptSettings  # takes seconds, and `train --help` needs none
+
         return PromptSettings(
             num_fewshot=self.num_fewshot,
             apply_chat_template=self.apply_chat_template,
