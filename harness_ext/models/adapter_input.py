@@ -129,6 +129,9 @@ def _check_values(file: Path, settings: Mapping[str, Any], shapes: Shapes) -> No
                 f"{file}: {name:.80} is {size!r:.40}, but the largest dimension of the saved weights is {largest:,}; "
                 "copy the adapter again or correct it"
             )
+    for name in ("r", "lora_alpha", "alpha"):
+        if name in settings and settings[name] is None:
+            raise AdapterError(f"{file}: {name} is null, not a number; copy the adapter again or correct it")
     if settings.get("r") == 0 and "lora_alpha" in settings:
         raise AdapterError(f"{file}: r is 0; copy the adapter again or correct it")
     scales = {name: settings[name] for name in SCALES if settings.get(name) is not None}
