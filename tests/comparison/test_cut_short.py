@@ -20,7 +20,8 @@ from lm_eval_files import DATE, digest, labelled, sample
 from scripted import Scripted
 
 from harness_ext.cli import main
-from harness_ext.comparison.gate import BARS, why_it_fails
+from harness_ext.comparison.choices import BARS
+from harness_ext.comparison.gate import why_it_fails
 from harness_ext.errors import CutShortError, ResultsError
 from harness_ext.leaderboard import Leaderboard, compare_runs
 from harness_ext.results.load import load_results, load_runs
