@@ -175,28 +175,18 @@ def test_outcomes_without_a_difference() -> None:
 
 
 def test_one_look_is_the_test_of_fixed_size() -> None:
-    """With a single look the boundary is that of a single test, and the estimates are those of a comparison."""
+    """Oracle: the t interval of passage means by hand, and the interval of a comparison of fixed size."""
     rng = np.random.default_rng(2)
     differences, units = rng.normal(0.05, 0.3, 400), np.repeat(np.arange(80), 5)
-    monitor = Monitor(design(400, looks=(1.0,), span=2.0), "t")
+    monitor = Monitor(design(400, looks=(1.0,)), "t")
     look = monitor.look(differences, units)
-    fixed = paired_difference(np.zeros(400), differences, units, limits=(-1, 1))
-    assert look.boundary == pytest.approx(1.96, abs=1e-3)
-    assert 2 * stats.norm.sf(abs(look.z)) == pytest.approx(paired_difference_p(differences, units), rel=1e-6)
+    assert look.limit == pytest.approx(1.96, abs=1e-3)
     final = monitor.final()
-    assert final.estimate == pytest.approx(differences.mean())
-    assert final.repeated.low == pytest.approx(look.centre - look.standard_error * stats.t.isf(0.025, 79), abs=1e-6)
-    assert final.interval.low == pytest.approx(final.repeated.low, abs=1e-4)
-    assert (fixed.interval.low, fixed.interval.high) == pytest.approx(
-        (final.interval.low, final.interval.high), abs=1e-4
-    )
-
-
-def paired_difference_p(differences: np.ndarray, units: np.ndarray) -> float:
-    """Oracle: the t test of passage means by hand, with one document added in each direction."""
-    n, means = len(differences), differences.reshape(80, 5).mean(axis=1)
-    variance = means.var(ddof=1) / 80 * (n / (n + 2)) ** 2 + 2 * 2.0**2 / (n + 2) ** 2
-    return float(2 * stats.t.sf(abs(differences.mean() * n / (n + 2)) / math.sqrt(variance), 79))
+    assert final.estimate == pytest.approx(differences.mean(), rel=1e-4)
+    half = stats.t.isf(0.025, 79) * differences.reshape(80, 5).mean(axis=1).std(ddof=1) / math.sqrt(80)
+    assert (final.interval.high - final.interval.low) / 2 == pytest.approx(half, rel=1e-3)
+    fixed = paired_difference(np.zeros(400), differences, units).interval  # with one document in each direction
+    assert (final.repeated.low, final.repeated.high) == pytest.approx((fixed.low, fixed.high), abs=1e-4)
 
 
 def test_the_repeated_interval_reaches_zero_at_the_boundary() -> None:
@@ -204,7 +194,12 @@ def test_the_repeated_interval_reaches_zero_at_the_boundary() -> None:
     monitor = Monitor(design(1_000, margin=None, futility=None, span=None), "t")
     for size in (100, 300, 700, 1_000):
         look = monitor.look(rng.normal(0.02, 0.3, 1_000)[:size])
-        assert (look.interval.side != 0) == (abs(look.z) >= look.boundary)
+        assert (look.interval.side != 0) == (abs(look.centre) >= look.standard_error * half_width(look))
+
+
+def half_width(look: Look) -> float:
+    """In standard errors: the t quantile at the tail probability of the boundary."""
+    return float(stats.t.isf(stats.norm.sf(look.limit), look.degrees))
 
 
 def test_estimates_solve_the_tail_probabilities() -> None:

@@ -23,9 +23,9 @@ from scipy.special import ndtr, ndtri
 from harness_ext.stats.units import Floats
 
 Family = Literal["power", "obrien-fleming", "pocock"]
+NEVER = 38.0  # beyond what a normal statistic reaches
 _TAIL = 9.0  # standard deviations beyond which a normal density counts as zero
-_LEAST_NODES = 48
-_MOST_NODES = 1_024
+_NODES = (48, 64, 96, 128, 192, 256, 384, 512, 768, 1_024)  # of quadrature; few sizes, so that rules are reused
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Path:
         low, high = max(-limit, -_TAIL + min(mean, 0.0)), min(limit, _TAIL + max(mean, 0.0))
         step = fraction - self.fraction
         width = math.sqrt(step / fraction)  # standard deviation of Z given the last look
-        places, weights = _quadrature(min(_MOST_NODES, max(_LEAST_NODES, math.ceil(5 * (high - low) / width))))
+        places, weights = _quadrature(next((n for n in _NODES if n >= 5 * (high - low) / width), _NODES[-1]))
         nodes = (high + low) / 2 + (high - low) / 2 * places
         weights = weights * (high - low) / 2
         if self.nodes is None or self.mass is None:
@@ -160,16 +160,32 @@ def boundaries(fractions: Sequence[float], alpha: float, spending: Spending | No
 @lru_cache(maxsize=4_096)
 def _boundaries(fractions: tuple[float, ...], alpha: float, spending: Spending) -> tuple[float, ...]:
     earlier = _boundaries(fractions[:-1], alpha, spending) if len(fractions) > 1 else ()
-    spent = spending.spent(fractions[-2], alpha) if earlier else 0.0
-    path = path_through(fractions[:-1], earlier)
-    excess = spending.spent(fractions[-1], alpha) - spent
-    limit = brentq(lambda c: 2 * path.above(fractions[-1], c) - excess, 0.0, 38.0, xtol=1e-9) if excess > 0 else 38.0
-    return (*earlier, float(limit))
+    return (*earlier, next_boundary(fractions, earlier, spending.spent(fractions[-1], alpha)))
+
+
+def next_boundary(fractions: Sequence[float], earlier: Sequence[float], allowed: float) -> float:
+    """The boundary of the last of these looks, where those of the earlier ones have been what they were.
+
+    Args:
+        fractions: information fractions of all looks.
+        earlier: boundaries of |Z| that were applied at all but the last; wider ones than planned leave error to spend.
+        allowed: error probability that may be spent until the last look.
+
+    Returns:
+        The boundary; infinite if the error is already spent.
+    """
+    path, spent = _followed(tuple(fractions[:-1]), tuple(earlier))
+    excess = allowed - spent
+    if excess <= allowed * 1e-9:
+        return math.inf
+    return float(brentq(lambda c: 2 * path.above(fractions[-1], c) - excess, 0.0, NEVER, xtol=1e-9))
 
 
 @lru_cache(maxsize=4_096)
-def path_through(fractions: tuple[float, ...], limits: tuple[float, ...]) -> Path:
-    """The path without a drift after looks at which Z stayed between the limits; computed look by look, and cached."""
+def _followed(fractions: tuple[float, ...], limits: tuple[float, ...]) -> tuple[Path, float]:
+    """The path without a drift after looks with these boundaries, and the probability of having left it."""
     if not fractions:
-        return Path()
-    return path_through(fractions[:-1], limits[:-1]).going_on(fractions[-1], limits[-1])
+        return Path(), 0.0
+    path, spent = _followed(fractions[:-1], limits[:-1])
+    limit = min(limits[-1], NEVER)
+    return path.going_on(fractions[-1], limit), spent + sum(path.exits(fractions[-1], limit))

@@ -19,7 +19,7 @@ from harness_ext.stats.units import Clusters
 
 LOOKS = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.40, 0.50, 0.60, 0.70, 0.80, 0.90, 1.0)  # shares of the documents
 LEAST_UNITS = 30  # no look with fewer: cluster-robust errors and t tails are unreliable
-FUTILITY = 0.10
+FUTILITY = 0.03  # 10 % would cost 5 points of power at a gain of 5 points (872 documents, 25 % discordant)
 
 
 @dataclass(frozen=True)

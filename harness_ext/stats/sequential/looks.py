@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args
 from harness_ext.stats.intervals import Interval
 
 Outcome = Literal["better", "worse", "equivalent", "cannot decide", "undecided"]
+FUTILE: Outcome = "cannot decide"
+_SMALL_WIDENING = 1.05
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
 
 
@@ -17,7 +19,7 @@ OUTCOMES: tuple[str, ...] = get_args(Outcome)
 class Look:
     """One look at one row; differences and errors are in the metric's unit.
 
-    Z-values of t tests are those of normal distribution with the same tail probability.
+    Z-values of t tests are those of a normal distribution with the same tail probability.
     """
 
     documents: int
@@ -29,6 +31,7 @@ class Look:
     degrees: float  # of freedom; inf: normal
     z: float  # statistic of the test of no difference
     boundary: float  # of |z| for better and worse; inf: none can be reached at this look
+    limit: float  # the boundary before it was widened by the added documents
     interval: Interval  # repeated confidence interval, simultaneous over looks and rows
     z_equivalent: float | None  # distance to the nearer margin, in standard errors; None without a margin
     boundary_equivalent: float | None
@@ -37,10 +40,20 @@ class Look:
     gained: int | None = None  # documents that became right; None unless 0/1 scores of independent documents
     lost: int | None = None
 
+    @property
+    def widening(self) -> float:
+        """How many times wider the boundary is than without the added documents; 1 for the exact test."""
+        return self.boundary / self.limit if 0 < self.limit < math.inf and self.boundary < math.inf else 1.0
+
+    @property
+    def counted(self) -> float:
+        """The boundary that counts for the error spent: small widenings are not given back."""
+        return self.boundary if self.widening > _SMALL_WIDENING or math.isinf(self.boundary) else self.limit
+
     def to_json(self) -> dict[str, Any]:
         """The look for a results file; infinite numbers are None."""
         record = asdict(self)
-        for name in ("degrees", "boundary"):
+        for name in ("degrees", "boundary", "limit"):
             record[name] = None if math.isinf(record[name]) else record[name]
         return record
 
@@ -58,9 +71,9 @@ class Look:
         if not isinstance(interval, Mapping) or interval.keys() != {"low", "high"}:
             raise ValueError("the interval of a look must have a low and a high end")
         values["interval"] = Interval(*(_number("interval", interval[end]) for end in ("low", "high")))
-        for name in ("degrees", "boundary"):
+        for name in ("degrees", "boundary", "limit"):
             values[name] = math.inf if values[name] is None else values[name]
-        for name in ("fraction", "estimate", "centre", "standard_error", "degrees", "z", "boundary", "power"):
+        for name in ("fraction", "estimate", "centre", "standard_error", "degrees", "z", "boundary", "limit", "power"):
             values[name] = _number(name, values[name])
         for name in ("z_equivalent", "boundary_equivalent"):
             values[name] = None if values[name] is None else _number(name, values[name])
@@ -70,8 +83,10 @@ class Look:
                 raise ValueError(f"{name} of a look must be a whole number, not {values[name]!r}")
         if values["outcome"] is not None and values["outcome"] not in OUTCOMES:
             raise ValueError(f"the outcome of a look must be one of {', '.join(OUTCOMES)}, not {values['outcome']!r}")
-        if not 0 < values["fraction"] <= 1 or values["standard_error"] < 0 or values["degrees"] <= 0:
-            raise ValueError("a look must have a fraction in (0, 1], a standard error >= 0 and degrees of freedom > 0")
+        if not 0 < values["fraction"] <= 1 or min(values["standard_error"], values["boundary"], values["limit"]) < 0:
+            raise ValueError("a look must have a fraction in (0, 1]; errors and boundaries must not be negative")
+        if values["degrees"] <= 0:
+            raise ValueError("the degrees of freedom of a look must be positive")
         if (values["gained"] is None) != (values["lost"] is None):
             raise ValueError("a look must count both the documents gained and those lost, or neither")
         return cls(**values)
@@ -96,6 +111,6 @@ class Final:
     """
 
     estimate: float  # median-unbiased
-    interval: Interval  # 95 %, exact under the joint normal distribution of the looks
+    interval: Interval  # 95 %, by the stage-wise ordering; after futility the repeated confidence interval
     p_value: float  # of no difference, two-sided
     repeated: Interval  # repeated confidence interval at the stopping look, simultaneous over looks and rows

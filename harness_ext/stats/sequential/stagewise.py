@@ -5,8 +5,10 @@ statistic at least as large. As a function of the true difference it gives the p
 estimate (where it is one half) and an exact confidence interval (where it is .025 and .975); see Jennison & Turnbull,
 2000, ch. 8. Only looks up to the stop enter, so that it holds whatever looks were planned after it.
 
-Futility and equivalence do not take part in the ordering: they are not binding for the test of no difference, and a row
-that stops for them counts as one whose last look this was.
+Futility and equivalence do not take part in the ordering: they are not binding for the test of no difference, and a
+row that stops for them counts as one whose last look this was. Rows that stop for futility are those whose estimate
+happens to be near zero, so that this interval would be too short; they get the repeated confidence interval instead,
+which holds whatever the reason to stop.
 """
 
 from __future__ import annotations
@@ -15,14 +17,13 @@ import math
 from collections.abc import Sequence
 
 from scipy.optimize import brentq
-from scipy.special import ndtri, stdtrit
+from scipy.special import ndtr, ndtri, stdtrit
 
 from harness_ext.stats.intervals import ALPHA, Interval
-from harness_ext.stats.sequential.boundaries import Path, Spending
+from harness_ext.stats.sequential.boundaries import NEVER, Path, Spending, boundaries
 from harness_ext.stats.sequential.exact import sign_p_value
-from harness_ext.stats.sequential.looks import Final, Look
+from harness_ext.stats.sequential.looks import FUTILE, Final, Look
 
-_NEVER = 38.0  # beyond what a normal statistic reaches
 _WIDEST = 60.0  # standard errors within which the ends of an interval are searched
 
 
@@ -42,9 +43,24 @@ def final_result(looks: Sequence[Look], *, spending: Spending, alpha: float) -> 
     last = looks[-1]
     error = normal_error(last)
     estimate = _solve(looks, last.estimate, error, 0.5)
-    low, high = (_solve(looks, last.centre, error, tail) for tail in (ALPHA / 2, 1 - ALPHA / 2))
-    interval = Interval(min(low, estimate), max(high, estimate))
+    interval = repeated_interval(looks, spending) if last.outcome == FUTILE else _stagewise_interval(looks, error)
+    interval = Interval(min(interval.low, estimate), max(interval.high, estimate))
     return Final(estimate, interval, stagewise_p(looks, spending=spending, alpha=alpha), last.interval)
+
+
+def _stagewise_interval(looks: Sequence[Look], error: float) -> Interval:
+    return Interval(*(_solve(looks, looks[-1].centre, error, tail) for tail in (ALPHA / 2, 1 - ALPHA / 2)))
+
+
+def repeated_interval(looks: Sequence[Look], spending: Spending) -> Interval:
+    """The 95 % repeated confidence interval of one row at its last look (Jennison & Turnbull, JRSS B 51, 1989).
+
+    It holds whatever made the row stop, and so also where futility did.
+    """
+    last = looks[-1]
+    limit = boundaries([look.fraction for look in looks], ALPHA, spending)[-1]
+    steps = limit if math.isinf(last.degrees) else -float(stdtrit(last.degrees, ndtr(-limit)))
+    return Interval(last.centre - steps * last.standard_error, last.centre + steps * last.standard_error)
 
 
 def stagewise_p(looks: Sequence[Look], *, spending: Spending, alpha: float) -> float:
@@ -56,9 +72,9 @@ def stagewise_p(looks: Sequence[Look], *, spending: Spending, alpha: float) -> f
         return sign_p_value(discordant, allowed, last.gained - last.lost)
     path, earlier = Path(), 0.0
     for look in looks[:-1]:
-        earlier += sum(path.exits(look.fraction, min(look.boundary, _NEVER)))
-        path = path.going_on(look.fraction, min(look.boundary, _NEVER))
-    return min(1.0, earlier + sum(path.exits(last.fraction, abs(last.z))))
+        earlier += sum(path.exits(look.fraction, min(look.counted, NEVER)))
+        path = path.going_on(look.fraction, min(look.counted, NEVER))
+    return min(1.0, earlier + sum(path.exits(last.fraction, abs(last.z) / last.widening)))
 
 
 def upper_tail(looks: Sequence[Look], difference: float, *, value: float, error: float) -> float:
@@ -74,17 +90,21 @@ def upper_tail(looks: Sequence[Look], difference: float, *, value: float, error:
     drift = difference / (error * math.sqrt(last.fraction))
     path, tail = Path(), 0.0
     for look in looks[:-1]:
-        limit = min(look.boundary, _NEVER)
+        limit = min(look.counted, NEVER)
         tail += path.above(look.fraction, limit, drift)
         path = path.going_on(look.fraction, limit, drift)
     return tail + path.above(last.fraction, value / error, drift)
 
 
 def normal_error(look: Look) -> float:
-    """The standard error of a normal distribution whose 95 % interval is as wide as that of the look's t."""
+    """The standard error, without the added documents, of a normal distribution with the 95 % interval of the look's t.
+
+    The exact test has no such documents; its error is Bonett and Price's.
+    """
+    error = look.standard_error / look.widening
     if math.isinf(look.degrees):
-        return look.standard_error
-    return float(look.standard_error * stdtrit(look.degrees, 1 - ALPHA / 2) / ndtri(1 - ALPHA / 2))
+        return error
+    return float(error * stdtrit(look.degrees, 1 - ALPHA / 2) / ndtri(1 - ALPHA / 2))
 
 
 def _solve(looks: Sequence[Look], value: float, error: float, tail: float) -> float:
