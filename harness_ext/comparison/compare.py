@@ -21,6 +21,7 @@ from harness_ext.comparison.findings import (
 from harness_ext.comparison.measure import Settings, agreed_factor, measure, within_declared_range
 from harness_ext.comparison.pair import pair
 from harness_ext.comparison.rows import Comparison, Row
+from harness_ext.comparison.stopped import row_of, stopped_as
 from harness_ext.comparison.testing import PairTest, better_candidates, test_group, test_pair
 from harness_ext.errors import ComparisonError, suggest
 from harness_ext.findings import Finding
@@ -182,7 +183,9 @@ def _test_task(
 def _decisions(tests: Sequence[PairTest], settings: Settings) -> dict[int, Decision]:
     """Decisions by id of the test; all tests of the comparison share one correction."""
     hypotheses = {
-        id(test): Hypothesis(test.paired, test.pair.base.margin(settings), test.pair.base.higher_is_better)
+        id(test): Hypothesis(
+            test.paired, test.pair.base.margin(settings), test.pair.base.higher_is_better, stopped_as(test.record)
+        )
         for test in tests
         if test.paired is not None
     }
@@ -214,7 +217,8 @@ def _row(
     pair, base = test.pair, test.pair.base
     margin = base.margin(settings)
     retained = None
-    if test.paired is not None and margin is not None and is_other_task(pair.first.run, base.result.task):
+    is_fixed = test.record is None
+    if is_fixed and test.paired is not None and margin is not None and is_other_task(pair.first.run, base.result.task):
         retained = retention(test.paired, margin=margin, higher_is_better=base.higher_is_better)
     return Row(
         task=base.result.task,
@@ -239,6 +243,7 @@ def _row(
         allowed=pair.allowed,
         is_sample=any(measurement.result.is_sample for measurement in (base, *pair.runs.values())),
         is_group=base.result.is_group,
+        sequential=None if test.record is None else row_of(test.record),
         note=test.not_tested,
     )
 

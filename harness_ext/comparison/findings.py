@@ -38,7 +38,7 @@ def pair_findings(test: PairTest) -> list[Finding]:
     findings = [*_ties(task, pair.base.run.name, pair.base.samples)]
     for run in pair.runs.values():
         findings += _ties(task, run.run.name, run.samples)
-    for name, count in pair.left_out.items():
+    for name, count in () if test.record is not None else pair.left_out.items():
         text = (
             f"{task}: {pair.base.run.name} and {name} are compared on the {pair.n:,} documents that both have; "
             f"{count:,} that only one of them has are left out"
@@ -316,6 +316,7 @@ def notes_for(rows: Sequence[Row], margin: float, *, has_adapter: bool) -> list[
         notes += _verdict_notes(len(tested), margin)
     if any(row.paired and "sign-flip" in row.paired.method for row in tested):
         notes.append("The sign-flip test assumes that, without an effect, differences are symmetric about zero.")
+    notes += _sequential_notes(rows)
     notes += _part_notes(rows, margin)
     if kinds := sorted({row.floor.kind for row in rows if row.floor}):
         notes.append("; ".join(f"{kind}: score of {_CONSTANT_ANSWERS[kind]}" for kind in kinds) + ".")
@@ -336,6 +337,16 @@ def _verdict_notes(tests: int, margin: float) -> list[str]:
         "undecided: neither. Beside it: the size that would decide if the observed difference is the true one (in "
         "parentheses: if the true one lies anywhere in the interval), and the smallest difference that the present "
         "size detects; both with 80 % power.",
+    ]
+
+
+def _sequential_notes(rows: Sequence[Row]) -> list[str]:
+    if not any(row.sequential for row in rows):
+        return []
+    return [
+        "sequential: the run was watched by a group-sequential design, and asked only as many documents as its verdict "
+        "needed. Difference: median-unbiased estimate; brackets: stage-wise 95 % interval, or the repeated confidence "
+        "interval where no verdict was in sight. Such a run is compared with the baseline of its design only."
     ]
 
 

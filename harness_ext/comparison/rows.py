@@ -9,6 +9,7 @@ from harness_ext.findings import Finding
 from harness_ext.metrics.statistic import SHARE
 from harness_ext.stats.intervals import Interval
 from harness_ext.stats.paired import PairedDifference
+from harness_ext.stats.sequential.looks import Outcome
 from harness_ext.stats.verdicts import Decision, Retention, Verdict
 
 
@@ -58,6 +59,17 @@ class Seeds:
 
 
 @dataclass(frozen=True)
+class Sequential:
+    """How the sequential evaluation of a row ended."""
+
+    documents: int  # asked when it stopped
+    planned: int
+    looks: int  # number of looks that were taken
+    outcome: Outcome
+    repeated: Interval  # repeated confidence interval, simultaneous over looks and over the rows of the design
+
+
+@dataclass(frozen=True)
 class Row:
     """One candidate (a run, or the seeds of one recipe) against the baseline on one task."""
 
@@ -84,6 +96,7 @@ class Row:
     is_sample: bool = False
     is_group: bool = False
     note: str | None = None
+    sequential: Sequential | None = None  # None: the number of documents was fixed
 
     @property
     def verdict(self) -> Verdict | None:

@@ -12,6 +12,7 @@ from harness_ext.comparison.gain import decompose
 from harness_ext.comparison.measure import Measurement, Settings
 from harness_ext.comparison.pair import Pair
 from harness_ext.comparison.rows import Floor, Gain, Score, Seeds
+from harness_ext.comparison.stopped import is_stopped, sequential_difference, stopped_record, why_not_covered
 from harness_ext.metrics.statistic import Floats, Statistic, classes_in
 from harness_ext.results.run import TaskResult
 from harness_ext.stats import resampling, roc
@@ -26,6 +27,7 @@ from harness_ext.stats.paired import (
 )
 from harness_ext.stats.ranks import Bools, better_pairs
 from harness_ext.stats.seeds import seed_variance, two_level_difference
+from harness_ext.stats.sequential.record import Record
 from harness_ext.stats.units import Clusters, real_clusters
 
 _BY_SIZE = "weighted by size"
@@ -43,6 +45,7 @@ class PairTest:
     seeds: Seeds | None = None
     gain: Gain | None = None
     floor: Floor | None = None
+    record: Record | None = None  # of the sequential evaluation by which it is tested
 
     @property
     def statistic(self) -> Statistic:
@@ -67,11 +70,15 @@ def test_pair(pair: Pair, settings: Settings) -> PairTest:
     statistic = pair.base.statistic
     if statistic.describes:
         return _untested(pair, "it describes the data or the model and is not a score", seeds)
+    if refusal := why_not_covered(pair, pair.base.margin(settings)):
+        return _without_intervals(_untested(pair, refusal, seeds))
     before, afters = pair.numbers()
     try:
         paired = _difference(statistic, before, afters, pair.clusters, settings.seed)
     except ValueError as error:
         return _untested(pair, str(error), seeds)
+    if (record := stopped_record(pair)) is not None:
+        return _sequential(pair, paired, record, settings)
     after = np.mean(afters, axis=0) if statistic.is_mean else afters[0]
     gain = None
     if statistic.is_mean and seeds is None and pair.base.result.config.get("output_type") == "generate_until":
@@ -82,6 +89,26 @@ def test_pair(pair: Pair, settings: Settings) -> PairTest:
     else:
         score = Score(seeds.mean, parsed=_mean_parsed(pair.runs.values()))
     return PairTest(pair, base, score, paired, seeds=seeds, gain=gain, floor=floor_of(pair.first, pair.before))
+
+
+def _sequential(pair: Pair, fixed: PairedDifference, record: Record, settings: Settings) -> PairTest:
+    """A test by the design of a sequential evaluation; scores of stopped runs have no interval of their own."""
+    before, (after, *_) = pair.numbers()
+    statistic = pair.base.statistic
+    test = PairTest(
+        pair,
+        _score(statistic, before, pair.clusters, pair.base.result, settings.seed),
+        _score(statistic, after, pair.clusters, pair.first.result, settings.seed),
+        sequential_difference(fixed, record),
+        floor=floor_of(pair.first, pair.before),
+        record=record,
+    )
+    return _without_intervals(test) if record.is_stopped_early else test
+
+
+def _without_intervals(test: PairTest) -> PairTest:
+    base, score = (replace(score, interval=None, method=None) for score in (test.base, test.score))
+    return replace(test, base=base, score=score)
 
 
 # -- scores --------------------------------------------------------------------------------------------------------
@@ -214,7 +241,10 @@ def better_candidates(tests: Sequence[PairTest]) -> tuple[list[int], Bools] | No
     ranked = [
         index
         for index, test in enumerate(tests)
-        if test.paired is not None and test.statistic.is_mean and test.statistic.scale == "linear"
+        if test.paired is not None
+        and test.statistic.is_mean
+        and test.statistic.scale == "linear"
+        and not any(is_stopped(run.result) for run in (test.pair.base, *test.pair.runs.values()))
     ]
     if not ranked:
         return None
@@ -267,6 +297,8 @@ def test_group(pair: Pair, members: Mapping[str, PairTest]) -> PairTest:
         return _untested(pair, f"its tasks are not all compared (missing: {_listed(missing) or 'all'})", seeds)
     if any(test.pair.base.metric.metric != metric for test in tests):
         return _untested(pair, f"its tasks are compared by another metric; add --metric {metric}", seeds)
+    if any(is_stopped(run.result) for test in tests for run in (test.pair.base, *test.pair.runs.values())):
+        return _untested(pair, "one of its tasks was stopped early; evaluate all of them to the end", seeds)
     if any(test.paired is None for test in tests):
         return _untested(pair, "one of its tasks is not tested", seeds)
     for weights, weighting in _weightings(tests):

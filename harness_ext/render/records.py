@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from harness_ext.comparison.gain import FORMS, SKILL
-from harness_ext.comparison.rows import Comparison, Cost, Floor, Gain, Row, Score, Seeds
+from harness_ext.comparison.rows import Comparison, Cost, Floor, Gain, Row, Score, Seeds, Sequential
 from harness_ext.metrics.statistic import SHARE
 from harness_ext.names import visible
 from harness_ext.stats.intervals import CONFIDENCE, Interval
@@ -69,7 +69,7 @@ def flat(row: Row) -> dict[str, Any]:
     """A row as one level of columns (baseline_low, difference, p_value …); None if not tested."""
     nested = _nested(row)
     paired, seeds, gain = nested["paired"] or {}, nested["seeds"], nested["gain"]
-    interval = paired.get("interval") or {}
+    interval, stopped = paired.get("interval") or {}, nested["sequential"] or {}
     return {
         **{name: nested[name] for name in ("task", "run", "metric", "filter", "unit", "n")},
         **_flat_score("baseline", nested["baseline"]),
@@ -96,6 +96,7 @@ def flat(row: Row) -> dict[str, Any]:
            for form in (*FORMS, SKILL)},
         "retention": nested["retention"],
         "allowed": " ".join(nested["allowed"]) or None,
+        **{f"sequential_{name}": stopped.get(name) for name in ("documents", "planned", "outcome")},
     }  # fmt: skip
 
 
@@ -147,6 +148,7 @@ def _nested(row: Row) -> dict[str, Any]:
         "is_sample": row.is_sample,
         "is_group": row.is_group,
         "note": row.note,
+        "sequential": _optional(row.sequential, lambda stopped: _sequential(stopped, difference_factor)),
     }
 
 
@@ -204,6 +206,10 @@ def _seeds(seeds: Seeds, factor: float) -> dict[str, Any]:
         "mean": seeds.mean * factor,
         "sd": seeds.sd * factor,
     }
+
+
+def _sequential(stopped: Sequential, factor: float) -> dict[str, Any]:
+    return {**asdict(stopped), "repeated": _interval(stopped.repeated, factor)}
 
 
 def _cost(cost: Cost) -> dict[str, Any]:

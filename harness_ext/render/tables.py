@@ -154,7 +154,22 @@ def verdict_cell(row: Row) -> Cell:
     """The verdict and what would decide; or why there is no verdict."""
     if row.decision is None:
         return cell("not tested", row.note)
-    return cell(row.decision.verdict, *_sign_line(row), *_lacking_lines(row), *needed_lines(row), *_detects_line(row))
+    return cell(
+        row.decision.verdict,
+        *sequential_lines(row),
+        *_sign_line(row),
+        *_lacking_lines(row),
+        *needed_lines(row),
+        *_detects_line(row),
+    )
+
+
+def sequential_lines(row: Row) -> list[str]:
+    """That a row is from a sequential evaluation, and when and why it stopped."""
+    if (stopped := row.sequential) is None:
+        return []
+    size = f"{stopped.documents:,} of {stopped.planned:,} documents"
+    return [f"sequential, {size}", *(["no verdict in sight"] if stopped.outcome == "cannot decide" else [])]
 
 
 def _sign_line(row: Row) -> list[str]:
@@ -188,9 +203,10 @@ def needed_lines(row: Row) -> list[str]:
 
 def _detects_line(row: Row) -> list[str]:
     """The smallest difference that the size of an undecided row detects."""
-    if row.decision is None or row.decision.verdict != "undecided" or row.decision.lacking == "units":
+    decision = row.decision
+    if decision is None or decision.verdict != "undecided" or decision.lacking == "units" or row.sequential:
         return []
-    difference = row.decision.detectable
+    difference = decision.detectable
     if difference is None:
         return ["detects no difference"]
     return [f"detects ≥ {format_difference(difference, row.unit, row.scale).lstrip('+')}"]
@@ -279,7 +295,14 @@ def _board_cell(row: Row | None, rows: Sequence[Row]) -> Cell:
     size = f"n={row.n:,}" if len(sizes) > 1 and row.n else None
     difference = difference_cell(row).in_one_line()
     return cell(
-        first, difference, *_seed_lines(row), _parsed(row.score), size, *needed_lines(row), strong=row.rank == 1
+        first,
+        difference,
+        *_seed_lines(row),
+        _parsed(row.score),
+        size,
+        *sequential_lines(row),
+        *needed_lines(row),
+        strong=row.rank == 1,
     )
 
 

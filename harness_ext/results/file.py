@@ -2,8 +2,9 @@
 
 Files of `harness-ext eval` have one more key than those of stock lm-eval: `harness_ext`. All of its entries are
 optional: `variant` (base, or the adapter's name), `base`, `adapter`, `card` (the adapter's card), `fingerprints`
-{task: sha256}, `fingerprint_fields` {task: {field: hash or value}}, `token_settings` {setting: value} and
-`sample_data`.
+{task: sha256}, `fingerprint_fields` {task: {field: hash or value}}, `token_settings` {setting: value},
+`sample_data`, and `sequential` (the design and the looks of an evaluation with `--until-decided`; see
+`harness_ext.stats.sequential.record`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from harness_ext.protocol.token_settings import parse_model_args, token_settings
 from harness_ext.reading.files import RESULTS_SIZE, is_regular
 from harness_ext.reading.json_input import read_json_object
 from harness_ext.results.run import MetricValue, Run, TaskResult
+from harness_ext.stats.sequential.record import Record, read_record
 
 DATE = re.compile(r"_(\d{4}-\d\d-\d\dT[\d.-]+)$")
 LARGEST = 1e100  # of a number; its square is finite, too
@@ -59,12 +61,13 @@ def _mapping(payload: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def parse_run(file: Path, payload: Mapping[str, Any]) -> Run:
     """The run in a results file."""
     config, extension = _mapping(payload, "config"), harness_ext_keys(payload)
+    records = _sequential_records(file, extension)
     arguments = parse_model_args(config.get("model_args"))
     adapter = _text(extension.get("adapter")) or _first(arguments, _ADAPTER_KEYS)
     base = _text(extension.get("base")) or _first(arguments, _BASE_KEYS)
     fallback = base or _text(config.get("model")) or file.parent.name
     name = clean_name(_text(extension.get("variant")) or _last_part(adapter or fallback))
-    tasks = {clean_name(task): _parse_task(task, file, payload) for task in _entries(payload)}
+    tasks = {clean_name(task): _parse_task(task, file, payload, records) for task in _entries(payload)}
     return Run(name, file, arguments, tasks, base, adapter, config, _mapping(extension, "card"))
 
 
@@ -88,7 +91,18 @@ def _last_part(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2] or name
 
 
-def _parse_task(task: str, file: Path, payload: Mapping[str, Any]) -> TaskResult:
+def _sequential_records(file: Path, extension: Mapping[str, Any]) -> dict[str, Record]:
+    if extension.get("sequential") is None:
+        return {}
+    try:
+        return read_record(extension["sequential"])
+    except (ValueError, OverflowError) as error:
+        raise ResultsError(
+            f"{file}: the record of its sequential evaluation is not valid ({error}); evaluate again"
+        ) from None
+
+
+def _parse_task(task: str, file: Path, payload: Mapping[str, Any], records: Mapping[str, Record]) -> TaskResult:
     extension, entry = harness_ext_keys(payload), payload["results"][task]
     count = _mapping(_mapping(payload, "n-samples"), task).get("effective", entry.get("sample_len", 0))
     version, shots = _mapping(payload, "versions").get(task), _mapping(payload, "n-shot").get(task)
@@ -109,6 +123,7 @@ def _parse_task(task: str, file: Path, payload: Mapping[str, Any]) -> TaskResult
         settings=_settings(payload),
         token_settings=_requested_token_settings(payload),
         resolved_token_settings=_resolved_token_settings(payload),
+        sequential=records.get(task),
         is_group=is_group,
         members=_members(task, payload) if is_group else (),
     )

@@ -21,6 +21,7 @@ from harness_ext.results.samples import (
     read_scores,
     whole_samples,
 )
+from harness_ext.stats.sequential.record import Record
 
 LM_EVAL = "lm-eval"
 
@@ -61,6 +62,7 @@ class TaskResult:
     members: tuple[str, ...] = ()  # of a group: its tasks
     documents: int | None = None  # how many every filter's samples have at least; None if unknown
     digest: str | None = None  # lm-eval's hash of all samples; None if they were not logged, or by another tool
+    sequential: Record | None = field(default=None, repr=False)  # how it was watched, if with --until-decided
     read_samples: SampleReader = field(default=iter_samples, repr=False)  # other tools have other formats
 
     @property

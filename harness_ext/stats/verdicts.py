@@ -9,6 +9,7 @@ from typing import Literal
 from harness_ext.stats.intervals import ALPHA, holm
 from harness_ext.stats.paired import PairedDifference
 from harness_ext.stats.power import Needed, detectable_difference, needed_size
+from harness_ext.stats.sequential.looks import FUTILE, Outcome
 from harness_ext.stats.units import LEAST_UNITS
 
 Verdict = Literal["better", "worse", "equivalent", "undecided"]
@@ -23,6 +24,15 @@ class Hypothesis:
     paired: PairedDifference
     margin: float | None  # of equivalence, in the metric's unit; None: never equivalent
     higher_is_better: bool = True
+    stopped: Stopped | None = None  # how a sequential evaluation ended, if the difference is from one
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The end of a sequential evaluation, as far as a verdict depends on it."""
+
+    outcome: Outcome
+    equivalence_level: float  # error that its design had spent on equivalence until the stop
 
 
 @dataclass(frozen=True)
@@ -47,12 +57,16 @@ def decide(hypotheses: Sequence[Hypothesis]) -> list[Decision]:
     first: a difference within the margin does not matter, even if it is significant (see `direction`). With fewer than
     six effective units the verdict is undecided.
 
+    A sequential evaluation enters with its stage-wise p-value. One that stopped because the runs are equivalent, or
+    because no verdict was in sight, has given up its test of a difference; only the one that stopped because they are
+    equivalent can be `equivalent`.
+
     Args:
         hypotheses: all of the comparison; Holm's corrections cover them all.
     """
-    corrected = holm([hypothesis.paired.p_value for hypothesis in hypotheses])
+    corrected = holm([_p_value(hypothesis) for hypothesis in hypotheses])
     with_margin = [hypothesis for hypothesis in hypotheses if hypothesis.margin]
-    equivalence = iter(holm([h.paired.equivalence_p(h.margin or 0.0) for h in with_margin]))
+    equivalence = iter(holm([_equivalence_p(hypothesis) for hypothesis in with_margin]))
     levels = ALPHA / max(1, len(hypotheses)), ALPHA / max(1, len(with_margin))
     return [
         _decision(hypothesis, p, next(equivalence) if hypothesis.margin else None, levels)
@@ -60,10 +74,37 @@ def decide(hypotheses: Sequence[Hypothesis]) -> list[Decision]:
     ]
 
 
+def _p_value(hypothesis: Hypothesis) -> float:
+    stopped = hypothesis.stopped
+    gave_up = stopped is not None and stopped.outcome in ("equivalent", FUTILE)
+    return 1.0 if gave_up else hypothesis.paired.p_value
+
+
+def _equivalence_p(hypothesis: Hypothesis) -> float:
+    if (stopped := hypothesis.stopped) is None:
+        return hypothesis.paired.equivalence_p(hypothesis.margin or 0.0)
+    return stopped.equivalence_level if stopped.outcome == "equivalent" else 1.0
+
+
+def _sequential_decision(
+    hypothesis: Hypothesis, outcome: Outcome, p_holm: float, p_equivalent: float | None
+) -> Decision:
+    paired = hypothesis.paired
+    if outcome == "equivalent" and p_equivalent is not None and p_equivalent < ALPHA:
+        return Decision("equivalent", p_holm, p_equivalent, 0)
+    enough = paired.effective_units >= LEAST_UNITS
+    direction = paired.interval.side * (1 if hypothesis.higher_is_better else -1) if enough and p_holm < ALPHA else 0
+    if direction:
+        return Decision("better" if direction > 0 else "worse", p_holm, p_equivalent, direction)
+    return Decision("undecided", p_holm, p_equivalent, 0, lacking=_lacking(paired, p_holm, enough=enough))
+
+
 def _decision(
     hypothesis: Hypothesis, p_holm: float, p_equivalent: float | None, levels: tuple[float, float]
 ) -> Decision:
     paired, margin = hypothesis.paired, hypothesis.margin
+    if hypothesis.stopped is not None:
+        return _sequential_decision(hypothesis, hypothesis.stopped.outcome, p_holm, p_equivalent)
     enough = paired.effective_units >= LEAST_UNITS
     direction = significant_direction(paired, p_holm) * (1 if hypothesis.higher_is_better else -1)
     if enough and margin and p_equivalent is not None and p_equivalent < ALPHA and _within(paired, margin):

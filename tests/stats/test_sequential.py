@@ -183,7 +183,7 @@ def test_one_look_is_the_test_of_fixed_size() -> None:
     assert look.limit == pytest.approx(1.96, abs=1e-3)
     final = monitor.final()
     assert final.estimate == pytest.approx(differences.mean(), rel=1e-4)
-    half = stats.t.isf(0.025, 79) * differences.reshape(80, 5).mean(axis=1).std(ddof=1) / math.sqrt(80)
+    half = 400 / 402 * stats.t.isf(0.025, 79) * differences.reshape(80, 5).mean(axis=1).std(ddof=1) / math.sqrt(80)
     assert (final.interval.high - final.interval.low) / 2 == pytest.approx(half, rel=1e-3)
     fixed = paired_difference(np.zeros(400), differences, units).interval  # with one document in each direction
     assert (final.repeated.low, final.repeated.high) == pytest.approx((fixed.low, fixed.high), abs=1e-4)

@@ -39,13 +39,18 @@ class Record:
         """How the row ended; None for the baseline, and for a row that was interrupted."""
         return self.looks[-1].outcome if self.looks else None
 
+    @property
+    def level(self) -> float:
+        """Two-sided error probability of the row."""
+        return self.design.alpha / self.design.family
+
     def final(self) -> Final:
         """The estimates after stopping.
 
         Raises:
             ValueError: the run has no look, because it is the baseline.
         """
-        return final_result(self.looks, spending=self.design.spending, alpha=self.design.alpha / self.design.family)
+        return final_result(self.looks, spending=self.design.spending, alpha=self.level)
 
 
 def sequential_record(
