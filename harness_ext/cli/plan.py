@@ -115,8 +115,8 @@ def _show_overview(pilots: Sequence[Pilot], options: argparse.Namespace, rows: i
     console.print(render_grid(overview_grid(plans), console.width))
     print(
         f"shows: difference that all n documents find with 80 % power; the error of .05 is shared by {rows} rows.\n"
-        "asked: share of the documents that --until-decided asks on average if that is the difference; if null: if there "
-        "is none; at worst all of them.\n"
+        "asked: share of them that --until-decided asks on average if that is the difference; if null: if there is "
+        "none. At worst it asks all.\n"
         "ICC: correlation within a passage. minutes: on average and at worst, at the speed of the pilot.\n"
         "A table for each row: --difference POINTS, or --tasks TASK."
     )
