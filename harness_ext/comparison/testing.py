@@ -75,10 +75,10 @@ def test_pair(pair: Pair, settings: Settings) -> PairTest:
     before, afters = pair.numbers()
     try:
         paired = _difference(statistic, before, afters, pair.clusters, settings.seed)
+        if (record := stopped_record(pair)) is not None:
+            return _sequential(pair, paired, record, settings)
     except ValueError as error:
         return _untested(pair, str(error), seeds)
-    if (record := stopped_record(pair)) is not None:
-        return _sequential(pair, paired, record, settings)
     after = np.mean(afters, axis=0) if statistic.is_mean else afters[0]
     gain = None
     if statistic.is_mean and seeds is None and pair.base.result.config.get("output_type") == "generate_until":
