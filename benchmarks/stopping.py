@@ -31,6 +31,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 ORDERS = 200
 RUNS = 10_000
+SAME = {"undecided": ("undecided", "cannot decide")}  # outcomes that agree with a verdict of fixed size
 
 
 def main() -> None:
@@ -126,7 +127,7 @@ def replay_all(paths: Sequence[Path], file: Path) -> None:
             store(file, {
                 "name": name, "n": n, "difference": paired.difference, "verdict": verdict, "outcomes": counts,
                 "share": float(np.mean(shares)), "longest": float(np.max(shares)),
-                "agreement": counts.get(verdict, 0) / ORDERS,
+                "agreement": sum(counts.get(outcome, 0) for outcome in SAME.get(verdict, (verdict,))) / ORDERS,
             })  # fmt: skip
 
 

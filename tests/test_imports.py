@@ -28,7 +28,19 @@ EVERYWHERE = ("reading", "names")  # readers of input, at the bottom with `error
 ALLOWED: dict[str, tuple[str, ...]] = {
     "version": (),
     "__init__": ("version", *WINGS),  # but lazily, see below
-    "cli": ("cli", "version", "atomic", *WINGS, "check", "new_task", "render", "demo", "findings", "errors"),
+    "cli": (
+        "cli",
+        "version",
+        "atomic",
+        *WINGS,
+        "check",
+        "new_task",
+        "render",
+        "formatting",
+        "demo",
+        "findings",
+        "errors",
+    ),
     "demo": (*WINGS, "errors"),
     "training": ("training", "atomic", "protocol", "models", "trees", "cpu", "metrics", "errors"),
     "engine": ("engine", "version", "atomic", "protocol", "models", "trees", "cpu", "metrics", "stats", "errors"),

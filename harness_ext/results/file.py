@@ -71,7 +71,23 @@ def parse_run(file: Path, payload: Mapping[str, Any]) -> Run:
     fallback = base or _text(config.get("model")) or file.parent.name
     name = clean_name(_text(extension.get("variant")) or _last_part(adapter or fallback))
     tasks = {clean_name(task): _parse_task(task, file, payload, records) for task in _entries(payload)}
-    return Run(name, file, arguments, tasks, base, adapter, config, _mapping(extension, "card"))
+    return Run(
+        name, file, arguments, tasks, base, adapter, config, _mapping(extension, "card"),
+        seconds_per_document=_seconds_per_document(payload, tasks),
+    )  # fmt: skip
+
+
+def _seconds_per_document(payload: Mapping[str, Any], tasks: Mapping[str, TaskResult]) -> float | None:
+    """Evaluation time of one document; lm-eval logs its total time as text. None where answers were there before."""
+    if harness_ext_keys(payload).get("answers_from_store"):
+        return None
+    documents = sum(result.n for result in tasks.values() if not result.is_group)
+    logged = harness_ext_keys(payload).get("seconds", payload.get("total_evaluation_time_seconds"))
+    try:
+        seconds = float(logged or 0)
+    except (TypeError, ValueError):
+        return None
+    return seconds / documents if documents and 0 < seconds < float("inf") else None
 
 
 def run_in_memory(results: Mapping[str, Any]) -> Run:
@@ -146,6 +162,7 @@ def _parse_task(task: str, file: Path, payload: Mapping[str, Any], records: Mapp
         settings=_settings(payload),
         token_settings=_requested_token_settings(payload),
         resolved_token_settings=_resolved_token_settings(payload),
+        available=_available(task, payload),
         sequential=records.get(task),
         is_group=is_group,
         members=_members(task, payload) if is_group else (),
@@ -162,6 +179,11 @@ def _documents(task: str, payload: Mapping[str, Any]) -> int | None:
     if _version(payload) < (0, 4, 13):
         count = payload["results"][task].get("sample_len")
     return count if isinstance(count, int) and not isinstance(count, bool) else None
+
+
+def _available(task: str, payload: Mapping[str, Any]) -> int | None:
+    count = _mapping(_mapping(payload, "n-samples"), task).get("original")
+    return count if isinstance(count, int) and not isinstance(count, bool) and count > 0 else None
 
 
 def _version(payload: Mapping[str, Any]) -> tuple[int, ...]:

@@ -61,6 +61,7 @@ class TaskResult:
     is_group: bool = False  # whether it is an aggregate over other tasks
     members: tuple[str, ...] = ()  # of a group: its tasks
     documents: int | None = None  # how many every filter's samples have at least; None if unknown
+    available: int | None = None  # documents of the split, whether or not they were asked; None if not logged
     digest: str | None = None  # lm-eval's hash of all samples; None if they were not logged, or by another tool
     sequential: Record | None = field(default=None, repr=False)  # how it was watched, if with --until-decided
     read_samples: SampleReader = field(default=iter_samples, repr=False)  # other tools have other formats
@@ -161,4 +162,5 @@ class Run:
     adapter: str | None
     config: Mapping[str, Any] = field(repr=False)
     card: Mapping[str, Any] = field(default_factory=dict, repr=False)  # the adapter's card, if logged
+    seconds_per_document: float | None = None  # of the newest file, over all of its tasks; None if not logged
     tool: str = LM_EVAL  # the tool that wrote the results

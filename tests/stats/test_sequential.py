@@ -304,6 +304,23 @@ def test_a_record_survives_json() -> None:
     assert record.final() == monitor.final() == final_result(monitor.looks, spending=Spending(), alpha=0.05)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("z", None), ("z", float("inf")), ("estimate", float("nan")), ("fraction", 0.9), ("gained", 10_000),
+        ("lost", None), ("documents", 1.5), ("outcome", "best"), ("degrees", -1), ("interval", {"low": 0}),
+        ("limit", "x"), ("standard_error", -1.0), ("power", True),
+    ],
+)  # fmt: skip
+def test_the_looks_of_a_record_are_checked(field: str, value: object) -> None:
+    monitor = followed(drawn(np.random.default_rng(5), 872, discordant=0.2, difference=0.15), design())
+    documents = monitor.looks[-1].documents
+    record = sequential_record(design(), {"t": monitor.looks}, baseline="base", documents={"t": documents})
+    record["tasks"]["t"]["looks"][-1][field] = value
+    with pytest.raises(ValueError, match=r".{10}"):
+        read_record(record)
+
+
 @pytest.mark.parametrize("path", ["digest", "design", "tasks", "baseline", "tasks.t.documents", "tasks.t.looks"])
 def test_a_record_is_checked(path: str) -> None:
     monitor = followed(drawn(np.random.default_rng(5), 872, discordant=0.2, difference=0.15), design())

@@ -89,13 +89,18 @@ class Look:
             raise ValueError("the degrees of freedom of a look must be positive")
         if (values["gained"] is None) != (values["lost"] is None):
             raise ValueError("a look must count both the documents gained and those lost, or neither")
+        if (values["gained"] or 0) + (values["lost"] or 0) > values["documents"]:
+            raise ValueError("a look must not count more documents gained and lost than it has")
         return cls(**values)
 
 
 def _number(name: str, value: Any) -> float:
+    may_be_infinite = name in ("degrees", "boundary", "limit", "interval", "boundary_equivalent")
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
         raise ValueError(f"{name} of a look must be a number, not {value!r}")
-    return float(value)
+    if math.isinf(number := float(value)) and not may_be_infinite:
+        raise ValueError(f"{name} of a look must be finite")
+    return number
 
 
 def _is_count(value: Any) -> bool:

@@ -107,6 +107,9 @@ def _task(design: Design, task: str, baseline: Any, part: Any) -> Record:
         raise ValueError(f"{task}: {count!r} documents were asked, but {planned} are planned")
     if sizes != sorted(set(sizes)) or (sizes and sizes[-1] > count):
         raise ValueError(f"{task}: its looks do not fit the {count} documents asked")
+    discordant = [look.gained + look.lost for look in looks if look.gained is not None and look.lost is not None]
+    if discordant != sorted(discordant):
+        raise ValueError(f"{task}: a later look has fewer documents gained and lost")
     if any(abs(look.fraction - look.documents / planned) > 1e-9 for look in looks):
         raise ValueError(f"{task}: a look's information fraction is not its share of the documents")
     return Record(design, task, baseline, count, looks)
