@@ -24,9 +24,9 @@ def add_generation_records(
     """
     known = getattr(lm, "generation_records", {})
     for task, logged in samples.items():
-        chosen = list((selected or {}).get(task, ()))
+        places = {number: place for place, number in enumerate((selected or {}).get(task, ()))}
         for sample in logged:
-            doc = chosen.index(sample["doc_id"]) if chosen else sample["doc_id"]
+            doc = places[sample["doc_id"]] if places else sample["doc_id"]
             for idx in range(len(sample["arguments"])):
                 if records := known.get(RequestKey(task, doc, idx)):
                     sample.update(records[_scored(sample, idx, len(records))]._asdict())

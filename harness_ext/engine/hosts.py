@@ -34,6 +34,9 @@ MODEL_ARGUMENTS = ("pretrained", "model", "path", "engine")  # by which lm-eval'
 ADAPTER_ARGUMENTS = ("peft", "lora_local_path")
 
 
+Selected = Mapping[str, Sequence[int]] | None
+
+
 class Host(Protocol):
     """An engine with a base and adapters that it can put on and take off."""
 
@@ -67,8 +70,13 @@ class Host(Protocol):
     def check(self) -> None:
         """Raise for settings that the active variant could not be evaluated with."""
 
-    def add_records(self, samples: Mapping[str, list[dict[str, Any]]]) -> None:
-        """Put what is known of each generation, such as its finish reason, into the logged samples."""
+    def add_records(self, samples: Mapping[str, list[dict[str, Any]]], selected: Selected) -> None:
+        """Put what is known of each generation, such as its finish reason, into the logged samples.
+
+        Args:
+            samples: by task, as logged.
+            selected: numbers of the documents that were chosen, by task; None if all were.
+        """
 
 
 def host_for(config: EvaluatorConfig, adapters: Sequence[str | Path] = ()) -> Host:
@@ -127,7 +135,7 @@ class ArgumentsHost:
     def check(self) -> None:
         """Nothing is known beforehand."""
 
-    def add_records(self, _samples: Mapping[str, list[dict[str, Any]]]) -> None:
+    def add_records(self, _samples: Mapping[str, list[dict[str, Any]]], _selected: Selected) -> None:
         """Such a model keeps none."""
 
 
@@ -207,9 +215,9 @@ class PeftHost:
         """Raise for a chat template that the tokenizer does not have."""
         check_chat_template(self.lm, self._config.apply_chat_template)
 
-    def add_records(self, samples: Mapping[str, list[dict[str, Any]]]) -> None:
+    def add_records(self, samples: Mapping[str, list[dict[str, Any]]], selected: Selected) -> None:
         """Finish reason and token counts; see `generation_records`."""
-        add_generation_records(samples, self.lm, self._config.samples)
+        add_generation_records(samples, self.lm, selected)
 
 
 def prompt_settings(config: EvaluatorConfig) -> PromptSettings:

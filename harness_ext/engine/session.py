@@ -183,7 +183,7 @@ class Session:
         results["config"]["model"] = config.model
         for name, samples in results.get("samples", {}).items():
             with failures.catching(name, "no finish reasons in its samples: "):
-                host.add_records({name: samples})
+                host.add_records({name: samples}, config.samples if part.samples is None else part.samples)
         for name, samples in results.get("samples", {}).items() if part.writes else ():
             with failures.catching(name, "ties between its choices were not counted: "):
                 _warn_of_ties({name: samples})

@@ -161,6 +161,31 @@ def test_nothing_is_asked_twice(
     assert "sequential" not in whole[0].results["harness_ext"]
 
 
+def test_finish_reasons_are_those_of_the_document(
+    tiny_model_folder: Path, adapters: dict[str, Path], labels: list[int], tmp_path: Path
+) -> None:
+    """lm-eval numbers the chosen documents anew while it asks."""
+    task = write_task(tmp_path, "spoken", labels)
+    text = task.read_text().replace("output_type: multiple_choice", "output_type: generate_until")
+    text = text.replace("doc_to_choice: choices", "generation_kwargs: {until: ['e', 'o', 't', ' '], max_gen_toks: 8}")
+    text = text.replace("metric: acc,", "metric: exact_match,").replace(
+        "doc_to_target: label", "doc_to_target: '{{label}}'"
+    )
+    task.write_text(text)
+    done, _ = decide(tiny_model_folder, [task], [adapters["good"]], None, looks=(0.2, 1.0))
+    full = evaluate(
+        str(tiny_model_folder), tasks=[str(task)], adapters=[adapters["good"]], log_samples=True, store=False,
+        output_path=str(tmp_path / "full"),
+    )  # fmt: skip
+    fields = ("resps", "finish_reason", "input_tokens", "output_tokens")
+    for stopped, whole in zip(done, full, strict=True):
+        by_id = {sample["doc_id"]: sample for sample in whole.results["samples"]["spoken"]}
+        logged = stopped.results["samples"]["spoken"]
+        assert len({sample["input_tokens"] for sample in by_id.values()}) > 1
+        for sample in logged:
+            assert [sample[name] for name in fields] == [by_id[sample["doc_id"]][name] for name in fields]
+
+
 def test_without_a_folder_answers_are_kept_in_memory(
     tiny_model_folder: Path, adapters: dict[str, Path], labels: list[int], tmp_path: Path
 ) -> None:
