@@ -156,7 +156,7 @@ class PeftHost:
         if config.model_args.get("delta") and self.variants[-1].adapter:
             raise ModelError(DELTA_WITH_ADAPTER)
         self.takes_shards = not config.model_args.get("tp_plan")  # which divides the model among the processes
-        self.base = _resolve_base(config.model_args, [variant for variant in self.variants if variant.adapter])
+        self.base = resolve_base(config.model_args, [variant for variant in self.variants if variant.adapter])
         self.weights: str | None = self.base
 
     def load(self, tasks: Sequence[Task]) -> None:
@@ -231,7 +231,7 @@ def prompt_settings(config: EvaluatorConfig) -> PromptSettings:
     )
 
 
-def _resolve_base(model_args: Mapping[str, Any], adapters: Sequence[Variant]) -> str:
+def resolve_base(model_args: Mapping[str, Any], adapters: Sequence[Variant]) -> str:
     if named := model_args.get("pretrained"):
         return resolve_model(str(named))
     if not adapters:
