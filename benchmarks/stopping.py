@@ -199,7 +199,8 @@ def simulation_tables(records: Sequence[Mapping[str, Any]]) -> str:
         ("no difference in any row", "experiments", "any better or worse after Holm"),
         [(r["name"], f"{r['runs']:,}", percent(r["family-wise"])) for r in by_kind.get("family", ())],
     )
-    return "\n".join((null, gain, margin, family))
+    kinds = {"null": null, "gain": gain, "margin": margin, "family": family}
+    return "\n".join(table for kind, table in kinds.items() if kind in by_kind)
 
 
 def fixed_power(record: Mapping[str, Any]) -> str:

@@ -45,7 +45,7 @@ def test_false_equivalence(scenario: Scenario, runs: int) -> None:
 
 
 @pytest.mark.parametrize("runs", [SOME, MANY])
-@pytest.mark.parametrize(("scenario", "discordant"), zip(GAINS[:3], (0.1, 0.15, 0.25), strict=True), ids=name)
+@pytest.mark.parametrize(("scenario", "discordant"), list(zip(GAINS[:3], (0.1, 0.15, 0.25), strict=True)), ids=name)
 def test_power_is_hardly_lost(scenario: Scenario, discordant: float, runs: int) -> None:
     fixed = mcnemar_power(scenario.n, discordant, scenario.truth)
     assert simulate(scenario, runs).share("better") >= fixed - 0.03 - noise(fixed, runs)
