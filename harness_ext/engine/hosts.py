@@ -1,7 +1,8 @@
 """The engines that evaluation knows, behind one interface: which variants there are, and how each becomes active.
 
-`PeftHost` puts adapters on a model in this process. `ArgumentsHost` is every other model class of lm-eval: it has the
-one variant that its arguments name. A new engine is a class here and a line in `host_for`.
+`PeftHost` puts adapters on a model in this process; `VllmHost` (vllm_host.py) and `EndpointHost` (endpoint_host.py)
+send them with each request. `ArgumentsHost` is every other model class of lm-eval: it has the one variant that its
+arguments name. A new engine is a class and a line in engines.py.
 """
 
 from __future__ import annotations
@@ -77,19 +78,6 @@ class Host(Protocol):
             samples: by task, as logged.
             selected: numbers of the documents that were chosen, by task; None if all were.
         """
-
-
-def host_for(config: EvaluatorConfig, adapters: Sequence[str | Path] = ()) -> Host:
-    """The host of a config's model class; nothing is loaded yet.
-
-    Raises:
-        HarnessExtError: an adapter that is missing or damaged, no base, or an engine that cannot switch adapters.
-    """
-    if issubclass(get_model(config.model), HFLM):
-        return PeftHost(config, adapters)
-    if adapters:
-        raise ModelError(f"--adapters needs --model hf; give {config.model} its adapter in --model_args")
-    return ArgumentsHost(config)
 
 
 class ArgumentsHost:
@@ -232,6 +220,12 @@ def prompt_settings(config: EvaluatorConfig) -> PromptSettings:
 
 
 def resolve_base(model_args: Mapping[str, Any], adapters: Sequence[Variant]) -> str:
+    """The base that is named, or that the adapters name.
+
+    Raises:
+        ModelError: none is named.
+        AdapterError: the adapters belong to different bases.
+    """
     if named := model_args.get("pretrained"):
         return resolve_model(str(named))
     if not adapters:

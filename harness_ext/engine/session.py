@@ -24,8 +24,9 @@ from typing import Any, Literal
 from harness_ext.engine.adapter_switch import within_tables
 from harness_ext.engine.asking import Answering
 from harness_ext.engine.content import ContentOf, ModelContent, WatchedFolder, device_name
+from harness_ext.engine.engines import host_for
 from harness_ext.engine.from_store import StoreHost, check_stored
-from harness_ext.engine.hosts import ADAPTER_ARGUMENTS, Host, host_for, prompt_settings
+from harness_ext.engine.hosts import ADAPTER_ARGUMENTS, Host, prompt_settings
 from harness_ext.engine.isolation import evaluate_isolated, leaves, one_line
 from harness_ext.engine.provenance import key_of_each, provenance
 from harness_ext.engine.sharding import Shards

@@ -49,6 +49,6 @@ def test_two_runs_of_another_engine_can_be_told_apart(engine: list[dict[str, Any
 
 
 def test_an_engine_without_a_switch_takes_its_adapter_by_its_arguments(engine: list[dict[str, Any]]) -> None:
-    with pytest.raises(ModelError, match=r"--adapters .* --model_args"):
+    with pytest.raises(ModelError, match=r"dummy cannot switch adapters; .* --model_args"):
         evaluate(tasks=["sst2_choice"], model="dummy", adapters=[ADAPTER])
     assert not engine
