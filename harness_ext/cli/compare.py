@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness_ext.atomic import write_text
 from harness_ext.cli.parser import CHECK_FAILED, add_explain, command_parser, seed
@@ -35,6 +35,25 @@ def parser() -> argparse.ArgumentParser:
         "  harness-ext compare results/sst2\n  harness-ext compare results/* --format markdown --output comparison.md\n"
         "  harness-ext compare results/sst2 --fail-on worse    # exit code 1 if a verdict is worse",
     )  # fmt: skip
+    add_comparison(parser)
+    parser.add_argument("--sort", choices=ORDERS, help="order of runs (default: by name; in a board, by mean rank)")
+    parser.add_argument(
+        "--view",
+        choices=VIEWS,
+        default="auto",
+        help="rows: one per run and task; board: models against tasks (default: what suits the number of rows)",
+    )
+    parser.add_argument("--format", choices=FORMATS, default="table", help="output format (default: table)")
+    parser.add_argument(
+        "--fail-on", choices=BARS, help="exit with code 1 if a verdict is worse; is undecided or worse; is not better"
+    )
+    parser.add_argument("--output", metavar="FILE", help="write to this file instead of the terminal")
+    add_explain(parser)
+    return parser
+
+
+def add_comparison(parser: argparse.ArgumentParser) -> None:
+    """Add RESULTS and the flags that say what is compared, and how."""
     parser.add_argument(
         "results", nargs="*", metavar="RESULTS",
         help="folders or results files of lm-eval, logs of Inspect, outputs of EvalScope, or a CSV",
@@ -78,17 +97,6 @@ def parser() -> argparse.ArgumentParser:
         "--each-seed", action="store_true", help="one row per seed, instead of one for all seeds of a recipe"
     )
     parser.add_argument("--seed", type=seed, default=0, help="seed of permutations and bootstraps (default: 0)")
-    parser.add_argument("--sort", choices=ORDERS, help="order of runs (default: by name; in a board, by mean rank)")
-    parser.add_argument(
-        "--view",
-        choices=VIEWS,
-        default="auto",
-        help="rows: one per run and task; board: models against tasks (default: what suits the number of rows)",
-    )
-    parser.add_argument("--format", choices=FORMATS, default="table", help="output format (default: table)")
-    parser.add_argument(
-        "--fail-on", choices=BARS, help="exit with code 1 if a verdict is worse; is undecided or worse; is not better"
-    )
     parser.add_argument(
         "--statistics",
         action="append",
@@ -96,9 +104,26 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="Python file that declares your own metrics (a task's scoring.py); repeatable",
     )
-    parser.add_argument("--output", metavar="FILE", help="write to this file instead of the terminal")
-    add_explain(parser)
-    return parser
+
+
+def comparison_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `compare_runs` that the flags of `add_comparison` give."""
+    from harness_ext.metrics.declarations import load_statistics
+
+    margin, margins = _margins(options.margin)
+    return {
+        "baseline": options.baseline,
+        "metric": options.metric,
+        "margin": margin,
+        "margins": margins,
+        "statistics": [statistic for file in options.statistics for statistic in load_statistics(file)],
+        "clusters": _pairs("--cluster", options.cluster, "TASK=COLUMN"),
+        "seed": options.seed,
+        "allow": options.allow,
+        "tasks": options.tasks,
+        "only": options.runs,
+        "group_seeds": not options.each_seed,
+    }
 
 
 def run(options: argparse.Namespace) -> int:
@@ -106,7 +131,6 @@ def run(options: argparse.Namespace) -> int:
     from harness_ext.comparison.gate import why_it_fails
     from harness_ext.findings import explain
     from harness_ext.leaderboard import compare_runs
-    from harness_ext.metrics.declarations import load_statistics
     from harness_ext.results.load import load_results
 
     if options.explain:
@@ -114,23 +138,9 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if not options.results:
         raise HarnessExtError("compare needs RESULTS, folders or results files; see harness-ext compare --help")
-    margin, margins = _margins(options.margin)
     loaded = load_results(*options.results)
     comparison = compare_runs(
-        loaded.runs,
-        unreadable=loaded.unreadable,
-        baseline=options.baseline,
-        metric=options.metric,
-        margin=margin,
-        margins=margins,
-        statistics=[statistic for file in options.statistics for statistic in load_statistics(file)],
-        clusters=_pairs("--cluster", options.cluster, "TASK=COLUMN"),
-        seed=options.seed,
-        allow=options.allow,
-        tasks=options.tasks,
-        only=options.runs,
-        sort=options.sort,
-        group_seeds=not options.each_seed,
+        loaded.runs, unreadable=loaded.unreadable, sort=options.sort, **comparison_options(options)
     )
     comparison = with_errors(comparison, loaded.runs)
     if options.format == "table" and not options.output:

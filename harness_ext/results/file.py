@@ -65,7 +65,18 @@ def parse_run(file: Path, payload: Mapping[str, Any]) -> Run:
     fallback = base or _text(config.get("model")) or file.parent.name
     name = clean_name(_text(extension.get("variant")) or _last_part(adapter or fallback))
     tasks = {clean_name(task): _parse_task(task, file, payload) for task in _entries(payload)}
-    return Run(name, file, arguments, tasks, base, adapter, config, _mapping(extension, "card"))
+    card = _mapping(extension, "card")
+    return Run(name, file, arguments, tasks, base, adapter, config, card, origin=_origin(payload, extension))
+
+
+def _origin(payload: Mapping[str, Any], extension: Mapping[str, Any]) -> dict[str, Any]:
+    """Versions, date, and hashes of the adapter's files, as far as they were logged."""
+    origin = {name: payload.get(name) for name in ("lm_eval_version", "transformers_version", "git_hash", "date")}
+    origin["harness_ext_version"] = extension.get("version")
+    origin["adapter_sha256"] = extension.get("adapter_sha256")
+    for name in ("chat_template", "system_instruction", "fewshot_as_multiturn"):
+        origin[name] = payload.get(name)
+    return {name: value for name, value in origin.items() if value is not None}
 
 
 def _entries(payload: Mapping[str, Any]) -> list[str]:
@@ -106,12 +117,18 @@ def _parse_task(task: str, file: Path, payload: Mapping[str, Any]) -> TaskResult
         config=_mapping(_mapping(payload, "configs"), task),
         fingerprint_fields=_mapping(_mapping(extension, "fingerprint_fields"), task),
         sample_data=extension.get("sample_data"),
+        source=file,
+        limit=_limit(_mapping(payload, "config").get("limit")),
         settings=_settings(payload),
         token_settings=_requested_token_settings(payload),
         resolved_token_settings=_resolved_token_settings(payload),
         is_group=is_group,
         members=_members(task, payload) if is_group else (),
     )
+
+
+def _limit(value: Any) -> float | None:
+    return value if _is_number(value) else None
 
 
 def _documents(task: str, payload: Mapping[str, Any]) -> int | None:

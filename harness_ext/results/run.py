@@ -59,6 +59,8 @@ class TaskResult:
     resolved_token_settings: Mapping[str, str] | None = None  # as used; None in stock and older results
     is_group: bool = False  # whether it is an aggregate over other tasks
     members: tuple[str, ...] = ()  # of a group: its tasks
+    source: Path | None = None  # the results file
+    limit: float | None = None  # as given to lm-eval: documents, or a share of them; None: all
     documents: int | None = None  # how many every filter's samples have at least; None if unknown
     digest: str | None = None  # lm-eval's hash of all samples; None if they were not logged, or by another tool
     read_samples: SampleReader = field(default=iter_samples, repr=False)  # other tools have other formats
@@ -150,3 +152,4 @@ class Run:
     config: Mapping[str, Any] = field(repr=False)
     card: Mapping[str, Any] = field(default_factory=dict, repr=False)  # the adapter's card, if logged
     tool: str = LM_EVAL  # the tool that wrote the results
+    origin: Mapping[str, Any] = field(default_factory=dict, repr=False)  # versions, date, hashes, as far as logged
