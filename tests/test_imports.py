@@ -63,7 +63,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "leaderboard": ("comparison", "render", "results"),
     "render/diagnosis": ("doctor/diagnosis", "findings"),
-    "render": ("render", "formatting", "comparison/rows", "comparison/gain", "metrics/statistic", "stats"),
+    "render": ("render", "formatting", "comparison/rows", "comparison/gain", "metrics/statistic", "stats", "errors"),
     "formatting": ("metrics/statistic", "stats"),  # pure: words for numbers
     "render/grid": (),
     "render/report": (

@@ -1,4 +1,4 @@
-"""`harness-ext compare`: compare results with a baseline, in six formats."""
+"""`harness-ext compare`: compare results with a baseline, in seven formats."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("table", "markdown", "csv", "json", "latex", "html")
+FORMATS = ("table", "markdown", "csv", "json", "latex", "html", "svg")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -202,12 +202,20 @@ def _write_comparison(comparison: Leaderboard, options: argparse.Namespace) -> N
         "json": lambda: json.dumps(comparison.to_json(), indent=2, ensure_ascii=False),
         "latex": lambda: comparison.to_latex(options.view),
         "html": lambda: comparison.to_html(options.view),
+        "svg": lambda: _svg(comparison),
     }
     text = writers[options.format]().rstrip("\n")
     if not options.output:
         print(text)
         return
     write_text(options.output, text + "\n")
+
+
+def _svg(comparison: Leaderboard) -> str:
+    text = comparison.to_svg()
+    if not text:
+        raise HarnessExtError("no row was tested, so there are no differences to draw; evaluate with --log_samples")
+    return text
 
 
 def print_comparison(comparison: Leaderboard, view: View = "auto") -> None:

@@ -12,7 +12,7 @@ from harness_ext.comparison.rows import Comparison
 from harness_ext.doctor.diagnose import MOST_DOCUMENTS, diagnose
 from harness_ext.doctor.diagnosis import Diagnosis
 from harness_ext.errors import HarnessExtError
-from harness_ext.leaderboard import compare_runs
+from harness_ext.leaderboard import Leaderboard, compare_runs
 from harness_ext.render.report.page import page
 from harness_ext.reporting.collect import collect
 from harness_ext.reporting.samples import Budget
@@ -29,7 +29,7 @@ def write_report(
     include_path: Sequence[str | Path] = (),
     limits: Budget | None = None,
     **options: Any,
-) -> Comparison:
+) -> Leaderboard:
     """Compare runs and write everything that is known about them into one HTML file.
 
     Args:

@@ -14,7 +14,7 @@ from lm_eval_files import sample
 from harness_ext.reporting.write import write_report
 from harness_ext.results.load import load_runs
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra `browser`)")
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra `pages`)")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.slow,
