@@ -60,9 +60,7 @@ CELLS = [
     """,
     "Everything in one file, to send to a colleague:",
     """
-    from harness_ext.reporting.write import write_report
-
-    comparison = write_report(runs, f"{results}/report.html", results=[results])
+    comparison = harness_ext.write_report(runs, f"{results}/report.html", results=[results])
     """,
 ]
 

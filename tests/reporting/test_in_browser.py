@@ -46,9 +46,9 @@ CONTRAST = """() => {
 NAMES = "[...document.querySelectorAll('select, input, button')].map((e) => e.labels?.length || e.textContent)"
 
 
-def answers(shift: int, words: str) -> list[dict]:
+def answers(shift: int, words: str, n: int = 300) -> list[dict]:
     samples = []
-    for number in range(300):
+    for number in range(n):
         gold, right = number % 2, (number + shift) % 3 > 0
         predicted = gold if right else 1 - gold
         doc = {"q": f"question {number}", "choices": ["no", "yes"], "context": f"A passage with number {number // 3}."}
@@ -155,6 +155,22 @@ def test_keyboard_and_only_what_is_seen_is_drawn(opened: Callable[..., Any]) -> 
     page = opened()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
+
+
+def test_twenty_thousand_samples_stay_usable(browser: Any, write_pair: Callable[..., Path], tmp_path: Path) -> None:
+    both = {"metrics": {"demo": {"macro_f1,none": 0.5}}}
+    folder = write_pair("demo", answers(0, "old", 20_000), answers(1, "new", 20_000), both=both)
+    write_report(load_runs(folder), tmp_path / "report.html")
+    page = browser.new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    page.wait_for_selector("#list .item")
+    page.focus("#list")
+    page.keyboard.press("End")
+    assert page.locator("#detail h3").inner_text().startswith("Document 19999 ")
+    assert page.locator("#list .item").count() < 30
+    page.fill("#query", "question 12345")
+    wait_for_count(page, "1 of 20,000 samples")
+    page.close()
 
 
 def test_texts_do_not_act(opened: Callable[..., Any]) -> None:

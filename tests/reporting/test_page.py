@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import re
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from lm_eval_files import labelled, sample
 from report_page import Page
 
 from harness_ext import cli
+from harness_ext.comparison.compare import compare_runs
 from harness_ext.render.verdict import sentence
+from harness_ext.reporting.collect import collect
 from harness_ext.reporting.samples import Budget
 from harness_ext.reporting.write import write_report
 from harness_ext.results.load import load_runs
@@ -196,6 +199,18 @@ def test_the_same_results_give_the_same_bytes(pair: Path, tmp_path: Path) -> Non
     for name in ("a", "b"):
         write_report(load_runs(pair), tmp_path / f"{name}.html")
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_memory_depends_on_what_is_kept(write_pair: Callable[..., Path], tmp_path: Path) -> None:
+    """60 MB of samples, of which a few go into the file; line by line, no more than some are in memory."""
+    runs = load_runs(write_pair("demo", *(answers([1.0] * 300, f"{name} {{}} " + "long " * 20_000) for name in "ab")))
+    comparison = compare_runs(runs)
+    tracemalloc.start()
+    report = collect(runs, comparison, [], limits=Budget(documents=20))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert report.samples[0].size == 20
+    assert peak < 10e6
 
 
 @pytest.mark.slow

@@ -90,6 +90,7 @@ def _context(report: Report) -> dict[str, Any]:
         "waterfalls": figures.waterfalls_of(comparison),
         "untested": [row for row in comparison.rows if row.paired is None],
         "tasks": [charts.task_charts(task) for task in report.tasks],
+        "trains": any("harness-ext train" in command for run in report.runs for command in run.commands),
         "is_sample": any(row.is_sample for row in comparison.rows),
         "sizes": {samples.task: samples for samples in report.samples},
         "documents": {row.task: row.n for row in comparison.rows},
@@ -111,14 +112,14 @@ def _main_verdict(comparison: Comparison) -> str:
 
 
 def _findings(report: Report) -> list[dict[str, Any]]:
-    """All findings, errors first, each with what the catalogue says of it."""
+    """All findings, errors and among them proved ones first, each with what the catalogue says of it."""
     listed: dict[tuple[str, str], dict[str, Any]] = {}
     for diagnosis in report.diagnoses:
         for finding in diagnosis.findings:
             listed.setdefault((finding.id, finding.text), _entry(finding, diagnosis))
     for finding in report.comparison.findings:
         listed.setdefault((finding.id, finding.text), _entry(finding, None))
-    return sorted(listed.values(), key=lambda entry: _LEVELS[entry["level"]])
+    return sorted(listed.values(), key=lambda entry: (_LEVELS[entry["level"]], entry["proof"] is None))
 
 
 def _notes(diagnoses: Sequence[Diagnosis]) -> dict[str, list[str]]:
