@@ -79,7 +79,7 @@ def scan(result: TaskResult, row: Row, measures: Measures) -> Scan:
         found.ids.append(output.doc_id)
         found.scores.append(score)
         found.flags.append(_flags(output.logged))
-        found.prompt_sizes.append(min(len(output.prompt), LONGEST_TEXT))
+        found.prompt_sizes.append(min(len(prompt_of(output)), LONGEST_TEXT))
         found.sizes.append(min(len(output.text or ""), LONGEST_TEXT))
         measures.add(output, score)
     return found
@@ -225,7 +225,7 @@ def sample_set(
                 unit = unit_of(output.doc, column)
                 rows[place] = [
                     output.doc_id,
-                    shortened(output.prompt),
+                    shortened(prompt_of(output)),
                     shortened(_gold(output, choices, gold, classes)),
                     int(output.is_unanswerable) if classes == QUESTIONS else None if gold is None else gold[0],
                     units.setdefault(unit, len(units)) if unit else None,
@@ -270,7 +270,7 @@ def _distinct(each: Scan, factor: float) -> list[float]:
 
 def _answer(output: Output, choices: Sequence[tuple[str, float]], score: float, flags: int) -> list[Any]:
     """[text, score, flags, log-probabilities of the choices, what a filter made of the text]."""
-    text = output.text
+    text = output.text if output.text is not None else output.logged.get("completion")
     if text is None and choices:
         pair = label_pair(output)
         best = max(range(len(choices)), key=lambda place: choices[place][1])
@@ -296,7 +296,18 @@ def _gold(
         return classes[pair[0]]
     if choices and output.target.isdecimal() and int(output.target) < len(choices):
         return choices[int(output.target)][0].strip()
-    return " / ".join(dict.fromkeys(output.references))
+    return " / ".join(dict.fromkeys(output.references)) or _text_of(output.doc.get("target"))
+
+
+def prompt_of(output: Output) -> str:
+    """The prompt; for tools that log none, the document's input."""
+    return output.prompt or _text_of(output.doc.get("input"))
+
+
+def _text_of(value: Any) -> str:
+    if isinstance(value, list):
+        return " / ".join(map(str, value))
+    return "" if value is None else str(value)
 
 
 def shortened(text: str) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import re
+import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -249,3 +250,18 @@ def test_a_failure_keeps_the_old_file(pair: Path, tmp_path: Path, capsys: pytest
     assert "differ in doc_to_text" in capsys.readouterr().err
     assert file.read_text() == "old"
     assert cli.main(["report"]) == 2
+
+
+def test_logs_of_inspect_show_what_they_carry(tmp_path: Path) -> None:
+    log = Path(__file__).parents[1] / "results" / "data" / "inspect_0.3.285.eval"
+    for name in ("a", "b"):
+        (tmp_path / "logs" / name).mkdir(parents=True)
+        shutil.copy(log, tmp_path / "logs" / name / f"{name}.eval")
+    runs = load_runs(tmp_path / "logs")
+    write_report(runs, tmp_path / "report.html", baseline=runs[0].name)
+    (content,) = Page(tmp_path / "report.html").samples
+    assert len(content["rows"]) == 3
+    for row in content["rows"]:
+        assert row[1], "the prompt"
+        assert row[2], "the reference"
+        assert row[6][0][0], "the output"
