@@ -11,6 +11,7 @@ import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from lm_eval_files import labelled, sample
@@ -265,3 +266,17 @@ def test_logs_of_inspect_show_what_they_carry(tmp_path: Path) -> None:
         assert row[1], "the prompt"
         assert row[2], "the reference"
         assert row[6][0][0], "the output"
+
+
+def test_the_demo_ends_with_a_report(
+    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Models aside: what was evaluated lies in its folder, and the report is written and named."""
+    shutil.copytree(pair, tmp_path / "demo" / "results")
+    card = SimpleNamespace(examples=1, seconds=1.0, train_loss=1.0)
+    monkeypatch.setattr("harness_ext.demo.fetch_model", lambda *_, **__: tmp_path)
+    monkeypatch.setattr("harness_ext.demo.evaluate", lambda *_, **__: [])
+    monkeypatch.setattr("harness_ext.demo.train_adapter", lambda *_, **__: SimpleNamespace(card=card))
+    assert cli.main(["demo", "--output", str(tmp_path / "demo")]) == 0
+    assert f"{tmp_path / 'demo' / 'report.html'}: open it in a browser" in capsys.readouterr().out
+    assert len(Page(tmp_path / "demo" / "report.html").samples) == 1
