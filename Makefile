@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast test-long fuzz compat check bench doctor-proof results founding docs pages fetch wordnet clean
+.PHONY: demo test test-fast test-long test-pages fuzz compat check bench doctor-proof results founding docs pages fetch wordnet clean
 
-demo: $(INSTALLED)          ## the main job on a real model: fetch, evaluate, train, evaluate, compare
+demo: $(INSTALLED)          ## the main job on a real model: fetch, evaluate, train, evaluate, compare, report
 	$(BIN)/harness-ext demo
 
 test: $(INSTALLED)          ## the tests, with the real model
@@ -17,6 +17,10 @@ test-fast: $(INSTALLED)     ## what needs no model and no patience: under two mi
 
 test-long: $(INSTALLED)     ## every planted defect, hostile value and adapter: about an hour
 	$(BIN)/python -m pytest -m long
+
+test-pages: $(INSTALLED)    ## reports in headless Chromium (Debian: apt-get install chromium), figures and the notebook
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[pages]'
+	$(BIN)/python -m pytest tests/reporting tests/render tests/test_notebook.py
 
 fuzz: $(INSTALLED)          ## random cases through hf and hf-tree, then hostile input for every reader, ten minutes each
 	$(BIN)/python tests/differential/run.py --minutes 10

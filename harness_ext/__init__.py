@@ -5,6 +5,7 @@ The public API, for notebooks and scripts; each name is imported on first use:
 - `Recipe`, `train_adapter`: train a LoRA adapter on any lm-eval task with a training split
 - `evaluate`: evaluate a base and its adapters on the same tasks, in one process
 - `load_runs`, `compare_runs`: load results, and compare them document by document, with tests and a verdict
+- `write_report`: comparison, figures, findings, samples and provenance in one HTML file
 - `diagnose`: why a score is what it is, from logged outputs
 - `examine_batches`: what is wrong with the batches that any trainer trains on
 """
@@ -21,11 +22,21 @@ if TYPE_CHECKING:
     from harness_ext.doctor.preflight.batches import examine_batches
     from harness_ext.engine.evaluate import evaluate
     from harness_ext.leaderboard import compare_runs
+    from harness_ext.reporting.write import write_report
     from harness_ext.results.load import load_runs
     from harness_ext.training.recipe import Recipe
     from harness_ext.training.trainer import train_adapter
 
-__all__ = ["Recipe", "compare_runs", "diagnose", "evaluate", "examine_batches", "load_runs", "train_adapter"]
+__all__ = [
+    "Recipe",
+    "compare_runs",
+    "diagnose",
+    "evaluate",
+    "examine_batches",
+    "load_runs",
+    "train_adapter",
+    "write_report",
+]
 
 _MODULES = {
     "Recipe": "harness_ext.training.recipe",
@@ -35,6 +46,7 @@ _MODULES = {
     "examine_batches": "harness_ext.doctor.preflight.batches",
     "load_runs": "harness_ext.results.load",
     "train_adapter": "harness_ext.training.trainer",
+    "write_report": "harness_ext.reporting.write",
 }
 
 

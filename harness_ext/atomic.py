@@ -75,6 +75,23 @@ def write_chunks(path: str | Path, chunks: Iterable[bytes]) -> None:
         _replace_file(target, chunks)
 
 
+def check_writable(path: str | Path) -> None:
+    """Make sure, as far as can be told, that a file can be written: before the work that fills it.
+
+    Raises:
+        WriteError: it is a folder, its folder is missing, or permissions are missing.
+    """
+    path = Path(path)
+    with _explained(path):
+        target = path.resolve()
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not target.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "its folder does not exist")
+        if not os.access(target if target.exists() else target.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def _replace_file(target: Path, chunks: Iterable[bytes]) -> None:
     remove_abandoned(target.parent)
     partial = _temporary(target, "partial")

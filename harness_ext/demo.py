@@ -8,24 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from harness_ext.engine.evaluate import evaluate
-from harness_ext.leaderboard import Leaderboard, compare_runs
+from harness_ext.leaderboard import Leaderboard
 from harness_ext.models.fetch import fetch_model
 from harness_ext.protocol import documents
+from harness_ext.reporting.write import write_report
 from harness_ext.results.load import load_runs
 from harness_ext.training.recipe import Recipe
 from harness_ext.training.trainer import train_adapter
 
 MODEL = "smollm2-135m-instruct"
 TASKS = ("sst2_choice", "sst2_generate")
+REPORT = "report.html"
 TRAINING_EXAMPLES = 1280
 SAMPLE_RECIPE = {"epochs": 2.0, "batch_size": 8}  # the sample has few examples: more and smaller steps
 
 
 def run_demo(output: Path, *, say: Callable[[str], None]) -> Leaderboard:
-    """Train an SST-2 adapter for a small model, evaluate base and adapter, and compare them.
+    """Train an SST-2 adapter for a small model, evaluate base and adapter, compare them and write a report.
 
     Args:
-        output: folder for adapter and results; those of an earlier demo are replaced.
+        output: folder for adapter, results and report; those of an earlier demo are replaced.
         say: called with a line of progress at each stage.
     """
     say(f"1/5  fetching the model {MODEL}")
@@ -46,5 +48,5 @@ def run_demo(output: Path, *, say: Callable[[str], None]) -> Leaderboard:
     say(f"     {card.examples:,} examples in {card.seconds / 60:.1f} minutes, loss {card.train_loss:.3f}")
     say("4/5  evaluating the adapter on the same tasks")
     evaluate(model, model_args={"peft": str(adapter)}, **evaluation)
-    say(f"5/5  comparing: harness-ext compare {results}")
-    return compare_runs(load_runs(str(results)))
+    say(f"5/5  comparing: harness-ext report {results} --output {output / REPORT}")
+    return write_report(load_runs(str(results)), output / REPORT, results=[str(results)])

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from harness_ext.comparison import compare
 from harness_ext.comparison.choices import View
 from harness_ext.comparison.rows import Comparison
-from harness_ext.render import records, tables, terminal
+from harness_ext.render import plots, records, svg, tables, terminal
 from harness_ext.render.grid import escape_html, escape_markdown, html_list, latex_comment
 from harness_ext.results.run import Run
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.figure import Figure
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 __all__ = ["Leaderboard", "compare_runs"]
@@ -22,7 +23,7 @@ __all__ = ["Leaderboard", "compare_runs"]
 
 @dataclass(frozen=True)
 class Leaderboard(Comparison):
-    """A comparison that renders itself as terminal tables, Markdown, CSV, JSON, LaTeX, HTML or pandas."""
+    """A comparison that renders itself as terminal tables, Markdown, CSV, JSON, LaTeX, HTML, SVG, figures or pandas."""
 
     def to_markdown(self, view: View = "auto") -> str:
         """Return Markdown tables, followed by errors, warnings and notes."""
@@ -76,8 +77,28 @@ class Leaderboard(Comparison):
         """Let `rich.print(comparison)` show the tables."""
         yield from self.to_terminal(options.max_width)
 
+    def to_svg(self) -> str:
+        """Return the differences with their intervals as an SVG of its own; an empty text if no row was tested."""
+        return svg.forest_svg(self)
+
+    def forest(self) -> Figure:
+        """Draw each difference with its interval, the margin and the line of no difference, as a matplotlib figure.
+
+        Raises:
+            HarnessExtError: matplotlib is not installed, or no row was tested.
+        """
+        return plots.forest(self)
+
+    def plot(self) -> Figure:
+        """Draw the score of each run on each task with its interval, beside the baseline's, as a matplotlib figure.
+
+        Raises:
+            HarnessExtError: matplotlib is not installed, or nothing was compared.
+        """
+        return plots.scores(self)
+
     def _repr_html_(self) -> str:
-        return self.to_html()
+        return svg.forest_svg(self, inherit=True) + self.to_html()
 
 
 def compare_runs(runs: Sequence[Run], **options: Any) -> Leaderboard:

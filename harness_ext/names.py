@@ -9,7 +9,8 @@ LONGEST_NAME = 200  # characters; a longer name is cut, and a hash keeps it apar
 _BREAKS = "\u2028\u2029"
 _DIRECTIONS = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 _UNSEEN = "\u00ad\u180e\u200b-\u200d\u2060-\u2064\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"
-_INVISIBLE = re.compile(f"[\x00-\x1f\x7f-\x9f{_BREAKS}{_DIRECTIONS}{_UNSEEN}\ud800-\udfff]")
+INVISIBLE = f"\x00-\x1f\x7f-\x9f{_BREAKS}{_DIRECTIONS}{_UNSEEN}\ud800-\udfff"  # ranges of a character class
+_INVISIBLE = re.compile(f"[{INVISIBLE}]")
 
 
 def visible(text: str) -> str:

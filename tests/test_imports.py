@@ -27,7 +27,7 @@ EVERYWHERE = ("reading", "names")  # readers of input, at the bottom with `error
 # Arrows point down only. The longest prefix of a module's path decides what it may import.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "version": (),
-    "__init__": ("version", *WINGS),  # but lazily, see below
+    "__init__": ("version", "reporting", *WINGS),  # but lazily, see below
     "cli": (
         "cli",
         "version",
@@ -37,11 +37,12 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "new_task",
         "render",
         "formatting",
+        "reporting",
         "demo",
         "findings",
         "errors",
     ),
-    "demo": (*WINGS, "errors"),
+    "demo": (*WINGS, "reporting", "errors"),
     "training": ("training", "atomic", "protocol", "models", "trees", "cpu", "metrics", "errors"),
     "engine": ("engine", "version", "atomic", "protocol", "models", "trees", "cpu", "metrics", "stats", "errors"),
     "engine/sequential": ("engine", "comparison", "results", "stats", "protocol", "metrics", "errors"),
@@ -72,9 +73,43 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "comparison/gain",
         "metrics/statistic",
         "stats",
+        "errors",
     ),
     "formatting": ("metrics/statistic", "stats"),  # pure: words for numbers
     "render/grid": (),
+    "render/report": (
+        "render",
+        "comparison/choices",
+        "formatting",
+        "comparison/rows",
+        "stats",
+        "doctor/diagnosis",
+        "findings",
+        "catalogue",
+        "reporting/contents",
+    ),
+    "reporting": (
+        "reporting",
+        "comparison",
+        "doctor/diagnosis",
+        "results",
+        "metrics",
+        "protocol/ties",
+        "training/recipe",
+        "version",
+        "errors",
+    ),
+    "reporting/contents": ("comparison/rows", "doctor/diagnosis", "metrics/labels"),
+    "reporting/write": (
+        "reporting",
+        "render/report",
+        "leaderboard",
+        "doctor",
+        "comparison",
+        "results",
+        "atomic",
+        "errors",
+    ),
     "comparison": ("comparison", "results", "stats", "formatting", "metrics", "protocol/ties", "findings", "errors"),
     "results": (
         "results",
@@ -233,7 +268,7 @@ def test_entry_points_lead_somewhere() -> None:
 
 
 def test_public_surface() -> None:
-    names = "Recipe compare_runs diagnose evaluate examine_batches load_runs train_adapter"
+    names = "Recipe compare_runs diagnose evaluate examine_batches load_runs train_adapter write_report"
     assert harness_ext.__all__ == names.split()
     for name in harness_ext.__all__:
         assert getattr(harness_ext, name).__name__ == name

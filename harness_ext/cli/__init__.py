@@ -28,6 +28,7 @@ Does this LoRA adapter really beat its base, under the same protocol?
   eval        evaluate a base and its adapters with lm-eval, in one process
   compare     compare results document by document: intervals, tests, a verdict
   doctor      say why a score is what it is; examine adapters and training examples
+  report      write one HTML file: verdict, figures, findings, samples, provenance
   check       check a task before any model is loaded; exit code 1 if it is broken
   new-task    make a task from a CSV, JSON lines or parquet file
   tasks-path  print the folder of the bundled tasks, for lm-eval's --include_path
@@ -43,6 +44,7 @@ COMMANDS = {
     "eval": "evaluate",
     "compare": "compare",
     "doctor": "doctor",
+    "report": "report",
     "check": "check",
     "new-task": "new_task",
     "tasks-path": "tasks_path",

@@ -1,4 +1,4 @@
-"""`harness-ext compare`: compare results with a baseline, in six formats."""
+"""`harness-ext compare`: compare results with a baseline, in seven formats."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness_ext.atomic import write_text
 from harness_ext.cli.parser import CHECK_FAILED, add_explain, command_parser, margins_of, seed
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("table", "markdown", "csv", "json", "latex", "html")
+FORMATS = ("table", "markdown", "csv", "json", "latex", "html", "svg")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,6 +33,25 @@ def parser() -> argparse.ArgumentParser:
         "  harness-ext compare results/sst2\n  harness-ext compare results/* --format markdown --output comparison.md\n"
         "  harness-ext compare results/sst2 --fail-on worse    # exit code 1 if a verdict is worse",
     )  # fmt: skip
+    add_comparison(parser)
+    parser.add_argument("--sort", choices=ORDERS, help="order of runs (default: by name; in a board, by mean rank)")
+    parser.add_argument(
+        "--view",
+        choices=VIEWS,
+        default="auto",
+        help="rows: one per run and task; board: models against tasks (default: what suits the number of rows)",
+    )
+    parser.add_argument("--format", choices=FORMATS, default="table", help="output format (default: table)")
+    parser.add_argument(
+        "--fail-on", choices=BARS, help="exit with code 1 if a verdict is worse; is undecided or worse; is not better"
+    )
+    parser.add_argument("--output", metavar="FILE", help="write to this file instead of the terminal")
+    add_explain(parser)
+    return parser
+
+
+def add_comparison(parser: argparse.ArgumentParser) -> None:
+    """Add RESULTS and the flags that say what is compared, and how."""
     parser.add_argument(
         "results", nargs="*", metavar="RESULTS",
         help="folders or results files of lm-eval, logs of Inspect, outputs of EvalScope, or a CSV",
@@ -76,17 +95,6 @@ def parser() -> argparse.ArgumentParser:
         "--each-seed", action="store_true", help="one row per seed, instead of one for all seeds of a recipe"
     )
     parser.add_argument("--seed", type=seed, default=0, help="seed of permutations and bootstraps (default: 0)")
-    parser.add_argument("--sort", choices=ORDERS, help="order of runs (default: by name; in a board, by mean rank)")
-    parser.add_argument(
-        "--view",
-        choices=VIEWS,
-        default="auto",
-        help="rows: one per run and task; board: models against tasks (default: what suits the number of rows)",
-    )
-    parser.add_argument("--format", choices=FORMATS, default="table", help="output format (default: table)")
-    parser.add_argument(
-        "--fail-on", choices=BARS, help="exit with code 1 if a verdict is worse; is undecided or worse; is not better"
-    )
     parser.add_argument(
         "--statistics",
         action="append",
@@ -94,9 +102,26 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="Python file that declares your own metrics (a task's scoring.py); repeatable",
     )
-    parser.add_argument("--output", metavar="FILE", help="write to this file instead of the terminal")
-    add_explain(parser)
-    return parser
+
+
+def comparison_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `compare_runs` that the flags of `add_comparison` give."""
+    from harness_ext.metrics.declarations import load_statistics
+
+    margin, margins = margins_of(options.margin)
+    return {
+        "baseline": options.baseline,
+        "metric": options.metric,
+        "margin": margin,
+        "margins": margins,
+        "statistics": [statistic for file in options.statistics for statistic in load_statistics(file)],
+        "clusters": _pairs("--cluster", options.cluster, "TASK=COLUMN"),
+        "seed": options.seed,
+        "allow": options.allow,
+        "tasks": options.tasks,
+        "only": options.runs,
+        "group_seeds": not options.each_seed,
+    }
 
 
 def run(options: argparse.Namespace) -> int:
@@ -104,7 +129,6 @@ def run(options: argparse.Namespace) -> int:
     from harness_ext.comparison.gate import why_it_fails
     from harness_ext.findings import explain
     from harness_ext.leaderboard import compare_runs
-    from harness_ext.metrics.declarations import load_statistics
     from harness_ext.results.load import load_results
 
     if options.explain:
@@ -112,23 +136,9 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if not options.results:
         raise HarnessExtError("compare needs RESULTS, folders or results files; see harness-ext compare --help")
-    margin, margins = margins_of(options.margin)
     loaded = load_results(*options.results)
     comparison = compare_runs(
-        loaded.runs,
-        unreadable=loaded.unreadable,
-        baseline=options.baseline,
-        metric=options.metric,
-        margin=margin,
-        margins=margins,
-        statistics=[statistic for file in options.statistics for statistic in load_statistics(file)],
-        clusters=_pairs("--cluster", options.cluster, "TASK=COLUMN"),
-        seed=options.seed,
-        allow=options.allow,
-        tasks=options.tasks,
-        only=options.runs,
-        sort=options.sort,
-        group_seeds=not options.each_seed,
+        loaded.runs, unreadable=loaded.unreadable, sort=options.sort, **comparison_options(options)
     )
     comparison = with_errors(comparison, loaded.runs)
     if options.format == "table" and not options.output:
@@ -174,12 +184,20 @@ def _write_comparison(comparison: Leaderboard, options: argparse.Namespace) -> N
         "json": lambda: json.dumps(comparison.to_json(), indent=2, ensure_ascii=False),
         "latex": lambda: comparison.to_latex(options.view),
         "html": lambda: comparison.to_html(options.view),
+        "svg": lambda: _svg(comparison),
     }
     text = writers[options.format]().rstrip("\n")
     if not options.output:
         print(text)
         return
     write_text(options.output, text + "\n")
+
+
+def _svg(comparison: Leaderboard) -> str:
+    text = comparison.to_svg()
+    if not text:
+        raise HarnessExtError("no row was tested, so there are no differences to draw; evaluate with --log_samples")
+    return text
 
 
 def print_comparison(comparison: Leaderboard, view: View = "auto") -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from harness_ext.doctor.case import Output
+from harness_ext.results.outputs import Output
 
 Reading = Callable[[Output], str]
 

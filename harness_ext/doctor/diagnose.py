@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness_ext.comparison.compare import compare_runs, find_baseline
-from harness_ext.comparison.rows import Gain
+from harness_ext.comparison.rows import Gain, Row
 from harness_ext.doctor.case import Case, read_outputs
 from harness_ext.doctor.decomposition import decompose
 from harness_ext.doctor.diagnosis import Diagnosis
@@ -42,6 +42,7 @@ def diagnose(
     baseline: str | None = None,
     tasks: Sequence[str] = (),
     include_path: Sequence[str | Path] = (),
+    compared: Sequence[Row] = (),
 ) -> list[Diagnosis]:
     """Examine every task of every run from what was logged.
 
@@ -53,11 +54,12 @@ def diagnose(
         baseline: name of the baseline; None: the run without an adapter, if there are several runs.
         tasks: names of tasks; empty: all.
         include_path: folders of further tasks.
+        compared: rows of a comparison of these runs with the baseline, so that it is not made again.
 
     Raises:
         HarnessExtError: no such task, or no baseline can be told.
     """
-    examined = examine(runs, baseline=baseline, tasks=tasks, include_path=include_path)
+    examined = examine(runs, baseline=baseline, tasks=tasks, include_path=include_path, compared=compared)
     return [each.diagnosis for each in examined]
 
 
@@ -106,6 +108,7 @@ def examine(
     tasks: Sequence[str] = (),
     include_path: Sequence[str | Path] = (),
     rescores: bool = True,
+    compared: Sequence[Row] = (),
 ) -> list[Examined]:
     """As `diagnose`, with what further examinations need; tasks are loaded only if `rescores`."""
     known = {task for run in runs for task in run.tasks}
@@ -117,13 +120,14 @@ def examine(
     ordered = [run for run in runs if run is base_run] + [run for run in runs if run is not base_run]
     installed: dict[str, ConfigurableTask | str] = {}
     bases: dict[str, Case] = {}
+    gains = {(row.run, row.task): row.gain for row in compared}
     examined = []
     for run in ordered:
         for name, result in run.tasks.items():
             if result.is_group or (tasks and name not in tasks):
                 continue
             task = _installed(name, installed, include_path) if rescores else NOT_LOADED
-            diagnosis, case = _diagnose(run, result, bases.get(name), task, base_run if rescores else None)
+            diagnosis, case = _diagnose(run, result, bases.get(name), task, base_run if rescores else None, gains)
             if run is base_run and case is not None:
                 bases[name] = case
             kept = case if rescores else None  # the samples of all runs need not be in memory at once
@@ -150,6 +154,7 @@ def _diagnose(
     base: Case | None,
     task: ConfigurableTask | str,
     base_run: Run | None,
+    gains: Mapping[tuple[str, str], Gain | None],
 ) -> tuple[Diagnosis, Case | None]:
     name = result.task
     try:
@@ -171,7 +176,9 @@ def _diagnose(
     for find in (find_labels, find_stopping, find_cut_answers):
         findings += find(case)
     findings += find_leaks(case, _training_documents(task))
-    findings += find_against_base(case, _gain(base_run, run, name) if base is not None else None)
+    if (run.name, name) not in gains and base is not None:
+        gains = {(run.name, name): _gain(base_run, run, name)}
+    findings += find_against_base(case, gains.get((run.name, name)))
     return Diagnosis(name, run.name, metric.metric, len(outputs), decompose(case), in_order(findings), notes), case
 
 

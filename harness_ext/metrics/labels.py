@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import chi2
 
 from harness_ext.errors import MetricError
 
@@ -95,7 +96,7 @@ def log_loss(golds: Sequence[int], probabilities: Sequence[Sequence[float]]) -> 
     return float(-np.log(gold_p).mean())
 
 
-def expected_calibration_error(confidences: Sequence[float], correct: Sequence[bool], *, bins: int = 15) -> float:
+def expected_calibration_error(confidences: Sequence[float], correct: Sequence[float], *, bins: int = 15) -> float:
     """Expected calibration error: Σ_b (n_b/n)·|accuracy_b − mean confidence_b|, 0..1, over equal-mass bins.
 
     A document's bin is ⌊bins·(r − ½)/n⌋ with r its mid-rank by confidence. Without ties bin sizes differ by at most
@@ -112,16 +113,73 @@ def expected_calibration_error(confidences: Sequence[float], correct: Sequence[b
     >>> round(expected_calibration_error([0.5, 0.5, 0.9, 0.9], [True, False, True, True], bins=2), 6)
     0.05
     """
+    return math.fsum(
+        bin.n * abs(bin.accuracy - bin.confidence) for bin in calibration_bins(confidences, correct, bins=bins)
+    ) / len(confidences)
+
+
+class CalibrationBin(NamedTuple):
+    """Documents of similar confidence."""
+
+    n: int
+    confidence: float  # mean, 0..1
+    accuracy: float  # share that is correct
+    spread: float  # standard error of the accuracy if the confidences are right
+
+
+def calibration_bins(confidences: Sequence[float], correct: Sequence[float], *, bins: int = 15) -> list[CalibrationBin]:
+    """The equal-mass bins of `expected_calibration_error`, by rising confidence; empty bins are left out.
+
+    Raises:
+        MetricError: as `expected_calibration_error`.
+    """
     _check_lengths("expected_calibration_error", confidences=confidences, correct=correct)
-    p = np.asarray(confidences, dtype=float)
+    p, right = np.asarray(confidences, dtype=float), np.asarray(correct, dtype=float)
     if bins < 1 or not ((p >= 0) & (p <= 1)).all():
         raise MetricError(
             f"expected_calibration_error: {bins} bins, confidences {p.min()}..{p.max()}; "
             "use at least one bin and probabilities from 0 to 1"
         )
     bin_of = np.floor(bins * (_mid_ranks(p) - 0.5) / len(p)).astype(int)
-    gaps = np.bincount(bin_of, weights=np.asarray(correct, dtype=float) - p)
-    return float(np.abs(gaps).sum() / len(p))
+    n, sums, hits, variances = (
+        np.bincount(bin_of, weights=values) for values in (np.ones(len(p)), p, right, p * (1 - p))
+    )
+    return [
+        CalibrationBin(int(n[b]), float(sums[b] / n[b]), float(hits[b] / n[b]), float(np.sqrt(variances[b]) / n[b]))
+        for b in np.flatnonzero(n)
+    ]
+
+
+def calibration_error_of_chance(bins: Sequence[CalibrationBin]) -> float:
+    """The expected calibration error that a perfectly calibrated model is expected to have in these bins, 0..1.
+
+    The error is a mean of absolute values, so noise in the bins raises it: its bias. In each bin the accuracy is taken
+    as normal around the confidence, and the mean of the absolute value of a normal variable is sqrt(2 / pi) times its
+    standard deviation.
+
+    >>> round(calibration_error_of_chance([CalibrationBin(100, 0.5, 0.5, 0.05)]), 4)
+    0.0399
+    """
+    total = sum(bin.n for bin in bins)
+    return math.sqrt(2 / math.pi) * math.fsum(bin.n * bin.spread for bin in bins) / total
+
+
+def calibration_p(bins: Sequence[CalibrationBin]) -> float:
+    """p-value for the hypothesis that confidences are right: chi-squared over the bins, 0..1.
+
+    The sum over bins of ((accuracy - confidence) / standard error)^2, with one degree of freedom per bin: Hosmer and
+    Lemeshow's statistic for probabilities that were not fitted to these documents. A bin whose confidences are all 0 or
+    1 has no variance: it is left out if its accuracy is the confidence, and makes the p-value 0 if it is not.
+
+    >>> round(calibration_p([CalibrationBin(100, 0.5, 0.6, 0.05)]), 4)
+    0.0455
+    """
+    certain = [bin for bin in bins if bin.spread == 0]
+    if any(bin.accuracy != bin.confidence for bin in certain):
+        return 0.0
+    others = [bin for bin in bins if bin.spread > 0]
+    total = math.fsum(((bin.accuracy - bin.confidence) / bin.spread) ** 2 for bin in others)
+    return float(chi2.sf(total, len(others))) if others else 1.0
 
 
 # --- labels in generated text ---

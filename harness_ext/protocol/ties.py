@@ -34,7 +34,12 @@ def is_tie(choices: Sequence[float]) -> bool | None:
 
 
 def choice_scores(sample: Mapping[str, Any]) -> list[float]:
-    """Log-probabilities of the choices: the continuations of one context, or one continuation of several contexts.
+    """Log-probabilities of the choices; see `scored_choices`."""
+    return [score for _, score in scored_choices(sample)]
+
+
+def scored_choices(sample: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Text and log-probability of each choice: continuations of one context, or contexts of one continuation.
 
     Other requests of the document (without its context, or after content-free texts) are not choices.
     """
@@ -47,8 +52,10 @@ def choice_scores(sample: Mapping[str, Any]) -> list[float]:
     if not scores:
         return []
     context, continuation = next(iter(scores))
-    choices = [score for key, score in scores.items() if key[0] == context]
-    return choices if len(choices) > 1 else [score for key, score in scores.items() if key[1] == continuation]
+    choices = [(key[1], score) for key, score in scores.items() if key[0] == context]
+    if len(choices) > 1:
+        return choices
+    return [(key[0], score) for key, score in scores.items() if key[1] == continuation]
 
 
 def _arguments(sample: Mapping[str, Any]) -> list[tuple[str, ...]]:

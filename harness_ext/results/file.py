@@ -73,7 +73,7 @@ def parse_run(file: Path, payload: Mapping[str, Any]) -> Run:
     tasks = {clean_name(task): _parse_task(task, file, payload, records) for task in _entries(payload)}
     return Run(
         name, file, arguments, tasks, base, adapter, config, _mapping(extension, "card"),
-        seconds_per_document=_seconds_per_document(payload, tasks),
+        seconds_per_document=_seconds_per_document(payload, tasks), origin=_origin(payload, extension),
     )  # fmt: skip
 
 
@@ -108,6 +108,16 @@ def _logged(samples: Iterable[Mapping[str, Any]], _: Path) -> Iterator[dict[str,
     """Samples as they are read from a file."""
     for sample in samples:
         yield parse_json(json.dumps(sample, default=str), place="a sample in memory")
+
+
+def _origin(payload: Mapping[str, Any], extension: Mapping[str, Any]) -> dict[str, Any]:
+    """Versions, date, and hashes of the adapter's files, as far as they were logged."""
+    origin = {name: payload.get(name) for name in ("lm_eval_version", "transformers_version", "git_hash", "date")}
+    origin["harness_ext_version"] = extension.get("version")
+    origin["adapter_sha256"] = extension.get("adapter_sha256")
+    for name in ("chat_template", "system_instruction", "fewshot_as_multiturn"):
+        origin[name] = payload.get(name)
+    return {name: value for name, value in origin.items() if value is not None}
 
 
 def _entries(payload: Mapping[str, Any]) -> list[str]:
@@ -159,6 +169,8 @@ def _parse_task(task: str, file: Path, payload: Mapping[str, Any], records: Mapp
         config=_mapping(_mapping(payload, "configs"), task),
         fingerprint_fields=_mapping(_mapping(extension, "fingerprint_fields"), task),
         sample_data=extension.get("sample_data"),
+        source=file,
+        limit=_limit(_mapping(payload, "config").get("limit")),
         settings=_settings(payload),
         token_settings=_requested_token_settings(payload),
         resolved_token_settings=_resolved_token_settings(payload),
@@ -167,6 +179,10 @@ def _parse_task(task: str, file: Path, payload: Mapping[str, Any], records: Mapp
         is_group=is_group,
         members=_members(task, payload) if is_group else (),
     )
+
+
+def _limit(value: Any) -> float | None:
+    return value if _is_number(value) else None
 
 
 def _documents(task: str, payload: Mapping[str, Any]) -> int | None:

@@ -188,6 +188,7 @@ class _Document:
     doc_hash: str
     prompt_hash: str
     target: Any
+    completion: str  # what the model wrote in the first epoch
     stops: list[Any] = field(default_factory=list)
     scores: dict[str, list[Any]] = field(default_factory=dict)  # metric -> one value per scored epoch
     unscored: int = 0  # number of epochs without any score
@@ -195,7 +196,7 @@ class _Document:
 
 
 def iter_samples(file: Path) -> Iterator[dict[str, Any]]:
-    """The documents of a log in lm-eval's format of samples: hashes, and each metric's mean over epochs.
+    """The documents of a log in lm-eval's format of samples: hashes, each metric's mean over epochs, and `completion`.
 
     The columns of a document are the sample's metadata, `input` and `target`. A document without a score lacks the
     metric.
@@ -208,6 +209,7 @@ def iter_samples(file: Path) -> Iterator[dict[str, Any]]:
         logged = sample(number, document.doc, document.doc_hash, document.prompt_hash, document.target, values)
         if len(document.stops) == 1 and document.stops[0]:
             logged["finish_reason"] = "length" if document.stops[0] == "max_tokens" else "stop"
+        logged["completion"] = document.completion
         yield logged
 
 
@@ -236,6 +238,7 @@ def _document(logged: Mapping[str, Any]) -> _Document:
         doc_hash=hash_of(str(logged.get("id")), question, logged.get("choices"), target),
         prompt_hash=hash_of(prompt_of(logged.get("messages"))),
         target=target,
+        completion=str(mapping(logged.get("output")).get("completion") or ""),
     )
 
 

@@ -60,6 +60,8 @@ class TaskResult:
     resolved_token_settings: Mapping[str, str] | None = None  # as used; None in stock and older results
     is_group: bool = False  # whether it is an aggregate over other tasks
     members: tuple[str, ...] = ()  # of a group: its tasks
+    source: Path | None = None  # the results file
+    limit: float | None = None  # as given to lm-eval: documents, or a share of them; None: all
     documents: int | None = None  # how many every filter's samples have at least; None if unknown
     available: int | None = None  # documents of the split, whether or not they were asked; None if not logged
     digest: str | None = None  # lm-eval's hash of all samples; None if they were not logged, or by another tool
@@ -164,3 +166,4 @@ class Run:
     card: Mapping[str, Any] = field(default_factory=dict, repr=False)  # the adapter's card, if logged
     seconds_per_document: float | None = None  # of the newest file, over all of its tasks; None if not logged
     tool: str = LM_EVAL  # the tool that wrote the results
+    origin: Mapping[str, Any] = field(default_factory=dict, repr=False)  # versions, date, hashes, as far as logged

@@ -69,8 +69,7 @@ class SampleScores:
 
     def keys(self) -> Hashes:
         """Keys that identify documents in any run: hash and occurrence in one number, (n,)."""
-        with np.errstate(over="ignore"):
-            return self.doc_hash + self.occurrence.astype(np.uint64) * _GOLDEN
+        return _keys(self.doc_hash, self.occurrence)
 
     def take(self, rows: NDArray[Any]) -> SampleScores:
         """A subset of the documents, in the order of `rows` (indices or a mask)."""
@@ -222,19 +221,19 @@ class _Columns:
     def add(self, sample: Mapping[str, Any], values: Sequence[float], place: str, number: int) -> None:
         """Append one logged sample; `place` is its file:line for errors, `number` its doc_id if it has none."""
         try:
-            self._doc.append(_bits(str(sample["doc_hash"])))
-            self._prompt.append(_bits(str(sample["prompt_hash"])))
+            self._doc.append(bits_of(str(sample["doc_hash"])))
+            self._prompt.append(bits_of(str(sample["prompt_hash"])))
         except KeyError as missing:
             raise ResultsError(f"{place}: no {missing}; evaluate again with lm-eval 0.4.13 or newer") from None
         doc_id = sample.get("doc_id", number)
         self._ids.append(doc_id if isinstance(doc_id, int) else number)
         self._values.extend(values)
-        self._target.append(_bits(str(sample.get("target_hash", sample.get("target", "")))))
-        self._passage.append(_unit(sample.get("doc"), self._cluster))
+        self._target.append(bits_of(str(sample.get("target_hash", sample.get("target", "")))))
+        self._passage.append(unit_of(sample.get("doc"), self._cluster))
         self._long.add(sample.get("doc"))
-        self._parsed.append(_parsed(sample))
-        self._cut.append(_flag(sample["finish_reason"] == "length" if "finish_reason" in sample else None))
-        self._abstained.append(_abstained(sample))
+        self._parsed.append(parsed_flag(sample))
+        self._cut.append(cut_flag(sample))
+        self._abstained.append(abstained_flag(sample))
         choices = choice_scores(sample)
         self._tied.append(_flag(is_tie(choices)))
         self._options.append(min(len(choices), 1_000))
@@ -297,7 +296,7 @@ def document_units(docs: Iterable[Any], column: str) -> tuple[Hashes | None, tup
     """
     units, long = array("Q"), _LongColumns()
     for doc in docs:
-        units.append(_unit(doc, column))
+        units.append(unit_of(doc, column))
         long.add(doc)
     hashes = _array(units, np.uint64)
     return (hashes, ()) if len(hashes) and bool(hashes.all()) else (None, long.repeated())
@@ -305,6 +304,24 @@ def document_units(docs: Iterable[Any], column: str) -> tuple[Hashes | None, tup
 
 def _array(column: array[Any], dtype: Any) -> NDArray[Any]:
     return np.frombuffer(column, dtype=dtype) if len(column) else np.empty(0, dtype)
+
+
+def document_keys(hashes: Hashes, ids: NDArray[np.int64]) -> Hashes:
+    """Keys that identify documents in any run, as `SampleScores.keys`, in the order that is given.
+
+    Args:
+        hashes: (n,) 64 bits of each doc_hash.
+        ids: (n,) doc_ids, in whose order duplicates are counted.
+    """
+    order = np.argsort(ids, kind="stable")
+    keys = np.empty_like(hashes)
+    keys[order] = _keys(hashes[order], _occurrences(hashes[order]))
+    return keys
+
+
+def _keys(hashes: Hashes, occurrence: NDArray[np.int64]) -> Hashes:
+    with np.errstate(over="ignore"):
+        return hashes + occurrence.astype(np.uint64) * _GOLDEN
 
 
 def _occurrences(keys: Hashes) -> NDArray[np.int64]:
@@ -318,7 +335,7 @@ def _occurrences(keys: Hashes) -> NDArray[np.int64]:
     return occurrences
 
 
-def _bits(text: str) -> int:
+def bits_of(text: str) -> int:
     """64 bits of a hexadecimal hash, or a 64-bit hash of any other text."""
     try:
         return int(text[:16], 16) & 0xFFFFFFFFFFFFFFFF
@@ -330,7 +347,7 @@ def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def _unit(doc: Any, column: str | None) -> int:
+def unit_of(doc: Any, column: str | None) -> int:
     """64-bit hash of a document's unit of evidence; 0 if it has none."""
     value = doc.get(column) if isinstance(doc, Mapping) and column is not None else None
     if value is None or value == "":
@@ -338,7 +355,7 @@ def _unit(doc: Any, column: str | None) -> int:
     return _digest(value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str))
 
 
-def _parsed(sample: Mapping[str, Any]) -> int:
+def parsed_flag(sample: Mapping[str, Any]) -> int:
     """`parsed` or `parsed_rate`; else, if answers must not be empty, whether there is an answer."""
     for name in ("parsed", "parsed_rate"):
         if name in sample:
@@ -348,7 +365,12 @@ def _parsed(sample: Mapping[str, Any]) -> int:
     return _UNKNOWN
 
 
-def _abstained(sample: Mapping[str, Any]) -> int:
+def cut_flag(sample: Mapping[str, Any]) -> int:
+    """Whether generation ended at the token limit."""
+    return _flag(sample["finish_reason"] == "length" if "finish_reason" in sample else None)
+
+
+def abstained_flag(sample: Mapping[str, Any]) -> int:
     """`abstained`, or the decision that the abstention metrics log."""
     if "abstained" in sample:
         return _flag(sample["abstained"])

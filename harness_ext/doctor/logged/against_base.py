@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from harness_ext.comparison.rows import Gain
-from harness_ext.doctor.case import Case, Output
+from harness_ext.doctor.case import Case
 from harness_ext.findings import Finding
 from harness_ext.results.comparability import differences
+from harness_ext.results.outputs import Output
 
 LEAST_DOCUMENTS = 20
 

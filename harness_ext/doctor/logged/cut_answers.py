@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from harness_ext.doctor.case import Case, Output
+from harness_ext.doctor.case import Case
 from harness_ext.findings import Finding
+from harness_ext.results.outputs import Output
 
 LEAST_CUT = 5  # outputs
 UNANSWERABLE = "unanswerable"  # what is trained for an empty list of answers

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from peft.tuners.lora.layer import LoraLayer
 from transformers import GenerationConfig
 
-from harness_ext.doctor.case import Case, Output
+from harness_ext.doctor.case import Case
 from harness_ext.doctor.replay.restore import LoggedSettings
 from harness_ext.doctor.replay.variants import Asking
 from harness_ext.engine.answer_hook import RequestKey
@@ -22,6 +22,7 @@ from harness_ext.engine.hf_tree import TreeLM
 from harness_ext.errors import TaskError
 from harness_ext.protocol.lm_eval_api import HFLM, ConfigurableTask, Instance, document_scores
 from harness_ext.protocol.render import PromptSettings, render, requests
+from harness_ext.results.outputs import Output
 
 Scores = NDArray[np.float64]
 GENERATION, SCORE = "generate_until", "loglikelihood"

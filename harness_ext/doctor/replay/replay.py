@@ -16,7 +16,7 @@ from peft.tuners.lora.layer import LoraLayer
 from transformers import AutoTokenizer
 
 from harness_ext.comparison.units import cluster_column
-from harness_ext.doctor.case import Case, Output
+from harness_ext.doctor.case import Case
 from harness_ext.doctor.diagnose import Examined, examine, in_order
 from harness_ext.doctor.diagnosis import Diagnosis
 from harness_ext.doctor.replay.ask import Answers, Asker, begin_tokens, decodes_otherwise, lora_layers
@@ -29,6 +29,7 @@ from harness_ext.findings import Finding
 from harness_ext.models.card import AdapterCard, read_card
 from harness_ext.protocol.fingerprint import PROMPT_FIELDS, differing_fields, fingerprint
 from harness_ext.protocol.lm_eval_api import ConfigurableTask
+from harness_ext.results.outputs import Output
 from harness_ext.results.run import Run
 from harness_ext.stats.units import Clusters
 

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from harness_ext.doctor.case import Output
 from harness_ext.doctor.evidence import MARGIN, Gain, gains
 from harness_ext.doctor.replay.ask import Answers, Asker, lora_layers
 from harness_ext.doctor.replay.variants import AS_LOGGED, TRAINED_WITH, Asking, Change
 from harness_ext.engine.hf_tree import TreeLM
 from harness_ext.errors import HarnessExtError, described
+from harness_ext.results.outputs import Output
 from harness_ext.stats.units import Clusters
 
 logger = logging.getLogger(__name__)

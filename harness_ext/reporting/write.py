@@ -1,0 +1,82 @@
+"""Write a report: compare, diagnose, collect, render."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness_ext.atomic import write_chunks
+from harness_ext.comparison.rows import Comparison
+from harness_ext.doctor.diagnose import MOST_DOCUMENTS, diagnose
+from harness_ext.doctor.diagnosis import Diagnosis
+from harness_ext.errors import HarnessExtError
+from harness_ext.leaderboard import Leaderboard, compare_runs
+from harness_ext.render.report.page import page
+from harness_ext.reporting.collect import collect
+from harness_ext.reporting.samples import Budget
+from harness_ext.results.run import Run
+
+MOST_BYTES = 256 * 2**20  # of the logged outputs of a task and run that the doctor may hold in memory
+
+
+def write_report(
+    runs: Sequence[Run],
+    output: str | Path,
+    *,
+    results: Sequence[str] = (),
+    include_path: Sequence[str | Path] = (),
+    limits: Budget | None = None,
+    **options: Any,
+) -> Leaderboard:
+    """Compare runs and write everything that is known about them into one HTML file.
+
+    Args:
+        runs: as returned by `load_runs`.
+        output: the file to write; its folder has to exist.
+        results: the paths that the runs were loaded from, for the commands on the page.
+        include_path: folders of further tasks, to score outputs again in other readings.
+        limits: how many documents and characters of samples go into the file.
+        options: of `compare_runs`.
+
+    Returns:
+        The comparison that is on the page.
+
+    Raises:
+        ComparisonError: the runs cannot be compared.
+        WriteError: the file cannot be written.
+    """
+    comparison = compare_runs(runs, **options)
+    diagnoses, missing = _diagnoses(runs, comparison, include_path)
+    clusters: Mapping[str, str] = options.get("clusters") or {}
+    report = collect(runs, comparison, diagnoses, results=results, clusters=clusters, limits=limits, missing=missing)
+    write_chunks(output, page(report))
+    return comparison
+
+
+def _diagnoses(
+    runs: Sequence[Run], comparison: Comparison, include_path: Sequence[str | Path]
+) -> tuple[list[Diagnosis], list[str]]:
+    """Diagnoses of the compared runs, and which tasks are too large to be examined on the side."""
+    names, tasks = {comparison.baseline, *comparison.runs}, {row.task for row in comparison.rows}
+    small: list[Run] = []
+    missing: dict[str, None] = {}
+    for run in (run for run in runs if run.name in names):
+        kept = {}
+        for name, result in run.tasks.items():
+            if name not in tasks:
+                continue
+            path = result.samples_path
+            if result.n > MOST_DOCUMENTS or (path is not None and path.is_file() and path.stat().st_size > MOST_BYTES):
+                missing[f"the outputs on {name} are too many to be examined here; run `harness-ext doctor`"] = None
+            else:
+                kept[name] = result
+        small.append(replace(run, tasks=kept))
+    if not any(run.tasks for run in small):
+        return [], [*missing]
+    try:
+        found = diagnose(small, baseline=comparison.baseline, include_path=include_path, compared=comparison.rows)
+        return found, [*missing]
+    except HarnessExtError as error:
+        return [], [*missing, f"the outputs were not examined: {error}"]
