@@ -415,7 +415,9 @@ def test_only_the_same_run_can_be_resumed(
     assert train_adapter(recipe, resume=True).folder.is_dir()  # the failed attempt does no harm
 
 
-@pytest.mark.parametrize("place", ["harness_ext.training.trainer.save_adapter", "harness_ext.models.adapters.write_text"])
+@pytest.mark.parametrize(
+    "place", ["harness_ext.training.trainer.save_adapter", "harness_ext.models.adapters.write_text"]
+)
 @pytest.mark.parametrize("start", ["default", "pissa"])
 def test_a_finished_run_that_could_not_be_written_is_resumed(
     start: str, place: str, recipe_for: RecipeMaker, monkeypatch: pytest.MonkeyPatch
