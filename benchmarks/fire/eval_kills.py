@@ -31,7 +31,16 @@ MOST_IN_A_ROW = 9
 TASKS = "sst2_choice,squad_v2_generate"
 ENGINES = {"hf-tree": ",pack_tokens=200,cache_tokens=400", "hf": ""}  # small packs: many batches
 COMMITS = (asking.COMMIT_SECONDS, 0.0)  # as it is, and after every batch
-VOLATILE = {"date", "seconds", "start_time", "end_time", "total_evaluation_time_seconds", "answers_from_store"}
+# the commit is that of the folder in which the command runs, and may change while this runs for hours
+VOLATILE = {
+    "git_hash",
+    "date",
+    "seconds",
+    "start_time",
+    "end_time",
+    "total_evaluation_time_seconds",
+    "answers_from_store",
+}
 STAGES = (
     "starting", "loading the model", "computing answers", "writing answers to the store", "scoring",
     "writing results",
