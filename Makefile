@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast test-long test-pages fuzz compat check bench doctor-proof results founding docs pages fetch wordnet clean
+.PHONY: demo test test-fast test-long test-pages fuzz compat check bench doctor-proof fire results founding audit docs pages fetch wordnet clean
 
 demo: $(INSTALLED)          ## the main job on a real model: fetch, evaluate, train, evaluate, compare, report
 	$(BIN)/harness-ext demo
@@ -43,12 +43,20 @@ doctor-proof: $(INSTALLED)  ## planted defects and sound adapters: does the doct
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/doctor_matrix.py --output docs/doctor_proof.md
 
+fire: $(INSTALLED)          ## kills, full disks, an hour of adapter switches: what is lost? -> docs/reliability.md
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/harness-ext fetch smollm2-135m-instruct --output models
+	$(BIN)/python benchmarks/fire/run.py
+
 results: $(INSTALLED)       ## base and shipped adapters on the full evaluation sets -> docs/results.md
 	$(BIN)/python benchmarks/results.py --output docs/results.md
 
 founding: $(INSTALLED)      ## planted mistakes, and what the doctor says of them -> docs/founding-experiment.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench,report]'
 	$(BIN)/python benchmarks/founding/run.py
+
+audit: $(INSTALLED)         ## an SBOM of what is installed -> build/sbom.json, and its known vulnerabilities
+	.ci/audit
 
 docs: $(VENV)/.docs         ## the documentation as a site -> site/; needs a network for its packages only
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -63,7 +71,7 @@ wordnet: $(INSTALLED)       ## WordNet for METEOR, into .venv/nltk_data (or the 
 	$(BIN)/python -m harness_ext.wordnet
 
 clean:                      ## everything that can be made again, but the fetched model and the adapters
-	rm -rf $(VENV) .compat demo results site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .audit .compat demo results site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/.docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

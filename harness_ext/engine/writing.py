@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from harness_ext.atomic import creating_folder, write_chunks, write_text
@@ -134,7 +135,14 @@ def _check_json(value: Any) -> None:
 
 
 def _json(value: Any, **options: Any) -> str:
-    return json.dumps(value, default=handle_non_serializable, ensure_ascii=False, **options)
+    return json.dumps(value, default=_plain, ensure_ascii=False, **options)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold of a value; of a function its name, without the address that differs in every process."""
+    if isinstance(value, FunctionType):
+        return f"{value.__module__}.{value.__qualname__}"
+    return handle_non_serializable(value)
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -202,8 +203,14 @@ def save_adapter(
         initial: the adapter as training began, for one whose start changed the base (PiSSA, OLoRA): it is saved as the
             difference, an ordinary LoRA of twice the rank for the unchanged base.
     """
-    conversion = {} if initial is None else {"path_initial_model_for_weight_conversion": str(initial)}
+    conversion = {}
+    if initial is not None:  # peft writes into that folder, and a run that is resumed needs it as it was
+        copied = folder / initial.name
+        shutil.copytree(initial, copied)
+        conversion["path_initial_model_for_weight_conversion"] = str(copied)
     model.save_pretrained(str(folder), save_embedding_layers=False, **conversion)
+    if initial is not None:
+        shutil.rmtree(copied)
     if dtype is not None:
         weights = {name: tensor.to(dtype) for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
         save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})

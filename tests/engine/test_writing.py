@@ -152,3 +152,12 @@ def test_partial_files_of_a_dead_process_are_removed(results: dict[str, Any], tm
     write_results(tracker_of(tmp_path), results, Failures(), log_samples=False)
     assert not dead.exists()
     assert json.loads(next(folder.glob("results_*")).read_text())
+
+
+def test_a_second_process_writes_the_same(results: dict[str, Any], tmp_path: Path) -> None:
+    """A function in the settings of a task is known by its name: its address is another one in every process."""
+    settings = {**results["configs"][TASK], "fewshot_config": {"doc_to_target": clean_name, "n": {1}}}
+    written = {**results, "configs": {**results["configs"], TASK: settings}}
+    folder = write_results(tracker_of(tmp_path), written, Failures(), log_samples=False)
+    config = json.loads(next(folder.glob("results_*")).read_text())["configs"][TASK]["fewshot_config"]
+    assert config == {"doc_to_target": "harness_ext.names.clean_name", "n": [1]}

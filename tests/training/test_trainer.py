@@ -415,11 +415,15 @@ def test_only_the_same_run_can_be_resumed(
     assert train_adapter(recipe, resume=True).folder.is_dir()  # the failed attempt does no harm
 
 
+@pytest.mark.parametrize(
+    "place", ["harness_ext.training.trainer.save_adapter", "harness_ext.models.adapters.write_text"]
+)
+@pytest.mark.parametrize("start", ["default", "pissa"])
 def test_a_finished_run_that_could_not_be_written_is_resumed(
-    recipe_for: RecipeMaker, monkeypatch: pytest.MonkeyPatch
+    start: str, place: str, recipe_for: RecipeMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is no space for the adapter itself: no step is trained twice."""
-    recipe = recipe_for(max_steps=4, lr_scheduler="constant")  # in the middle of an epoch
+    """There is no space for the adapter itself, or for its last files: no step is trained twice."""
+    recipe = recipe_for(max_steps=4, lr_scheduler="constant", init_lora_weights=start)  # in the middle of an epoch
     expected = train_adapter(recipe)
     shutil.move(expected.folder, expected.folder.with_name("expected"))
 
@@ -427,13 +431,16 @@ def test_a_finished_run_that_could_not_be_written_is_resumed(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("harness_ext.training.trainer.save_adapter", full)
-        with pytest.raises(TrainingError, match=r"cannot be written .*No space.*--resume"):
+        patch.setattr(place, full)
+        with pytest.raises(TrainingError, match=r"cannot be written .*[Nn]o space.*--resume"):
             train_adapter(recipe)
     assert not Path(recipe.output).exists()
     made = train_adapter(recipe, resume=True)
     assert_same_weights(load_file(made.folder.with_name("expected") / "adapter_model.safetensors"), weights(made))
     assert made.card.tokens == expected.card.tokens
+    assert {path.name for path in made.folder.iterdir()} == {
+        "adapter_model.safetensors", "adapter_config.json", "card.json", "README.md",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors"])
