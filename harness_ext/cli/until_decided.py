@@ -94,7 +94,7 @@ def screen() -> Iterator[Callable[[Sequence[Row]], None]]:
 
     if sys.stdout.isatty():
         with Live(console=Console(), auto_refresh=False, vertical_overflow="visible") as live:
-            yield lambda rows: live.update(looks_table(shown(rows)), refresh=True)
+            yield lambda rows: live.update(looks_table(shown(rows), live.console.width), refresh=True)
         return
     looks = 0
     before: dict[tuple[str, str], object] = {}

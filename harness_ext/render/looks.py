@@ -14,7 +14,8 @@ from harness_ext.metrics.statistic import SHARE
 from harness_ext.names import visible
 from harness_ext.stats.sequential import Look
 
-GAUGE = 31  # characters
+GAUGE = 21  # characters
+NARROW = 76  # columns of a terminal below which there is no room for it
 _STYLES = {
     "better": "bold green", "worse": "bold red", "equivalent": "bold blue", "cannot decide": "bold yellow",
     "undecided": "bold yellow",
@@ -54,20 +55,28 @@ class LookRow:
         return f"{self.look.documents if self.look else 0:,} of {self.planned:,}"
 
 
-def looks_table(rows: Sequence[LookRow]) -> Table:
-    """One line for each row: the difference, its interval against zero and the margin, documents, and verdict."""
+def looks_table(rows: Sequence[LookRow], width: int) -> Table:
+    """The difference of each row, its interval against zero and the margin, documents, and verdict.
+
+    Args:
+        rows: one adapter on one task each.
+        width: of the terminal, in characters.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("task", "adapter", "difference"):
-        table.add_column(name, overflow="fold")
-    table.add_column("below 0 │ above 0", justify="center", no_wrap=True)
-    table.add_column("documents", justify="right")
-    table.add_column("verdict")
+    table.add_column("task\nadapter", overflow="fold", min_width=12)
+    table.add_column("difference", justify="right", no_wrap=True)
+    if width >= NARROW:
+        table.add_column("below 0 │ above 0", justify="center", no_wrap=True)
+    table.add_column("documents", justify="right", no_wrap=True)
+    table.add_column("verdict", overflow="fold", min_width=7)
     for row in rows:
         limit = _limit([other for other in rows if other.unit == row.unit])
         status = Text(row.status, style=_STYLES.get(row.status, ""))
-        table.add_row(
-            visible(row.task), visible(row.adapter), row.difference, gauge(row, limit), row.documents, status
-        )  # fmt: skip
+        difference, _, interval = row.difference.partition(" ")
+        documents = row.documents.replace(" of", "\nof")
+        names = Text(f"{visible(row.task)}\n{visible(row.adapter)}")
+        drawn = [gauge(row, limit)] if width >= NARROW else []
+        table.add_row(names, Text(f"{difference}\n{interval}"), *drawn, documents, status)
     return table
 
 
@@ -81,9 +90,13 @@ def gauge(row: LookRow, limit: float) -> str:
     """The interval on a scale from -limit to +limit, with zero in the middle and the margins beside it.
 
     >>> from harness_ext.stats.intervals import Interval
-    >>> look = Look(100, 100, .5, .05, .05, .01, 9, 5.0, 2.0, Interval(.02, .08), None, None, .9, None)
-    >>> gauge(LookRow("t", "a", 200, look, None), .1)
-    '               │  ├────●───┤   '
+    >>> look = Look(
+    ...     documents=100, units=100, fraction=0.5, estimate=0.05, centre=0.05, standard_error=0.01, degrees=9, z=5.0,
+    ...     boundary=2.0, interval=Interval(0.02, 0.08), z_equivalent=None, boundary_equivalent=None, power=0.9,
+    ...     outcome=None,
+    ... )
+    >>> gauge(LookRow("t", "a", 200, look, None), 0.1)
+    '          │ ├──●──┤  '
     """
     marks = [" "] * GAUGE
 
