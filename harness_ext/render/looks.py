@@ -92,8 +92,8 @@ def gauge(row: LookRow, limit: float) -> str:
     >>> from harness_ext.stats.intervals import Interval
     >>> look = Look(
     ...     documents=100, units=100, fraction=0.5, estimate=0.05, centre=0.05, standard_error=0.01, degrees=9, z=5.0,
-    ...     boundary=2.0, interval=Interval(0.02, 0.08), z_equivalent=None, boundary_equivalent=None, power=0.9,
-    ...     outcome=None,
+    ...     boundary=2.0, limit=2.0, interval=Interval(0.02, 0.08), z_equivalent=None, boundary_equivalent=None,
+    ...     power=0.9, outcome=None,
     ... )
     >>> gauge(LookRow("t", "a", 200, look, None), 0.1)
     '          │ ├──●──┤  '
