@@ -28,9 +28,10 @@ EVERYWHERE = ("reading", "names")  # readers of input, at the bottom with `error
 ALLOWED: dict[str, tuple[str, ...]] = {
     "version": (),
     "__init__": ("version", *WINGS),  # but lazily, see below
-    "cli": ("cli", "version", "atomic", *WINGS, "check", "new_task", "render", "demo", "findings", "errors"),
+    "cli": ("cli", "version", "atomic", *WINGS, "check", "new_task", "publish", "render", "demo", "findings", "errors"),
     "demo": (*WINGS, "errors"),
-    "training": ("training", "atomic", "protocol", "models", "trees", "cpu", "metrics", "errors"),
+    "publish": ("publish", *WINGS, "render", "formatting", "findings", "version", "atomic", "regions", "errors"),
+    "training": ("training", "atomic", "regions", "protocol", "models", "trees", "cpu", "metrics", "errors"),
     "engine": ("engine", "version", "atomic", "protocol", "models", "trees", "cpu", "metrics", "errors"),
     "doctor": ("doctor", "comparison", "results", "stats", "protocol", "metrics", "findings", "errors"),
     "doctor/replay": ("doctor", "engine", "models", "comparison", "results", "stats", "protocol", "findings", "errors"),
@@ -71,6 +72,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "cpu": ("cpu",),
     "atomic": ("errors",),
     "metrics": ("metrics", "errors"),
+    "regions": ("errors",),
     "errors": (),
     "reading": ("reading", "names", "errors"),
     "names": (),

@@ -61,6 +61,8 @@ class TaskResult:
     members: tuple[str, ...] = ()  # of a group: its tasks
     documents: int | None = None  # how many every filter's samples have at least; None if unknown
     digest: str | None = None  # lm-eval's hash of all samples; None if they were not logged, or by another tool
+    adapter_sha256: Mapping[str, str] = field(default_factory=dict, repr=False)  # by file name; empty in stock results
+    evaluation: Mapping[str, Any] = field(default_factory=dict, repr=False)  # limit, seed … as far as they were given
     read_samples: SampleReader = field(default=iter_samples, repr=False)  # other tools have other formats
 
     @property
