@@ -177,7 +177,7 @@ def github(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Git
     thread.start()
     for name, value in {
         "GITHUB_API_URL": f"http://127.0.0.1:{server.server_address[1]}", "GITHUB_TOKEN": "t", "PULL_REQUEST": "7",
-        "GITHUB_REPOSITORY": "me/mine", "TITLE": "harness-ext", "BODY_FILE": str(tmp_path / "body.md"),
+        "GITHUB_REPOSITORY": "me/mine", "TITLE": "harness-ext", "BODY_FILE": str(tmp_path / "body.txt"),
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     yield handler
@@ -187,7 +187,7 @@ def github(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Git
 
 
 def leave(body: str, tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    (tmp_path / "body.md").write_text(body, encoding="utf-8")
+    (tmp_path / "body.txt").write_text(body, encoding="utf-8")
     environment = {**os.environ, **variables}
     return subprocess.run([sys.executable, str(COMMENT)], env=environment, capture_output=True, text=True, check=False)
 
