@@ -1,8 +1,12 @@
-"""Write the pages that come from the code: `python docs/generate.py` after a change of a flag, a check or a warning."""
+"""Write what comes from the code: `python docs/generate.py` after a change of a flag, a check, a warning or a key.
+
+The pages of the documentation, and the JSON schema of task YAMLs.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import textwrap
 from collections.abc import Iterator
@@ -10,8 +14,10 @@ from pathlib import Path
 
 from harness_ext import cli
 from harness_ext.catalogue import CATALOGUE
+from harness_ext.check import task_schema
 
 DOCS = Path(__file__).parent
+SCHEMA = Path(task_schema.__file__).with_name(task_schema.FILE)
 
 CHECKS = """\
 # Checks
@@ -119,6 +125,11 @@ def pages() -> dict[str, str]:
     }
 
 
+def schema() -> str:
+    """The JSON schema of task YAMLs."""
+    return json.dumps(task_schema.task_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
 def catalogue_page(introduction: str, letter: str) -> str:
     """All entries of the catalogue whose ids begin with a letter."""
     blocks = [introduction.strip()]
@@ -176,3 +187,4 @@ def option(action: argparse.Action) -> str | None:
 if __name__ == "__main__":
     for file, text in pages().items():
         (DOCS / file).write_text(text, encoding="utf-8")
+    SCHEMA.write_text(schema(), encoding="utf-8")

@@ -17,7 +17,9 @@ HarnessExtError            an error that users can fix; the command line prints 
 ├── WriteError             a file or folder that cannot be written
 ├── LostProcessError       another process of the same launch has ended
 ├── InputError             a file that is damaged, too large or too deep, or no regular file
-└── ComparisonError        runs that cannot be compared
+├── ComparisonError        runs that cannot be compared
+├── CardError              a model card that cannot be read or generated again
+└── HubError               what the Hugging Face Hub refuses, or cannot be reached for
 ```
 
 A message is one line: what is wrong, with which object, and what to do next.
@@ -110,6 +112,14 @@ class InputError(HarnessExtError):
 
 class ComparisonError(HarnessExtError):
     """Runs that cannot be compared."""
+
+
+class CardError(HarnessExtError):
+    """A model card that cannot be read or generated again."""
+
+
+class HubError(HarnessExtError):
+    """What the Hugging Face Hub refuses, or cannot be reached for."""
 
 
 def first_line(error: BaseException) -> str:

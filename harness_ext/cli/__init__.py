@@ -29,6 +29,10 @@ Does this LoRA adapter really beat its base, under the same protocol?
   compare     compare results document by document: intervals, tests, a verdict
   doctor      say why a score is what it is; examine adapters and training examples
   report      write one HTML file: verdict, figures, findings, samples, provenance
+  card        write the README.md of an adapter, with its results
+  push        publish an adapter on the Hugging Face Hub
+  verify      evaluate a published adapter, and say whether what its card claims holds
+  export      write results in the format of Every Eval Ever
   check       check a task before any model is loaded; exit code 1 if it is broken
   new-task    make a task from a CSV, JSON lines or parquet file
   tasks-path  print the folder of the bundled tasks, for lm-eval's --include_path
@@ -45,6 +49,10 @@ COMMANDS = {
     "compare": "compare",
     "doctor": "doctor",
     "report": "report",
+    "card": "card",
+    "push": "push",
+    "verify": "verify",
+    "export": "export",
     "check": "check",
     "new-task": "new_task",
     "tasks-path": "tasks_path",

@@ -16,7 +16,7 @@ from harness_ext.metrics.statistic import POINTS, SHARE, Scale, Statistic
 
 ENTRY_POINTS = "harness_ext.statistics"  # entry points of packages that provide metrics
 LARGEST = 1e100  # of a declared number
-_DECLARABLE = ("unit", "range", "margin", "higher_is_better", "scale")
+DECLARABLE = ("unit", "range", "margin", "higher_is_better", "scale")
 
 
 def declared(
@@ -72,10 +72,10 @@ def _rescaled(statistic: Statistic, unit: str, top: float) -> tuple[Statistic, .
 
 def _redeclared(statistic: Statistic, own: Mapping[str, Any]) -> Statistic:
     for name in own:
-        if name not in _DECLARABLE:
+        if name not in DECLARABLE:
             raise MetricError(
-                f"metadata: metrics: {statistic.metric}: unknown field {name!r}{suggest(str(name), _DECLARABLE)}; use "
-                f"{', '.join(_DECLARABLE)}"
+                f"metadata: metrics: {statistic.metric}: unknown field {name!r}{suggest(str(name), DECLARABLE)}; use "
+                f"{', '.join(DECLARABLE)}"
             )
     unit = str(own.get("unit", statistic.unit))
     low, high = _range(own, statistic.metric, {SHARE: (0, 1), POINTS: (0, 100)}.get(unit, statistic.limits))

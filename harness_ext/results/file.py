@@ -1,9 +1,9 @@
 """Parse a results file of lm-eval, `results_DATE.json`, with its samples in `samples_TASK_DATE.jsonl`.
 
 Files of `harness-ext eval` have one more key than those of stock lm-eval: `harness_ext`. All of its entries are
-optional: `variant` (base, or the adapter's name), `base`, `adapter`, `card` (the adapter's card), `fingerprints`
-{task: sha256}, `fingerprint_fields` {task: {field: hash or value}}, `token_settings` {setting: value},
-`sample_data`, and `sequential` (the design and the looks of an evaluation with `--until-decided`; see
+optional: `variant` (base, or the adapter's name), `base`, `adapter`, `card` (the adapter's card), `adapter_sha256`
+{file: sha256}, `fingerprints` {task: sha256}, `fingerprint_fields` {task: {field: hash or value}}, `token_settings`
+{setting: value}, `sample_data`, and `sequential` (the design and the looks of an evaluation with `--until-decided`; see
 `harness_ext.stats.sequential.record`).
 """
 
@@ -29,6 +29,7 @@ from harness_ext.stats.sequential.record import Record, read_record
 
 DATE = re.compile(r"_(\d{4}-\d\d-\d\dT[\d.-]+)$")
 LARGEST = 1e100  # of a number; its square is finite, too
+_SEEDS = [0, 1234, 1234, 1234]  # lm-eval's defaults
 _BASE_KEYS = ("pretrained", "model", "path", "engine")  # in the order in which lm-eval uses them to name a run
 _ADAPTER_KEYS = ("peft", "lora_local_path", "delta")
 
@@ -178,6 +179,8 @@ def _parse_task(task: str, file: Path, payload: Mapping[str, Any], records: Mapp
         sequential=records.get(task),
         is_group=is_group,
         members=_members(task, payload) if is_group else (),
+        adapter_sha256={name: str(value) for name, value in _mapping(extension, "adapter_sha256").items()},
+        evaluation=_evaluation(payload),
     )
 
 
@@ -248,6 +251,22 @@ def _settings(payload: Mapping[str, Any]) -> dict[str, Any]:
     if payload.get("chat_template_sha"):
         settings["fewshot_as_multiturn"] = bool(payload.get("fewshot_as_multiturn"))
     return settings
+
+
+def _evaluation(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags with which all tasks of the file were evaluated, where they differ from lm-eval's defaults."""
+    config = _mapping(payload, "config")
+    seeds = [config.get(f"{name}_seed") for name in ("random", "numpy", "torch", "fewshot")]
+    limit, multiturn = config.get("limit"), payload.get("fewshot_as_multiturn")
+    given = {
+        "apply_chat_template": bool(payload.get("chat_template")) or None,
+        "fewshot_as_multiturn": False if payload.get("chat_template") and multiturn is False else None,
+        "system_instruction": payload.get("system_instruction"),
+        "limit": limit if _is_number(limit) else None,
+        "seed": seeds if all(isinstance(seed, int) for seed in seeds) and seeds != _SEEDS else None,
+        "gen_kwargs": dict(_mapping(config, "gen_kwargs")) or None,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _parse_metrics(entry: Mapping[str, Any], higher: Mapping[str, Any]) -> dict[str, MetricValue]:

@@ -66,6 +66,8 @@ class TaskResult:
     available: int | None = None  # documents of the split, whether or not they were asked; None if not logged
     digest: str | None = None  # lm-eval's hash of all samples; None if they were not logged, or by another tool
     sequential: Record | None = field(default=None, repr=False)  # how it was watched, if with --until-decided
+    adapter_sha256: Mapping[str, str] = field(default_factory=dict, repr=False)  # by file name; empty in stock results
+    evaluation: Mapping[str, Any] = field(default_factory=dict, repr=False)  # limit, seed … as far as they were given
     read_samples: SampleReader = field(default=iter_samples, repr=False)  # other tools have other formats
 
     @property

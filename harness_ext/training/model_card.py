@@ -1,24 +1,31 @@
-"""The README.md of an adapter, in the form that the Hub renders."""
+"""The README.md of an adapter, in the form that the Hub renders: metadata, and regions that can be generated again."""
 
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from harness_ext.models.card import AdapterCard, hub_name
+from harness_ext.models.sources import FETCHABLE
+from harness_ext.regions import marked
 
-TEMPLATE = """\
+TAGS = ("lora", "lm-evaluation-harness", "harness-ext")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+
+FRONT_MATTER = """\
 ---
 base_model: {quoted_base}
 library_name: peft
 pipeline_tag: text-generation
 tags:
-- lora
-- lm-evaluation-harness
-- harness-ext
+{tags}
 ---
+"""
 
-# {name}
-
+ABOUT = """\
 A LoRA adapter for `{base}`, trained on the lm-eval task `{task}` with harness_ext: {examples} examples,
 {tokens} label tokens, {parameters} trainable parameters, {minutes:.1f} minutes.{sample}
 
@@ -30,43 +37,71 @@ A LoRA adapter for `{base}`, trained on the lm-eval task `{task}` with harness_e
 | seed | {seed} |
 | training loss / held-out loss | {train_loss} / {validation_loss} |
 | versions | {versions} |
+"""
 
+USE = """\
 ## Use
 
 ```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{hub_base}"), "{name}")
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base}), {adapter})
 ```
+"""
 
-## Evaluate
+REPEAT = """\
+## Repeat the evaluation
 
-Evaluate base and adapter with the protocol of the training:
+Base and adapter, under the same protocol.{first}
 
-```
-harness-ext eval --model_args pretrained={base} --adapters adapters/{name} --tasks {task}{included} \\
-    --output_path results/{name} --log_samples
-harness-ext compare results/{name}
-```
+{commands}
+"""
 
+RECIPE = """\
 ## Recipe
 
-```json
 {recipe}
-```
 """
 
 
 def model_card(card: AdapterCard, name: str) -> str:
-    """An adapter's card as Markdown, with the Hub's metadata as front matter."""
-    return TEMPLATE.format(
-        name=name,
+    """An adapter's card as Markdown, with the Hub's metadata as front matter and each section in a marked region."""
+    quoted_base = json.dumps(hub_name(card.base))  # a name like 1e3 stays text
+    front = FRONT_MATTER.format(quoted_base=quoted_base, tags="\n".join(f"- {tag}" for tag in TAGS))
+    regions = [marked(region, content) for region, content in sections(card, name).items()]
+    return "\n\n".join([f"{front}\n# {name}", *regions]) + "\n"
+
+
+def sections(card: AdapterCard, name: str, *, adapter: str | None = None) -> dict[str, str]:
+    """The sections that a card alone gives, by the name of their region, in order.
+
+    Args:
+        card: of the adapter.
+        name: of its folder.
+        adapter: what the commands call it: its Hub id, or its folder, `adapters/NAME`.
+    """
+    recipe = card.recipe
+    settings = {key: recipe.get(key) for key in ("num_fewshot", *_FLAGS)}
+    return {
+        "about": about_text(card),
+        "use": use_text(hub_name(card.base), adapter or name),
+        "repeat": repeat_text(
+            card.base,
+            adapter or f"adapters/{name}",
+            [([card.task], settings)],
+            recipe.get("include_path") or (),
+            f"results/{name}",
+        ),
+        "recipe": recipe_text(recipe),
+    }
+
+
+def about_text(card: AdapterCard) -> str:
+    """Where the adapter comes from."""
+    return ABOUT.format(
         base=card.base,
-        hub_base=hub_name(card.base),
-        quoted_base=json.dumps(hub_name(card.base)),  # a name like 1e3 stays text
         task=card.task,
-        included="".join(f" --include_path {folder}" for folder in card.recipe.get("include_path") or ()),
         examples=f"{card.examples:,}",
         tokens=f"{card.tokens:,}",
         parameters=f"{card.trainable_parameters:,}",
@@ -81,5 +116,91 @@ def model_card(card: AdapterCard, name: str) -> str:
         train_loss=card.train_loss,
         validation_loss="none held out" if card.validation_loss is None else card.validation_loss,
         versions=", ".join(f"{package} {version}" for package, version in card.versions.items()),
-        recipe=json.dumps(card.recipe, indent=2),
     )
+
+
+def use_text(base: str, adapter: str) -> str:
+    """How to load the adapter.
+
+    Args:
+        base: Hub id of the base.
+        adapter: its folder or Hub id.
+    """
+    return USE.format(base=json.dumps(base), adapter=json.dumps(adapter))
+
+
+def repeat_text(
+    base: str,
+    adapter: str,
+    evaluations: Sequence[tuple[Sequence[str], Mapping[str, Any]]],
+    include_path: Sequence[str],
+    results: str,
+) -> str:
+    """The commands that evaluate base and adapter again, and compare them.
+
+    Args:
+        base: Hub id, name of a packaged model, or the folder name of a local one.
+        adapter: its folder or Hub id.
+        evaluations: names of tasks, and the settings that they were evaluated with, see `flags_of`.
+        include_path: folders of further tasks.
+        results: folder for the results.
+    """
+    commands = []
+    for tasks, settings in evaluations:
+        arguments = ",".join(f"{key}={value}" for key, value in (settings.get("model_args") or {}).items())
+        words = ["--model_args", f"pretrained={base}{',' if arguments else ''}{arguments}", "--adapters", adapter]
+        words += ["--tasks", ",".join(tasks)]
+        words += [word for folder in include_path for word in ("--include_path", folder)]
+        first = "harness-ext eval " + shlex.join([*words, *flags_of(settings)])
+        commands.append(f"{first} \\\n    --output_path {shlex.quote(results)} --log_samples")
+    commands.append(f"harness-ext compare {shlex.quote(results)}")
+    return REPEAT.format(commands=fenced("\n".join(commands)), first=_before(base))
+
+
+def fenced(content: str, language: str = "") -> str:
+    """A code block whose fence is longer than any in its content."""
+    longest = max(map(len, re.findall("`+", content)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{content}\n{fence}"
+
+
+def _before(base: str) -> str:
+    """What has to be done before the commands work."""
+    if base in FETCHABLE:
+        return f" `harness-ext fetch {base}` fetches the base first."
+    if not HUB_ID.fullmatch(base):
+        return f" The base was a local folder: put its path in place of `{base}`."
+    return ""
+
+
+_FLAGS = ("apply_chat_template", "fewshot_as_multiturn", "system_instruction")
+
+
+def flags_of(settings: Mapping[str, Any]) -> list[str]:
+    """The flags of `harness-ext eval` for settings of an evaluation.
+
+    >>> flags_of({"num_fewshot": 5, "apply_chat_template": True, "limit": 100})
+    ['--num_fewshot', '5', '--apply_chat_template', '--limit', '100']
+    """
+    flags: list[str] = []
+    if settings.get("num_fewshot") is not None:
+        flags += ["--num_fewshot", str(settings["num_fewshot"])]
+    if (template := settings.get("apply_chat_template")) not in (None, False):
+        flags += ["--apply_chat_template"] if template is True else [f"--apply_chat_template={template}"]
+        if settings.get("fewshot_as_multiturn") is False:
+            flags.append("--fewshot_as_multiturn=false")
+    if settings.get("system_instruction"):
+        flags.append(f"--system_instruction={settings['system_instruction']}")
+    if settings.get("limit") is not None:
+        flags += ["--limit", f"{settings['limit']:g}"]
+    if settings.get("seed"):
+        flags += ["--seed", ",".join(map(str, settings["seed"]))]
+    if settings.get("gen_kwargs"):
+        flags += ["--gen_kwargs", *(f"{key}={value}" for key, value in settings["gen_kwargs"].items())]
+    return flags
+
+
+def recipe_text(recipe: Mapping[str, Any]) -> str:
+    """The recipe as JSON; a comment in one of its texts does not end the region."""
+    written = json.dumps(recipe, indent=2).replace("<", "\\u003c")
+    return RECIPE.format(recipe=fenced(written, "json"))

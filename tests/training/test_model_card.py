@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 from dataclasses import replace
 
 import pytest
 import yaml
+from huggingface_hub import ModelCardData
 
 from harness_ext.cli import parser_of
 from harness_ext.models.card import AdapterCard
 from harness_ext.models.sources import FETCHABLE
-from harness_ext.training.model_card import model_card
+from harness_ext.regions import find_regions, with_regions
+from harness_ext.training.model_card import model_card, sections
 
 CARD = AdapterCard(
     base="someone/model-1b", base_revision=None, base_sha256="b" * 64, task="sst2_choice", fingerprint="f" * 64,
@@ -43,13 +47,51 @@ def test_front_matter(base: str) -> None:
     assert values["pipeline_tag"] == "text-generation"
     assert "lora" in values["tags"]
     assert body.startswith("\n# sst2")
+    ModelCardData(**values)  # raises for what the Hub's parser refuses
+
+
+def test_each_section_is_a_region_that_can_be_generated_again() -> None:
+    text = model_card(CARD, "sst2")
+    regions = find_regions(text, "README.md")
+    assert list(regions) == ["about", "use", "repeat", "recipe"]
+    assert not any(region.is_edited for region in regions.values())
+    assert with_regions(text, sections(CARD, "sst2"), "README.md") == text
+
+
+@pytest.mark.parametrize("hostile", ["```\n# out", "<!-- harness-ext:recipe end -->", "<!-- harness-ext:use begin -->"])
+def test_a_recipe_cannot_end_its_block(hostile: str) -> None:
+    text = model_card(replace(CARD, recipe={"system_instruction": hostile}), "sst2")
+    assert list(find_regions(text, "README.md")) == ["about", "use", "repeat", "recipe"]
+    written = re.search(r"^(`{3,})json\n(.*?)\n\1$", text, re.DOTALL | re.MULTILINE)
+    assert written
+    assert json.loads(written[2]) == {"system_instruction": hostile}
+    for fence in re.findall(r"^(`{3,})\w*$", text, re.MULTILINE)[::2]:  # opening ones: each is closed
+        assert len(re.findall(rf"^{fence}(?!`)", text, re.MULTILINE)) % 2 == 0
+
+
+def test_the_evaluation_is_that_of_the_training() -> None:
+    recipe = {
+        "num_fewshot": 3,
+        "apply_chat_template": True,
+        "fewshot_as_multiturn": False,
+        "system_instruction": "It's",
+    }
+    options = parser_of("eval").parse_args(evaluation(model_card(replace(CARD, recipe=recipe), "sst2")))
+    settings = {name: getattr(options, name) for name in recipe}
+    assert settings == recipe
+
+
+def evaluation(text: str) -> list[str]:
+    """The arguments of the command that evaluates."""
+    block = text.split("## Repeat the evaluation")[1].split("```\n")[1]
+    return shlex.split(block.replace("\\\n", "").splitlines()[0])[2:]
 
 
 def test_its_commands_can_be_pasted_into_a_shell() -> None:
     block = model_card(CARD, "sst2").split("```\n")[2]
     assert "\\\n" in block  # one long command on two lines, which a shell joins
-    evaluate, compare = (shlex.split(line) for line in block.replace("\\\n", "").splitlines())
-    options = parser_of("eval").parse_args(evaluate[2:])
+    compare = shlex.split(block.splitlines()[-1])
+    options = parser_of("eval").parse_args(evaluation(model_card(CARD, "sst2")))
     assert (options.tasks, options.adapters, options.output_path) == (
         ["sst2_choice"],
         ["adapters/sst2"],
