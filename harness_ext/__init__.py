@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from harness_ext.engine.evaluate import evaluate
     from harness_ext.leaderboard import compare_runs
     from harness_ext.results.load import load_runs
+    from harness_ext.selection.train import train_adapter
     from harness_ext.training.recipe import Recipe
-    from harness_ext.training.trainer import train_adapter
 
 __all__ = ["Recipe", "compare_runs", "diagnose", "evaluate", "examine_batches", "load_runs", "train_adapter"]
 
@@ -34,7 +34,7 @@ _MODULES = {
     "evaluate": "harness_ext.engine.evaluate",
     "examine_batches": "harness_ext.doctor.preflight.batches",
     "load_runs": "harness_ext.results.load",
-    "train_adapter": "harness_ext.training.trainer",
+    "train_adapter": "harness_ext.selection.train",
 }
 
 
