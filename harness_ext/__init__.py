@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from harness_ext.leaderboard import compare_runs
     from harness_ext.reporting.write import write_report
     from harness_ext.results.load import load_runs
+    from harness_ext.selection.train import train_adapter
     from harness_ext.training.recipe import Recipe
-    from harness_ext.training.trainer import train_adapter
 
 __all__ = [
     "Recipe",
@@ -45,7 +45,7 @@ _MODULES = {
     "evaluate": "harness_ext.engine.evaluate",
     "examine_batches": "harness_ext.doctor.preflight.batches",
     "load_runs": "harness_ext.results.load",
-    "train_adapter": "harness_ext.training.trainer",
+    "train_adapter": "harness_ext.selection.train",
     "write_report": "harness_ext.reporting.write",
 }
 

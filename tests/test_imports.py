@@ -17,7 +17,8 @@ from harness_ext.protocol import lm_eval_api
 PACKAGE = Path(harness_ext.__file__).parent
 MODULES = sorted(file.relative_to(PACKAGE).with_suffix("").as_posix() for file in PACKAGE.rglob("*.py"))
 WINGS = (
-    "training", "engine", "doctor", "leaderboard", "comparison", "results", "stats", "protocol", "models", "metrics",
+    "training", "selection", "engine", "doctor", "leaderboard", "comparison", "results", "stats", "protocol", "models",
+    "metrics",
 )  # fmt: skip
 
 HOOKS_USE = ("documents", "fewshot", "lm_eval_api", "requests")
@@ -56,7 +57,19 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "regions",
         "errors",
     ),
-    "training": ("training", "atomic", "regions", "protocol", "models", "trees", "cpu", "metrics", "errors"),
+    "training": ("training", "atomic", "regions", "protocol", "models", "trees", "cpu", "metrics", "stats", "errors"),
+    "selection": (
+        "selection",
+        "training",
+        "engine",
+        "doctor/preflight",
+        "comparison/units",
+        "results",
+        "stats",
+        "protocol",
+        "metrics",
+        "errors",
+    ),
     "engine": ("engine", "version", "atomic", "protocol", "models", "trees", "cpu", "metrics", "stats", "errors"),
     "engine/sequential": ("engine", "comparison", "results", "stats", "protocol", "metrics", "errors"),
     "doctor": ("doctor", "comparison", "results", "stats", "protocol", "metrics", "findings", "errors"),

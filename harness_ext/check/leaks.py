@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
-
-import jinja2.meta
 
 from harness_ext.check.documents import Sampled
 from harness_ext.check.yaml_source import TaskSource
 from harness_ext.errors import described
 from harness_ext.findings import Level
+from harness_ext.protocol.content import content_keys, prompt_columns
 from harness_ext.protocol.fewshot import DEFAULT_SEED
-from harness_ext.protocol.lm_eval_api import ConfigurableTask, gen_prefix, jinja_environment
+from harness_ext.protocol.lm_eval_api import ConfigurableTask, gen_prefix
 
 TRIED_SHOTS = 3  # for a task that does not set num_fewshot
-BATCH = 10_000
 
 
 def check_fewshot(source: TaskSource, task: ConfigurableTask, sampled: Sampled) -> None:
@@ -89,43 +86,14 @@ def check_overlap(source: TaskSource, task: ConfigurableTask, columns: Sequence[
                    "tested on its training data; use another training_split", "training_split")  # fmt: skip
         return None
     training, evaluation = task.training_docs(), task.eval_docs
-    compared = _prompt_columns(task, columns, evaluation)
+    compared = prompt_columns(task, columns, evaluation)
     if not compared or not set(compared) <= set(training[0]):
         return None
-    number_of = {key: number for number, key in enumerate(_keys(evaluation, compared))}
-    repeated = {number_of[key] for key in _keys(training, compared) if key in number_of}
+    number_of = {key: number for number, key in enumerate(content_keys(evaluation, compared))}
+    repeated = {number_of[key] for key in content_keys(training, compared) if key in number_of}
     if repeated:
         share = len(repeated) / max(1, len(evaluation))
         source.add("C27", "warning", f"{len(repeated)} of {len(evaluation)} evaluated documents ({share:.1%}) are also "
                    f"in the training split, with the same {', '.join(compared)} (first: {min(repeated)}); remove them "
                    "from the training split", "training_split")  # fmt: skip
     return f"{len(training):,} to train on"
-
-
-def _prompt_columns(task: ConfigurableTask, columns: Sequence[str], docs: Any) -> list[str]:
-    """The text columns in the prompt; without a template, all text columns except identifiers."""
-    template = task.config.doc_to_text
-    if isinstance(template, str) and template in columns:
-        names = {template}
-    elif isinstance(template, str):
-        names = jinja2.meta.find_undeclared_variables(jinja_environment().parse(template))
-    else:
-        names = {name for name in columns if not name.lower().endswith("id")}
-    return [name for name in columns if name in names and isinstance(docs[0][name], str)]
-
-
-def _keys(docs: Any, columns: Sequence[str]) -> Iterator[bytes]:
-    """A short hash of these columns of each document, ignoring case and white space."""
-    for rows in _batches(docs, columns):
-        for values in zip(*(rows[name] for name in columns), strict=True):
-            text = "\x1f".join(" ".join(str(value).lower().split()) for value in values)
-            yield hashlib.blake2b(text.encode(), digest_size=12).digest()
-
-
-def _batches(docs: Any, columns: Sequence[str]) -> Iterator[Mapping[str, Iterable[Any]]]:
-    if hasattr(docs, "select_columns"):
-        yield from docs.select_columns(list(columns)).iter(batch_size=BATCH)
-    else:
-        for start in range(0, len(docs), BATCH):
-            rows = docs[start : start + BATCH]
-            yield {name: [row[name] for row in rows] for name in columns}

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,17 +82,18 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _train(recipe: Recipe, options: argparse.Namespace) -> int:
+    from harness_ext.selection.train import train_adapter
     from harness_ext.training.seeds import train_seeds
-    from harness_ext.training.trainer import train_adapter
 
+    train = functools.partial(train_adapter, on_evaluation=_print_evaluation)
     inspect = functools.partial(_preflight, force=options.force) if options.preflight else None
     flags = {"resume": options.resume, "overwrite": options.overwrite, "inspect": inspect}
     if options.seeds is None:
-        adapters = [train_adapter(recipe, **flags)]
+        adapters = [train(recipe, **flags)]
         _print_trained(adapters[0])
     else:
         adapters = []
-        for trained in train_seeds(recipe, options.seeds, **flags):
+        for trained in train_seeds(recipe, options.seeds, train=train, **flags):
             adapters.append(trained)
             _print_trained(trained)
     if int(os.environ.get("RANK", "0")):
@@ -136,6 +138,14 @@ def _preflight(start: TrainingStart, *, force: bool) -> None:
             f"{first.id} {first.text}{f' (and {more} more errors)' if more else ''}; {first.next_step}, see "
             f"`harness-ext doctor --explain {first.id}`, or train all the same with --force"
         )
+
+
+def _print_evaluation(line: str) -> None:
+    """Print a line without breaking the progress bar."""
+    from tqdm import tqdm
+
+    with tqdm.external_write_mode(file=sys.stdout):
+        print(line, flush=True)
 
 
 def _print_trained(trained: TrainedAdapter) -> None:

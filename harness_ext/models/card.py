@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -38,6 +38,7 @@ class AdapterCard:
     train_loss: float
     validation_loss: float | None
     versions: Mapping[str, str]
+    selection: Mapping[str, Any] | None = None  # the curve and the choice, if checkpoints were scored in training
 
 
 def read_card(adapter: str | Path) -> AdapterCard | None:
@@ -47,7 +48,8 @@ def read_card(adapter: str | Path) -> AdapterCard | None:
         return None
     try:
         values = read_json_object(path)
-        return AdapterCard(**{field.name: _checked(field.name, values[field.name]) for field in fields(AdapterCard)})
+        present = [field.name for field in fields(AdapterCard) if field.name in values or field.default is MISSING]
+        return AdapterCard(**{name: _checked(name, values[name]) for name in present})
     except (InputError, KeyError, TypeError) as error:
         raise AdapterError(
             f"{path} is damaged ({first_line(error)}); train the adapter again or delete the card"

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,7 @@ def build_examples(
     validation_size: int,
     max_length: int,
     seed: int,
+    excluded: Collection[int] = (),
 ) -> ExampleSet:
     """Render and encode a training split, and hold out some of its documents.
 
@@ -61,12 +62,14 @@ def build_examples(
         validation_size: number of documents to hold out, at most a tenth of all.
         max_length: maximum tokens per example; longer contexts are cut on the left, as in evaluation.
         seed: seed for drawing documents.
+        excluded: numbers of documents that are used for something else.
 
     Raises:
         TrainingError: an answer is empty or would be cut off.
     """
     order = list(range(len(docs)))
     random.Random(seed).shuffle(order)
+    order = [number for number in order if number not in excluded]
     held_out = min(validation_size, len(order) // 10)
     numbers = order[: held_out + (limit if limit is not None else len(order))]
     end = lm.tokenizer.eos_token_id

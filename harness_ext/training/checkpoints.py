@@ -26,7 +26,12 @@ MANIFEST = "manifest.json"
 def checkpoint_folders(workspace: Path) -> list[Path]:
     """All checkpoints of a run, newest first, whether or not they can be resumed."""
     folders = [folder for folder in workspace.glob("checkpoint-*") if folder.name.split("-")[-1].isdigit()]
-    return sorted(folders, key=lambda folder: -int(folder.name.split("-")[-1]))
+    return sorted(folders, key=lambda folder: -checkpoint_step(folder))
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The optimiser steps that led to a checkpoint."""
+    return int(checkpoint.name.split("-")[-1])
 
 
 def seal(checkpoint: Path, shared: Iterable[Path]) -> None:
@@ -40,20 +45,33 @@ def seal(checkpoint: Path, shared: Iterable[Path]) -> None:
         WriteError: it cannot be written; the older ones are kept.
     """
     sync_tree(checkpoint)
-    files = [file for place in (checkpoint, *shared) for file in _files_in(place)]
-    hashes = {Path(os.path.relpath(file, checkpoint)).as_posix(): files_sha256(file) for file in sorted(files)}
-    write_text(checkpoint / MANIFEST, json.dumps({"files": hashes}, indent=2) + "\n")
+    write_manifest(checkpoint, shared)
     for folder in checkpoint_folders(checkpoint.parent):
         if folder != checkpoint:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_manifest(folder: Path, shared: Iterable[Path] = ()) -> None:
+    """Write down what each file of a folder holds.
+
+    Args:
+        folder: complete.
+        shared: files and folders beside it that belong to it.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    files = [file for place in (folder, *shared) for file in _files_in(place)]
+    hashes = {Path(os.path.relpath(file, folder)).as_posix(): files_sha256(file) for file in sorted(files)}
+    write_text(folder / MANIFEST, json.dumps({"files": hashes}, indent=2) + "\n")
 
 
 def _files_in(place: Path) -> list[Path]:
     return [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]
 
 
-def why_not_resumable(checkpoint: Path) -> str | None:
-    """Why a run cannot be resumed from a checkpoint; None if it can."""
+def why_not_whole(checkpoint: Path) -> str | None:
+    """Why a folder with a manifest is not what was written; None if it is."""
     if not (checkpoint / MANIFEST).exists():
         return "it was not written to its end"
     try:
@@ -72,12 +90,12 @@ def why_not_resumable(checkpoint: Path) -> str | None:
 
 def last_checkpoint(workspace: Path) -> Path | None:
     """The newest checkpoint that a run can be resumed from."""
-    return next((folder for folder in checkpoint_folders(workspace) if why_not_resumable(folder) is None), None)
+    return next((folder for folder in checkpoint_folders(workspace) if why_not_whole(folder) is None), None)
 
 
 def damaged_checkpoint(workspace: Path) -> str | None:
     """What is wrong with the newest checkpoint that was written to its end; None if there is none."""
     for folder in checkpoint_folders(workspace):
-        if (folder / MANIFEST).exists() and (reason := why_not_resumable(folder)):
+        if (folder / MANIFEST).exists() and (reason := why_not_whole(folder)):
             return f"{folder.name} ({reason})"
     return None

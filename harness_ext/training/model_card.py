@@ -37,7 +37,7 @@ A LoRA adapter for `{base}`, trained on the lm-eval task `{task}` with harness_e
 | seed | {seed} |
 | training loss / held-out loss | {train_loss} / {validation_loss} |
 | versions | {versions} |
-"""
+{selection}"""
 
 USE = """\
 ## Use
@@ -62,6 +62,19 @@ RECIPE = """\
 ## Recipe
 
 {recipe}
+"""
+
+SELECTION = """\
+## Chosen checkpoint
+
+This is the checkpoint of step {chosen} of {planned}{early}. `{metric}` was scored {times} in training on {documents}
+documents of the training split that were not trained on. Kept is the earliest checkpoint that is not significantly
+worse than the best one (paired test, Holm's correction for the number of checkpoints), nor than the last one. The score
+that it was chosen by is too high on average, since it was chosen by it; the one on other documents is not.
+
+| step | {metric} | 95 % interval | documents | |
+|---|---|---|---|---|
+{rows}
 """
 
 
@@ -115,6 +128,7 @@ def about_text(card: AdapterCard) -> str:
         seed=card.seed,
         train_loss=card.train_loss,
         validation_loss="none held out" if card.validation_loss is None else card.validation_loss,
+        selection="" if card.selection is None else f"\n{_selection(card.selection)}",
         versions=", ".join(f"{package} {version}" for package, version in card.versions.items()),
     )
 
@@ -204,3 +218,32 @@ def recipe_text(recipe: Mapping[str, Any]) -> str:
     """The recipe as JSON; a comment in one of its texts does not end the region."""
     written = json.dumps(recipe, indent=2).replace("<", "\\u003c")
     return RECIPE.format(recipe=fenced(written, "json"))
+
+
+def _selection(selection: Mapping[str, Any]) -> str:
+    """The curve of the checkpoints, and the score of the chosen one on untouched documents."""
+    curve, again, chosen = selection["curve"], selection["chosen_again"], selection["chosen_step"]
+    rows = [
+        _row(selection, point, str(point["step"]), selection["documents"], "chosen" if point["step"] == chosen else "")
+        for point in curve
+    ]
+    rows.append(_row(selection, again, f"**{chosen}**", again["documents"], "chosen, on other documents"))
+    return SELECTION.format(
+        chosen=chosen,
+        planned=selection["planned_steps"],
+        early=""
+        if selection["last_step"] == selection["planned_steps"]
+        else f"; training was stopped at step {selection['last_step']}, since nothing had become better",
+        metric=selection["metric"],
+        times="once" if len(curve) == 1 else f"{len(curve)} times",
+        documents=f"{selection['documents']:,}",
+        rows="\n".join(rows),
+    )
+
+
+def _row(selection: Mapping[str, Any], point: Mapping[str, Any], step: str, documents: int, remark: str) -> str:
+    score, low, high = (
+        f"{100 * point[name]:.1f}" if selection["is_share"] else f"{point[name]:.4g}"
+        for name in ("score", "low", "high")
+    )
+    return f"| {step} | {score} | {low} to {high} | {documents:,} | {remark} |"

@@ -44,14 +44,18 @@ class PackTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # makes Trainer count the label tokens of a whole step
         self._loss_shifts_labels = False
 
-    def restore_finished(self, checkpoint: Path) -> bool:
+    def restore_finished(self, checkpoint: Path, *, stopped: bool = False) -> bool:
         """Load the checkpoint if it is of the last step, after which `train` would still run one more.
+
+        Args:
+            checkpoint: its folder.
+            stopped: the training was stopped at this checkpoint for good.
 
         Returns:
             Whether it was of the last step.
         """
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        if state.global_step < state.max_steps:
+        if state.global_step < state.max_steps and not stopped:
             return False
         self.state = state
         self._load_from_checkpoint(str(checkpoint))

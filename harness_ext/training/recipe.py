@@ -65,6 +65,20 @@ class Recipe:
     # examples
     limit: int | None = _about("train on at most this many documents, drawn by seed", None)
     validation_size: int = _about("documents of the training split held out to monitor the loss, drawn by seed", 200)
+    evaluate_every: float | None = _about(
+        "score the task's own metric after so many steps, or after this share of an epoch if below 1, and keep the "
+        "best checkpoint beyond noise; unset: no evaluation, the last checkpoint is kept", None
+    )  # fmt: skip
+    evaluation_documents: int = _about(
+        "documents of the training split that checkpoints are scored on; as many others are held out to score the "
+        "chosen one again", 200
+    )  # fmt: skip
+    evaluation_cost: float = _about(
+        "share of the training time that evaluations may take; they are spread out to keep to it; 0: no limit", 0.1
+    )
+    patience: int = _about(
+        "stop after this many evaluations in a row without a checkpoint that is better beyond noise; 0: never", 0
+    )
     max_length: int | None = _about(
         "maximum tokens per example; longer contexts are cut on the left; unset: the model's limit", None
     )
@@ -87,7 +101,7 @@ class Recipe:
     gradient_checkpointing: bool = _about("recompute activations instead of storing them", False)
     save_steps: int = _about("steps between checkpoints, for --resume", 50)
     logging_steps: int = _about("steps between loss reports", 10)
-    report_to: str = _about("where to report the loss: none, tensorboard, wandb, trackio, ...", "none")
+    report_to: str = _about("where to report the loss and scores: none, tensorboard, wandb, trackio, ...", "none")
 
     def __post_init__(self) -> None:
         """Raise RecipeError for wrong types and impossible values; the message names the flag."""
@@ -100,14 +114,15 @@ class Recipe:
             "save_steps", "logging_steps",
         ):  # fmt: skip
             self._require(name, getattr(self, name) > 0, "must be positive")
-        for name in ("max_steps", "weight_decay", "max_grad_norm", "validation_size", "seed"):
+        for name in ("max_steps", "weight_decay", "max_grad_norm", "validation_size", "patience", "seed"):
             self._require(name, getattr(self, name) >= 0, "must not be negative")
-        for name in ("lora_dropout", "warmup_ratio"):
+        for name in ("lora_dropout", "warmup_ratio", "evaluation_cost"):
             self._require(name, 0 <= getattr(self, name) < 1, "must be at least 0 and less than 1")
         for name in ("limit", "max_length", "learning_rate"):
             self._require(name, getattr(self, name) is None or getattr(self, name) > 0, "must be positive")
         self._require("num_fewshot", self.num_fewshot is None or self.num_fewshot >= 0, "must not be negative")
         self._require("seed", self.seed < 2**32, "must be below 2**32")
+        self._check_evaluation()
         known = INITIALISATIONS.fullmatch(self.init_lora_weights) is not None
         rule = "must be default, gaussian, orthogonal, olora, pissa or pissa_niter_N"
         self._require("init_lora_weights", known, rule)
@@ -116,6 +131,14 @@ class Recipe:
             self._require("use_dora", not self.use_dora, rule)
             self._require("modules_to_save", self.modules_to_save is None, rule)
             self._require("quantization", self.quantization == "none", rule)
+
+    def _check_evaluation(self) -> None:
+        every = self.evaluate_every
+        rule = "must be a whole number of steps, or a share of an epoch above 0 and below 1"
+        self._require("evaluate_every", every is None or 0 < every < 1 or (every >= 1 and every.is_integer()), rule)
+        self._require("evaluation_documents", self.evaluation_documents > 0, "must be positive")
+        rule = "counts evaluations, so it needs --evaluate-every"
+        self._require("patience", every is not None or not self.patience, rule)
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
@@ -161,6 +184,16 @@ class Recipe:
         values = {name: value for name, value in asdict(self).items() if name not in PLACES}
         folders = [Path(folder).expanduser().resolve().name for folder in self.include_paths]
         return {**values, "task": self.task_name, "include_path": folders or None}
+
+
+def recorded(recipe: Mapping[str, Any], name: str) -> Any:
+    """A field of a recipe that was written earlier; one that did not exist then had its default.
+
+    >>> recorded({"lora_rank": 4}, "lora_rank"), recorded({"lora_rank": 4}, "patience")
+    (4, 0)
+    """
+    default = {field.name: field.default for field in fields(Recipe)}.get(name, MISSING)
+    return recipe.get(name, None if default is MISSING else default)
 
 
 def flag(name: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from harness_ext.errors import RecipeError, TrainingError
 from harness_ext.models.card import CARD_FILE, read_card
 from harness_ext.training.checkpoints import damaged_checkpoint, last_checkpoint
-from harness_ext.training.recipe import Recipe
+from harness_ext.training.recipe import Recipe, recorded
 from harness_ext.training.trainer import TrainedAdapter, TrainingStart, train_adapter
 from harness_ext.training.workspace import FREE_TO_CHANGE, workspace_of
 
@@ -92,7 +92,7 @@ def _trained(recipe: Recipe) -> TrainedAdapter | None:
     differing = [  # an unset value was chosen in training
         name
         for name, value in values.items()
-        if name not in FREE_TO_CHANGE and value is not None and card.recipe.get(name) != value
+        if name not in FREE_TO_CHANGE and value is not None and recorded(card.recipe, name) != value
     ]
     if differing:
         raise TrainingError(

@@ -45,7 +45,9 @@ from harness_ext.protocol.tasks import load_task
 from harness_ext.protocol.token_settings import check_appends_nothing
 from harness_ext.training.batches import Collator, ExampleSet, GroupedBatches, build_examples, group_by_prefix
 from harness_ext.training.callbacks import FewSteps, StopOnInterrupt, TrainingBar
-from harness_ext.training.checkpoints import last_checkpoint
+from harness_ext.training.checkpoints import checkpoint_step, last_checkpoint
+from harness_ext.training.evaluating import StateEvaluation
+from harness_ext.training.evaluator import Evaluator
 from harness_ext.training.lock import OutputLock
 from harness_ext.training.model_card import model_card
 from harness_ext.training.pack_trainer import PackTrainer
@@ -111,6 +113,7 @@ def train_adapter(
     resume: bool = False,
     overwrite: bool = False,
     inspect: Callable[[TrainingStart], None] | None = None,
+    evaluating: Callable[[TrainingStart], Evaluator] | None = None,
 ) -> TrainedAdapter:
     """Train a LoRA adapter on a task and write it to `recipe.output`.
 
@@ -120,6 +123,8 @@ def train_adapter(
         overwrite: replace an existing adapter.
         inspect: called before the first step of a run that is not resumed; what it raises stops the run. It has to
             leave the model and all random generators as they are.
+        evaluating: makes the evaluator of checkpoints, for a recipe with `evaluate_every`; `harness_ext.train_adapter`
+            brings one.
 
     Returns:
         The adapter's folder, which is written only at the end, and its card.
@@ -134,7 +139,8 @@ def train_adapter(
             lock = stack.enter_context(OutputLock(workspace_of(recipe.output), recipe.output).held())
         with processes.main_process_first():
             workspace = claim_workspace(recipe.output, lock, resume=resume, overwrite=overwrite)
-        return _train(recipe, processes, workspace, lock, resume=resume, overwrite=overwrite, inspect=inspect)
+        return _train(recipe, processes, workspace, lock, resume=resume, overwrite=overwrite, inspect=inspect,
+                      evaluating=evaluating)  # fmt: skip
 
 
 def _train(
@@ -146,25 +152,34 @@ def _train(
     resume: bool,
     overwrite: bool,
     inspect: Callable[[TrainingStart], None] | None,
+    evaluating: Callable[[TrainingStart], Evaluator] | None,
 ) -> TrainedAdapter:
     """Train in a workspace that has been claimed, and write the adapter."""
     start = start_training(recipe)
     task, lm = start.task, start.lm
+    evaluator = _evaluator(start, evaluating, processes)
     learning_rate = recipe.learning_rate_for(lm.model.num_parameters())
     examples = build_examples(
         task, start.docs, recipe.prompt, lm,
         limit=recipe.limit, validation_size=recipe.validation_size, max_length=lm.max_length, seed=recipe.seed,
+        excluded=frozenset() if evaluator is None else evaluator.excluded,
     )  # fmt: skip
     if inspect is not None and not resume:
         inspect(start)
     peft_model = add_lora(lm.model, recipe)
     use_fast_paths(peft_model)
     before = _starting_point(peft_model)
+    evaluation = None if evaluator is None else StateEvaluation(evaluator, recipe, workspace)
     with kept_only_with_checkpoint(workspace, lock):
         if processes.is_main_process:
-            prepare(workspace, peft_model, recipe, examples, resume=resume)
+            held_out = None if evaluator is None else evaluator.data_sha256
+            prepare(workspace, peft_model, recipe, examples, resume=resume, held_out=held_out)
         trainer, interrupt = _make_trainer(peft_model, lm.tokenizer, examples, recipe, workspace, learning_rate)
-        _fit(trainer, interrupt, recipe, workspace, resume=resume)
+        if evaluation is not None:
+            evaluation.trainer = trainer
+            trainer.add_callback(evaluation)
+        _fit(trainer, interrupt, recipe, workspace, evaluation, resume=resume)
+        selection = None if evaluation is None else evaluation.finish(peft_model)
     if _changes_nothing(peft_model, before, _save_dtype(recipe)):
         if lock is not None:
             lock.clear_workspace()
@@ -175,10 +190,27 @@ def _train(
         )
     sample = documents.is_sample(task.config.custom_dataset, task.config.dataset_kwargs, task.config.metadata)
     card = _card(recipe, start.base, fingerprint(task, recipe.prompt, lm), examples, trainer, sample)
+    card = dataclasses.replace(card, selection=selection)
     if lock is not None:
         _write(trainer, recipe, card, workspace, lock, overwrite=overwrite)
     processes.wait_for_everyone()
     return TrainedAdapter(Path(recipe.output).expanduser(), card)
+
+
+def _evaluator(
+    start: TrainingStart, evaluating: Callable[[TrainingStart], Evaluator] | None, processes: PartialState
+) -> Evaluator | None:
+    """The evaluator of checkpoints, if the recipe wants any evaluated."""
+    if start.recipe.evaluate_every is None:
+        return None
+    if evaluating is None:
+        raise RecipeError("--evaluate-every needs an evaluator; train with `harness_ext.train_adapter`")
+    if processes.num_processes > 1:
+        raise RecipeError(
+            f"--evaluate-every works in one process, and {processes.num_processes} were launched; leave it out, or "
+            "train without accelerate or torchrun"
+        )
+    return evaluating(start)
 
 
 def _load_base(base: str, recipe: Recipe) -> tuple[Any, Any]:
@@ -322,12 +354,23 @@ def _arguments(recipe: Recipe, workspace: Path, learning_rate: float, *, experts
     return arguments
 
 
-def _fit(trainer: PackTrainer, interrupt: StopOnInterrupt, recipe: Recipe, workspace: Path, *, resume: bool) -> None:
-    """Run the training; if it stops early, raise an error that says how to continue."""
+def _fit(
+    trainer: PackTrainer,
+    interrupt: StopOnInterrupt,
+    recipe: Recipe,
+    workspace: Path,
+    evaluation: StateEvaluation | None,
+    *,
+    resume: bool,
+) -> None:
+    """Run the training; if a signal or an error stops it, raise an error that says how to continue."""
     checkpoint = last_checkpoint(workspace) if resume else None
+    if checkpoint is not None and evaluation is not None:
+        evaluation.resume(checkpoint_step(checkpoint))
+    stopped = evaluation is not None and evaluation.has_stopped()
     try:
         with interrupt.listening():
-            if checkpoint is None or not trainer.restore_finished(checkpoint):
+            if checkpoint is None or not trainer.restore_finished(checkpoint, stopped=stopped):
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except KeyboardInterrupt as error:
         number = interrupt.signal or signal.SIGINT
@@ -344,7 +387,8 @@ def _fit(trainer: PackTrainer, interrupt: StopOnInterrupt, recipe: Recipe, works
             raise
         raise TrainingError(f"training of {recipe.output} {problem:.300}; {_next_step(workspace)}") from error
     step, planned = trainer.state.global_step, trainer.state.max_steps
-    if interrupt.signal is not None and step < planned:
+    stopped = evaluation is not None and evaluation.has_stopped()
+    if interrupt.signal is not None and step < planned and not stopped:
         raise StoppedError(
             f"training of {recipe.output} stopped at step {step} of {planned}; continue with --resume", interrupt.signal
         )

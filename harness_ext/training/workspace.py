@@ -5,6 +5,7 @@ adapters/.sst2.training/
 ├── lock               held by the training that runs
 ├── recipe.json        settings that the run was started with
 ├── initial/           the adapter before training, if its initialisation changes the base
+├── evaluated/         states of the adapter that were scored, see `evaluated_states`
 └── checkpoint-350/    checkpoint of transformers' Trainer
 ```
 """
@@ -25,7 +26,7 @@ from harness_ext.errors import TrainingError
 from harness_ext.training.batches import ExampleSet
 from harness_ext.training.checkpoints import damaged_checkpoint, last_checkpoint
 from harness_ext.training.lock import OutputLock
-from harness_ext.training.recipe import Recipe, flag
+from harness_ext.training.recipe import Recipe, flag, recorded
 
 RECIPE_FILE = "recipe.json"  # settings that the run was started with
 INITIAL_FOLDER = "initial"  # the adapter before training, if its initialisation changes the base
@@ -33,6 +34,7 @@ FREE_TO_CHANGE = (  # recipe fields that may differ when a run is resumed
     "include_path", "prefix_trees", "max_tokens", "save_dtype", "gradient_checkpointing", "save_steps", "logging_steps",
 )  # fmt: skip
 BYTES_PER_PARAMETER = 28  # trainable, float32: the adapter, and two checkpoints of weights and Adam's moments
+EVALUATED_STATES, STATE_BYTES = 10, 4  # of the adapter alone
 SPARE_BYTES = 20e6
 
 
@@ -85,13 +87,29 @@ def kept_only_with_checkpoint(workspace: Path, lock: OutputLock | None) -> Itera
         raise
 
 
-def prepare(workspace: Path, model: PeftModel, recipe: Recipe, examples: ExampleSet, *, resume: bool) -> None:
+def prepare(
+    workspace: Path,
+    model: PeftModel,
+    recipe: Recipe,
+    examples: ExampleSet,
+    *,
+    resume: bool,
+    held_out: str | None = None,
+) -> None:
     """Create the workspace, or check that a resumed run has the same settings.
+
+    Args:
+        workspace: the folder.
+        model: gives the size of checkpoints.
+        recipe: of the run.
+        examples: that are trained on.
+        resume: whether an earlier run is continued.
+        held_out: hash of the documents that checkpoints are scored on, if any are.
 
     Raises:
         TrainingError: there is not enough disk space, the folder cannot be written, or settings or data have changed.
     """
-    state = {"recipe": recipe.for_card(), "data": examples.data_sha256}
+    state = {"recipe": recipe.for_card(), "data": examples.data_sha256, "held_out": held_out}
     file = workspace / RECIPE_FILE
     if resume and file.is_file():
         _require_same(json.loads(file.read_text(encoding="utf-8")), state, recipe.output)
@@ -99,7 +117,7 @@ def prepare(workspace: Path, model: PeftModel, recipe: Recipe, examples: Example
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     try:
         workspace.mkdir(parents=True, exist_ok=True)
-        free, needed = shutil.disk_usage(workspace).free, BYTES_PER_PARAMETER * parameters + SPARE_BYTES
+        free, needed = shutil.disk_usage(workspace).free, _bytes_per_parameter(recipe) * parameters + SPARE_BYTES
         if free < needed:
             raise TrainingError(
                 f"not enough disk space for {recipe.output}: its checkpoints need {needed / 1e6:.0f} MB, "
@@ -113,14 +131,21 @@ def prepare(workspace: Path, model: PeftModel, recipe: Recipe, examples: Example
         raise TrainingError(why_not_written(recipe.output, error)) from error
 
 
+def _bytes_per_parameter(recipe: Recipe) -> float:
+    """Of a run's checkpoints, and of a few states if some are evaluated: how many is not known before the run."""
+    return BYTES_PER_PARAMETER + (0 if recipe.evaluate_every is None else EVALUATED_STATES * STATE_BYTES)
+
+
 def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], output: str) -> None:
     differing = [
-        f"{flag(name)} was {before['recipe'].get(name)!r}, is {value!r}"
+        f"{flag(name)} was {recorded(before['recipe'], name)!r}, is {value!r}"
         for name, value in now["recipe"].items()
-        if name not in FREE_TO_CHANGE and before["recipe"].get(name) != value
+        if name not in FREE_TO_CHANGE and recorded(before["recipe"], name) != value
     ]
     if not differing and before["data"] != now["data"]:
         differing = ["the training documents have changed"]
+    if not differing and before.get("held_out") != now["held_out"]:
+        differing = ["the documents for --evaluate-every have changed"]
     if differing:
         raise TrainingError(
             f"{output} was started with different settings ({'; '.join(differing)}); "

@@ -13,7 +13,7 @@ import pytest
 
 from harness_ext import atomic
 from harness_ext.errors import WriteError
-from harness_ext.training.checkpoints import MANIFEST, damaged_checkpoint, last_checkpoint, seal, why_not_resumable
+from harness_ext.training.checkpoints import MANIFEST, damaged_checkpoint, last_checkpoint, seal, why_not_whole
 
 FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 
@@ -66,7 +66,7 @@ def test_a_file_that_was_changed(name: str, how: str, workspace: Path) -> None:
         file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
     else:
         file.write_bytes(content[:-1] if how == "cut" else b"")
-    reason = why_not_resumable(folder)
+    reason = why_not_whole(folder)
     assert reason == f"{name} is missing" if how == "missing" else f"{name} is not what was written"
     assert last_checkpoint(workspace) is None
     assert damaged_checkpoint(workspace) == f"checkpoint-3 ({reason})"

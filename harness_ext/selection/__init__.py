@@ -1,0 +1,1 @@
+"""Scores checkpoints in training by the evaluator itself, and hands these scores to the training."""
