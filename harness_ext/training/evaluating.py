@@ -28,6 +28,8 @@ from harness_ext.training.recipe import Recipe
 logger = logging.getLogger(__name__)
 
 RESERVED = 2  # evaluations that are always made: of the last state, and of the chosen one on other documents
+FEW_STATES = 4  # to choose from; rather than fewer, they are scored on fewer documents
+TRIAL = 30  # documents; after twice as many it is known how long one takes
 
 
 class StateEvaluation(TrainerCallback):
@@ -47,6 +49,7 @@ class StateEvaluation(TrainerCallback):
         self._store = EvaluatedStates(workspace)
         self._states: list[EvaluatedState] = []
         self._every = 1
+        self._cost: float | None = None  # seconds of an evaluation, without what only the first one does
         self._first_step, self._started, self._evaluating = 0, 0.0, 0.0
 
     def resume(self, step: int) -> None:
@@ -99,27 +102,60 @@ class StateEvaluation(TrainerCallback):
         if state is None:
             self._store.remove_after(step - 1)
             started = time.monotonic()
-            scores = self._evaluator.scores(model, self._evaluator.for_choice)
+            scores = self._evaluator.scores(model, self._documents) if self._states else self._trial(model, step, total)
             seconds = time.monotonic() - started
             state = EvaluatedState(step, scores, seconds, self._next(step, total, seconds), weights)
             self._store.save(state, model)
         self._states.append(state)
-        mean, name = self._mean(state.scores, self._evaluator.for_choice), self._metric.name
+        mean, name = self._mean(state.scores, self._documents), self._metric.name
         low, high = mean.interval.low, mean.interval.high
         self.trainer.log({f"eval_{name}": mean.value, f"eval_{name}_low": low, f"eval_{name}_high": high})
         self._evaluator.report(self._line(state, mean, total))
 
-    def _next(self, step: int, total: int, seconds: float) -> int:
+    @property
+    def _documents(self) -> HeldOutDocuments:
+        """The documents that all states are scored on: those of the first one."""
+        return self._evaluator.for_choice.part(0, len(self._states[0].scores))
+
+    def _trial(self, model: Any, step: int, total: int) -> list[float]:
+        """Score the first state on a few documents, and then on as many more as there is time for."""
+        documents, share = self._evaluator.for_choice, self._recipe.evaluation_cost
+        if not share or len(documents.numbers) <= 2 * TRIAL:
+            return self._evaluator.scores(model, documents)
+        started = time.monotonic()
+        scores = self._evaluator.scores(model, documents.part(0, TRIAL))  # also finds out what the model supports
+        again = time.monotonic()
+        scores += self._evaluator.scores(model, documents.part(TRIAL, 2 * TRIAL))
         now = time.monotonic()
-        trained = now - self._started - self._evaluating - seconds
-        costs = [state.seconds for state in self._states] + [seconds]
+        per_document = (now - again) / TRIAL
+        count = affordable_documents(
+            len(documents.numbers),
+            states=1 + math.ceil((total - step) / self._every),
+            seconds_per_document=per_document,
+            seconds=share * total * self._seconds_per_step(step, started) - (now - started - 2 * TRIAL * per_document),
+        )
+        chosen = documents.first(max(count, 2 * TRIAL))
+        if len(chosen.numbers) < len(documents.numbers):
+            self._evaluator.report(
+                f"{self._title}: checkpoints are scored on {len(chosen.numbers)} of {len(documents.numbers)} "
+                f"documents, so that evaluations take about {100 * share:g} % of the training time"
+            )
+        self._cost = per_document * len(chosen.numbers)
+        rest = chosen.part(2 * TRIAL, len(chosen.numbers))
+        return scores + (self._evaluator.scores(model, rest) if rest.numbers else [])
+
+    def _seconds_per_step(self, step: int, now: float) -> float:
+        return (now - self._started - self._evaluating) / max(1, step - self._first_step)
+
+    def _next(self, step: int, total: int, seconds: float) -> int:
+        later = [state.seconds for state in self._states[1:]] + [seconds] * bool(self._states)
         return next_evaluation(
             step,
             every=self._every,
             total=total,
-            seconds_per_step=trained / max(1, step - self._first_step),
-            cost=sum(costs[1:]) / len(costs[1:]) if costs[1:] else seconds,  # the first one finds out about support
-            spent=sum(costs),
+            seconds_per_step=self._seconds_per_step(step, time.monotonic() - seconds),
+            cost=sum(later) / len(later) if later else self._cost or seconds,
+            spent=sum(state.seconds for state in self._states) + seconds,
             share=self._recipe.evaluation_cost,
         )
 
@@ -139,7 +175,7 @@ class StateEvaluation(TrainerCallback):
         return self._metric.mean(scores, documents)
 
     def _choice(self) -> Choice:
-        return self._metric.choose([state.scores for state in self._states], self._evaluator.for_choice)
+        return self._metric.choose([state.scores for state in self._states], self._documents)
 
     # -- at the end --------------------------------------------------------------------------------------------------
 
@@ -156,14 +192,15 @@ class StateEvaluation(TrainerCallback):
         chosen = states[choice.kept]
         self._load(chosen, model)
         started = time.monotonic()
-        again = self._mean(self._evaluator.scores(model, self._evaluator.for_report), self._evaluator.for_report)
-        seconds = sum(state.seconds for state in states) + time.monotonic() - started
-        documents, others, metric = self._evaluator.for_choice, self._evaluator.for_report, self._metric
+        documents, others, metric = self._documents, self._others(), self._metric
+        again = self._mean(self._evaluator.scores(model, others), others)
+        in_training = sum(state.seconds for state in states)
+        seconds = in_training + time.monotonic() - started
         means = [self._mean(state.scores, documents) for state in states]
         self._evaluator.report(
             f"{self._title}: kept step {chosen.step}, "
             f"{metric.described(again.value, again.interval.low, again.interval.high)} on {len(others.numbers)} other "
-            "documents"
+            f"documents; evaluations took {self._share(seconds, in_training)}"
         )
         return {
             "metric": metric.name,
@@ -183,6 +220,22 @@ class StateEvaluation(TrainerCallback):
             "chosen_again": {"documents": len(others.numbers), "units": others.independent, **_numbers(again)},
             "seconds": round(seconds, 1),
         }
+
+    def _share(self, seconds: float, in_training: float) -> str:
+        """The time of all evaluations as a share of that of the training without them."""
+        logged = [entry["seconds"] for entry in self.trainer.state.log_history if "seconds" in entry]
+        trained = max(logged, default=0.0) - in_training
+        return f"{seconds:.0f} s" + (f", {100 * seconds / trained:.0f} % of the training time" if trained > 0 else "")
+
+    def _others(self) -> HeldOutDocuments:
+        """The untouched documents that the chosen state is scored on: as many as there is still time for."""
+        share, others, steps = self._recipe.evaluation_cost, self._evaluator.for_report, self._states[-1].step
+        costs = [state.seconds for state in self._states]
+        if not share or steps <= self._first_step:  # nothing was trained since the run was resumed
+            return others
+        left = share * steps * self._seconds_per_step(steps, time.monotonic()) - sum(costs)
+        count = left / (min(costs) / len(self._documents.numbers)) if min(costs) > 0 else len(others.numbers)
+        return others.first(max(math.floor(count), len(self._documents.numbers)))
 
     def _load(self, chosen: EvaluatedState, model: Any) -> None:
         if trained_sha256(model) == chosen.weights_sha256:
@@ -227,3 +280,22 @@ def next_evaluation(
             return total
         stretch = math.ceil((total - step) / (affordable + 1) / every)
     return min(total, step + max(1, stretch) * every)
+
+
+def affordable_documents(most: int, *, states: int, seconds_per_document: float, seconds: float) -> int:
+    """How many documents to score each state on, so that there are a few states to choose from.
+
+    Args:
+        most: documents that there are.
+        states: to be scored, if there is time for all of them.
+        seconds_per_document: of scoring.
+        seconds: for all evaluations, with that of the chosen state on other documents.
+
+    >>> affordable_documents(200, states=10, seconds_per_document=0.1, seconds=60.0)
+    120
+    >>> affordable_documents(200, states=2, seconds_per_document=0.1, seconds=60.0)
+    200
+    """
+    if seconds_per_document <= 0:
+        return most
+    return max(0, min(most, math.floor(seconds / ((min(states, FEW_STATES) + 1) * seconds_per_document) + 1e-9)))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from harness_ext.stats.intervals import Mean, describe_mean
 from harness_ext.stats.selection import Choice, choose_checkpoint
+from harness_ext.stats.sequential.design import LEAST_UNITS
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,21 @@ class HeldOutDocuments:
     def independent(self) -> int:
         """Number of independent documents or passages."""
         return len(self.numbers) if self.units is None else len(set(self.units.tolist()))
+
+    def part(self, start: int, end: int) -> HeldOutDocuments:
+        """The documents from one place to another, whether or not they end with a passage."""
+        return HeldOutDocuments(self.numbers[start:end], None if self.units is None else self.units[start:end])
+
+    def first(self, count: int) -> HeldOutDocuments:
+        """The first `count` documents or more: whole passages, and not so few that nothing can be told from them.
+
+        >>> HeldOutDocuments(tuple(range(200)), np.arange(200) // 3).first(100).numbers[-1]
+        101
+        """
+        units = self.units if self.units is not None else np.arange(len(self.numbers))
+        ends = [*(np.flatnonzero(units[1:] != units[:-1]) + 1).tolist(), len(self.numbers)]  # of passages
+        end = next((place for place in ends[LEAST_UNITS - 1 :] if place >= count), len(self.numbers))
+        return self.part(0, end)
 
 
 @dataclass(frozen=True)

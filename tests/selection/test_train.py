@@ -421,3 +421,115 @@ def test_without_an_evaluator_it_is_refused(recipe_for: RecipeMaker) -> None:
     with pytest.raises(RecipeError, match=r"harness_ext\.train_adapter"):
         trainers.train_adapter(recipe_for())
     assert not shutil.os.path.exists(recipe_for().output)
+
+
+# -- what it costs ---------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Time that passes only where a test says so."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """One second per step; 20 ms for each document that is scored, and a second more for the first ones."""
+    clock, step, evaluated = Clock(), PackTrainer.training_step, []
+
+    def training_step(self: PackTrainer, *args: Any, **kwargs: Any) -> Tensor:
+        clock.now += 1
+        return step(self, *args, **kwargs)
+
+    def scores(self: LiveEvaluator, _: Any, documents: Any) -> list[float]:
+        clock.now += 0.02 * len(documents.numbers) + (0 if evaluated else 1)
+        evaluated.append(len(documents.numbers))
+        return [1.0] * len(documents.numbers)
+
+    monkeypatch.setattr("harness_ext.training.evaluating.time", clock)
+    monkeypatch.setattr(PackTrainer, "training_step", training_step)
+    monkeypatch.setattr(LiveEvaluator, "scores", scores)
+    return clock
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "documents"),
+    [
+        (10, 80, 70),  # eight seconds: fewer documents, a second for the first look, five evaluations
+        (25, 200, 84),  # all documents, further apart than every second step
+        (2, 16, 60),  # 1.6 seconds: as few documents as there may be, and only the first and the last state
+    ],
+)
+def test_evaluations_keep_to_their_share_of_the_time(
+    recipe_for: RecipeMaker, clock: Clock, epochs: int, steps: int, documents: int
+) -> None:
+    lines: list[str] = []
+    recipe = recipe_for(epochs=epochs, evaluation_cost=0.1, evaluation_documents=84, save_steps=1000)
+    selection = train_adapter(recipe, on_evaluation=lines.append).card.selection
+    assert selection is not None
+    at = [point["step"] for point in selection["curve"]]
+    assert (at[0], at[-1], selection["documents"]) == (2, steps, documents)
+    assert selection["chosen_again"]["documents"] >= documents
+    if epochs == 2:
+        assert at == [2, 16]
+    else:
+        assert len(at) >= 4
+        assert selection["seconds"] <= 0.1 * steps
+    assert clock.now == pytest.approx(steps + selection["seconds"], abs=0.1)
+    assert any(f"on {documents} of 84 documents" in line for line in lines) == (documents < 84)
+    assert any("next at step" in line for line in lines)
+
+
+def test_without_a_limit_every_evaluation_is_made(recipe_for: RecipeMaker, clock: Clock) -> None:
+    selection = train_adapter(recipe_for(evaluation_cost=0.0, evaluation_documents=84)).card.selection
+    assert selection is not None
+    assert [point["step"] for point in selection["curve"]] == [2, 4, 6, 8]
+    assert selection["documents"] == selection["chosen_again"]["documents"] == 84
+    assert clock.now > 8
+
+
+def test_a_share_of_an_epoch(recipe_for: RecipeMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, 1, 2, 3, 4, 5, 6)
+    selection = train_adapter(recipe_for(evaluate_every=0.4, epochs=2)).card.selection  # of 8 steps
+    assert selection is not None
+    assert [point["step"] for point in selection["curve"]] == [3, 6, 9, 12, 15, 16]
+
+
+# -- reports ---------------------------------------------------------------------------------------------------------
+
+
+def test_tensorboard_receives_the_curve(recipe_for: RecipeMaker, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+        card = train_adapter(recipe_for(report_to="tensorboard")).card
+    (folder,) = {file.parent for file in (tmp_path / "logs").rglob("events.*")}
+    events = EventAccumulator(str(folder)).Reload()
+    assert card.selection is not None
+    for name in ("score", "low", "high"):
+        tag = "eval/acc" + ("" if name == "score" else f"_{name}")
+        curve = {event.step: event.value for event in events.Scalars(tag)}
+        assert curve == pytest.approx({point["step"]: point[name] for point in card.selection["curve"]})
+
+
+def test_mlflow_receives_the_curve(recipe_for: RecipeMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its file store, in the run of the training."""
+    mlflow = pytest.importorskip("mlflow")
+    for name, value in (("TRACKING_URI", (tmp_path / "runs").as_uri()), ("EXPERIMENT_NAME", "ours"),
+                        ("ALLOW_FILE_STORE", "true")):  # fmt: skip
+        monkeypatch.setenv(f"MLFLOW_{name}", value)
+    mlflow.set_tracking_uri((tmp_path / "runs").as_uri())
+    card = train_adapter(recipe_for(report_to="mlflow")).card
+    client = mlflow.MlflowClient()
+    (experiment,) = (found for found in client.search_experiments() if found.name == "ours")
+    histories = [
+        {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, "eval_acc")}
+        for run in client.search_runs([experiment.experiment_id])
+    ]
+    assert card.selection is not None
+    assert {p["step"]: p["score"] for p in card.selection["curve"]} in histories
