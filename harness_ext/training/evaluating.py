@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 RESERVED = 2  # evaluations that are always made: of the last state, and of the chosen one on other documents
 FEW_STATES = 4  # to choose from; rather than fewer, they are scored on fewer documents
-TRIAL = 30  # documents; after twice as many it is known how long one takes
+WARM_UP, TRIAL = 10, 60  # documents; after these it is known how long one takes
 
 
 class StateEvaluation(TrainerCallback):
@@ -118,31 +118,32 @@ class StateEvaluation(TrainerCallback):
         return self._evaluator.for_choice.part(0, len(self._states[0].scores))
 
     def _trial(self, model: Any, step: int, total: int) -> list[float]:
-        """Score the first state on a few documents, and then on as many more as there is time for."""
+        """Score the first state on a few documents, and then on more as long as there is time for them."""
         documents, share = self._evaluator.for_choice, self._recipe.evaluation_cost
-        if not share or len(documents.numbers) <= 2 * TRIAL:
+        most = len(documents.numbers)
+        if not share:
             return self._evaluator.scores(model, documents)
-        started = time.monotonic()
-        scores = self._evaluator.scores(model, documents.part(0, TRIAL))  # also finds out what the model supports
-        again = time.monotonic()
-        scores += self._evaluator.scores(model, documents.part(TRIAL, 2 * TRIAL))
-        now = time.monotonic()
-        per_document = (now - again) / TRIAL
-        count = affordable_documents(
-            len(documents.numbers),
-            states=1 + math.ceil((total - step) / self._every),
-            seconds_per_document=per_document,
-            seconds=share * total * self._seconds_per_step(step, started) - (now - started - 2 * TRIAL * per_document),
-        )
-        chosen = documents.first(max(count, 2 * TRIAL))
-        if len(chosen.numbers) < len(documents.numbers):
-            self._evaluator.report(
-                f"{self._title}: checkpoints are scored on {len(chosen.numbers)} of {len(documents.numbers)} "
-                f"documents, so that evaluations take about {100 * share:g} % of the training time"
+        begun = time.monotonic()
+        seconds = share * total * self._seconds_per_step(step, begun)
+        scores = self._evaluator.scores(model, documents.part(0, WARM_UP))  # also finds out what the model supports
+        warm_up, end, per_document = time.monotonic() - begun, len(documents.first(TRIAL).numbers), 0.0
+        while end > len(scores):
+            before, done = time.monotonic(), len(scores)
+            scores += self._evaluator.scores(model, documents.part(done, end))
+            per_document = (time.monotonic() - before) / (end - done)
+            states = 1 + math.ceil((total - step) / self._every)
+            count = affordable_documents(
+                most, states=states, seconds_per_document=per_document, seconds=seconds - warm_up
             )
-        self._cost = per_document * len(chosen.numbers)
-        rest = chosen.part(2 * TRIAL, len(chosen.numbers))
-        return scores + (self._evaluator.scores(model, rest) if rest.numbers else [])
+            if count > end:
+                end = len(documents.first(min(count, 2 * end)).numbers)
+        self._cost = per_document * len(scores)
+        if len(scores) < most:
+            self._evaluator.report(
+                f"{self._title}: checkpoints are scored on {len(scores)} of {most} documents, so that evaluations take "
+                f"about {100 * share:g} % of the training time"
+            )
+        return scores
 
     def _seconds_per_step(self, step: int, now: float) -> float:
         return (now - self._started - self._evaluating) / max(1, step - self._first_step)
