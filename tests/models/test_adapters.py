@@ -65,6 +65,22 @@ def make_adapter(
 # -- on disk ---------------------------------------------------------------------------------------------------------
 
 
+def test_cards_with_and_without_evaluated_checkpoints(tmp_path: Path) -> None:
+    """Older cards have no such field; something else in its place is damage."""
+    folder = make_adapter(tmp_path / "adapter")
+    values = json.loads((folder / "card.json").read_text())
+    selection = {"metric": "acc", "chosen_step": 20}
+    for value, expected in ((..., None), (None, None), (selection, selection)):
+        changed = {**values, "selection": value}
+        if value is ...:
+            del changed["selection"]
+        (folder / "card.json").write_text(json.dumps(changed))
+        assert read_card(folder) == card(selection=expected)
+    (folder / "card.json").write_text(json.dumps({**values, "selection": [20]}))
+    with pytest.raises(AdapterError, match="selection is"):
+        read_card(folder)
+
+
 def test_a_saved_adapter_is_complete_and_says_nothing_of_this_machine(tmp_path: Path) -> None:
     model = tiny()
     model.config._name_or_path = model.name_or_path = str(tmp_path / "secret-place" / "tiny")

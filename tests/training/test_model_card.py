@@ -38,6 +38,31 @@ def test_it_contains_all_facts_of_the_card() -> None:
     assert text.count("```") % 2 == 0
 
 
+SELECTION = {
+    "metric": "acc", "is_share": True, "higher_is_better": True, "documents": 200, "units": 200,
+    "data_sha256": "e" * 64,
+    "curve": [
+        {"step": 20, "score": 0.7, "low": 0.63, "high": 0.76, "p_against_best": 0.01},
+        {"step": 40, "score": 0.8, "low": 0.74, "high": 0.85, "p_against_best": 1.0},
+    ],
+    "chosen_step": 40, "best_step": 40, "last_step": 40, "planned_steps": 100,
+    "chosen_again": {"documents": 210, "units": 210, "score": 0.775, "low": 0.71, "high": 0.83}, "seconds": 12.0,
+}  # fmt: skip
+
+
+def test_the_curve_of_the_checkpoints_is_a_table() -> None:
+    assert "Chosen checkpoint" not in model_card(CARD, "sst2")
+    text = model_card(replace(CARD, selection=SELECTION), "sst2")
+    for fact in (
+        "checkpoint of step 40 of 100; training was stopped at step 40", "scored 2 times in training on 200\n",
+        "| 20 | 70.0 | 63.0 to 76.0 | 200 |  |", "| 40 | 80.0 | 74.0 to 85.0 | 200 | chosen |",
+        "| **40** | 77.5 | 71.0 to 83.0 | 210 | chosen, on other documents |", "## Use",
+    ):  # fmt: skip
+        assert fact in text, fact
+    perplexity = {**SELECTION, "is_share": False, "last_step": 100}
+    assert "| 20 | 0.7 | 0.63 to 0.76 | 200 |  |" in model_card(replace(CARD, selection=perplexity), "sst2")
+
+
 @pytest.mark.parametrize("base", ["someone/model-1b", "1e3", "yes", "a: b", *FETCHABLE])
 def test_front_matter(base: str) -> None:
     _, front, body = model_card(replace(CARD, base=base), "sst2").split("---\n", 2)

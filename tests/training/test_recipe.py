@@ -212,3 +212,23 @@ def test_the_flag_is_the_field(
     (tmp_path / "mine.yaml").write_text("model: m\noutput: x\ninclude_path: tasks/recipe\n")
     assert cli.main(["train", "sst2_choice", "--recipe", str(tmp_path / "mine.yaml"), *flags]) == 2
     assert [each.include_path for each in seen] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"evaluate_every": 0}, "--evaluate-every must be a whole number of steps, or a share of an epoch"),
+        ({"evaluate_every": -0.5}, "--evaluate-every must be"),
+        ({"evaluate_every": 2.5}, "--evaluate-every must be"),
+        ({"evaluate_every": 10, "evaluation_documents": 0}, "--evaluation-documents must be positive"),
+        ({"evaluate_every": 10, "evaluation_cost": 1.0}, "--evaluation-cost must be at least 0 and less than 1"),
+        ({"evaluate_every": 10, "patience": -1}, "--patience must not be negative"),
+        ({"patience": 3}, "--patience counts evaluations, so it needs --evaluate-every"),
+    ],
+)
+def test_settings_of_the_evaluation(values: dict[str, Any], expected: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipe(**values)
+    assert str(caught.value).startswith(expected)
+    assert recipe(evaluate_every=10, patience=3).patience == 3
+    assert recipe(evaluate_every="0.25").evaluate_every == 0.25

@@ -81,6 +81,21 @@ def test_resuming_keeps_what_is_done_and_goes_on_with_what_was_interrupted(tmp_p
     assert train.calls[1:] == [("mine-seed1", 1, True), ("mine-seed2", 2, False)]
 
 
+def test_an_adapter_of_an_older_version_is_kept(tmp_path: Path) -> None:
+    """Its card lacks the fields that recipes have had since; they had their defaults."""
+    list(train_seeds(recipe(tmp_path), 1, train=Recorder()))
+    file = tmp_path / "mine-seed0" / "card.json"
+    card = json.loads(file.read_text())
+    for name in ("evaluate_every", "evaluation_documents", "evaluation_cost", "patience"):
+        del card["recipe"][name]
+    file.write_text(json.dumps(card))
+    train = Recorder()
+    list(train_seeds(recipe(tmp_path), 1, resume=True, train=train))
+    assert train.calls == []
+    with pytest.raises(TrainingError, match=r"mine-seed0 .* evaluate_every, patience;"):
+        list(train_seeds(recipe(tmp_path, evaluate_every=5, patience=2), 1, resume=True, train=Recorder()))
+
+
 def test_resuming_another_recipe_is_refused(tmp_path: Path) -> None:
     list(train_seeds(recipe(tmp_path), 1, train=Recorder()))
     with pytest.raises(TrainingError, match=r"mine-seed0 .* lora_rank;"):
