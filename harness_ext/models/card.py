@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -49,7 +50,10 @@ def read_card(adapter: str | Path) -> AdapterCard | None:
     try:
         values = read_json_object(path)
         present = [field.name for field in fields(AdapterCard) if field.name in values or field.default is MISSING]
-        return AdapterCard(**{name: _checked(name, values[name]) for name in present})
+        card = AdapterCard(**{name: _checked(name, values[name]) for name in present})
+        if card.selection is not None:
+            _check_selection(card.selection)
+        return card
     except (InputError, KeyError, TypeError) as error:
         raise AdapterError(
             f"{path} is damaged ({first_line(error)}); train the adapter again or delete the card"
@@ -69,6 +73,33 @@ def _checked(name: str, value: Any) -> Any:
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         raise TypeError(f"{name} is {value!r:.40}")
     return clean_name(value) if name in ("base", "base_revision", "task") and value is not None else value
+
+
+_NUMBERS = {"score": float, "low": float, "high": float}
+_SELECTION: dict[str, type] = {
+    "metric": str, "is_share": bool, "higher_is_better": bool, "documents": int, "units": int, "data_sha256": str,
+    "curve": list, "chosen_step": int, "best_step": int, "last_step": int, "planned_steps": int, "chosen_again": dict,
+    "seconds": float,
+}  # fmt: skip
+_METRIC = re.compile(r"[\w .,:@/+()-]{1,100}")  # as it stands in a Markdown table
+
+
+def _check_selection(selection: Mapping[str, Any]) -> None:
+    """Raise TypeError if the record of evaluated checkpoints has another form than `training.evaluating` writes."""
+    _check_fields(selection, _SELECTION)
+    if not _METRIC.fullmatch(selection["metric"]) or not selection["curve"]:
+        raise TypeError("selection is without a metric or a curve")
+    for point in selection["curve"]:
+        _check_fields(point, {"step": int, **_NUMBERS})
+    _check_fields(selection["chosen_again"], {"documents": int, **_NUMBERS})
+
+
+def _check_fields(values: Any, wanted: Mapping[str, type]) -> None:
+    for name, kind in wanted.items():
+        value = values.get(name) if isinstance(values, Mapping) else None
+        allowed = (int, float) if kind is float else (kind,)
+        if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+            raise TypeError(f"selection: {name} is {value!r:.40}")
 
 
 def hub_name(base: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,6 +28,7 @@ from harness_ext.training.trainer import TrainingStart
 logger = logging.getLogger(__name__)
 
 SEED = 1234  # of sampled answers, as lm-eval's
+OF_HOOKS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)  # and of filters
 REMEDY = "name one that has in the task's YAML (metadata: primary_metric:), or train without --evaluate-every"
 
 
@@ -74,13 +76,7 @@ class LiveEvaluator:
                 )
             except HarnessExtError:
                 raise
-            except (
-                ValueError,
-                TypeError,
-                LookupError,
-                ArithmeticError,
-                AttributeError,
-            ) as error:  # of hooks and filters
+            except OF_HOOKS as error:
                 raise TaskError(
                     f"task {task.task_name!r} cannot be evaluated in training: {described(error):.200}; see "
                     f"`harness-ext check {task.task_name}`, or train without --evaluate-every"
@@ -109,10 +105,16 @@ class LiveEvaluator:
             scores = [factor * float(self._statistic.numbers(sample[self.metric.name])[0]) for sample in in_order]
         except (KeyError, TypeError, ValueError, IndexError):
             scores = []
-        if len(scores) != expected or any(score != score for score in scores):
+        if len(scores) != expected or not all(map(math.isfinite, scores)):
             raise TaskError(
                 f"{self.metric.name} of {self._start.task.task_name!r} has no number for each document, so checkpoints "
                 f"cannot be compared by it; {REMEDY}"
+            )
+        low, high = self.metric.limits
+        if (low is not None and min(scores) < low) or (high is not None and max(scores) > high):
+            raise TaskError(
+                f"{self.metric.name} of {self._start.task.task_name!r} is {min(scores):g} to {max(scores):g}, outside "
+                f"its range of {low} to {high}; declare its unit in the task's YAML (metadata: metrics:)"
             )
         return scores
 

@@ -50,7 +50,7 @@ class StateEvaluation(TrainerCallback):
         self._states: list[EvaluatedState] = []
         self._every = 1
         self._cost: float | None = None  # seconds of an evaluation, without what only the first one does
-        self._first_step, self._started, self._evaluating = 0, 0.0, 0.0
+        self._first_step, self._started, self._evaluating = 0, math.nan, 0.0  # of this process; nan: not begun
 
     def resume(self, step: int) -> None:
         """Take over the states that were scored before a checkpoint.
@@ -232,7 +232,7 @@ class StateEvaluation(TrainerCallback):
         """The untouched documents that the chosen state is scored on: as many as there is still time for."""
         share, others, steps = self._recipe.evaluation_cost, self._evaluator.for_report, self._states[-1].step
         costs = [state.seconds for state in self._states]
-        if not share or steps <= self._first_step:  # nothing was trained since the run was resumed
+        if not share or math.isnan(self._started):  # only the end of a finished training is repeated
             return others
         left = share * steps * self._seconds_per_step(steps, time.monotonic()) - sum(costs)
         count = left / (min(costs) / len(self._documents.numbers)) if min(costs) > 0 else len(others.numbers)

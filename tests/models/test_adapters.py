@@ -69,16 +69,25 @@ def test_cards_with_and_without_evaluated_checkpoints(tmp_path: Path) -> None:
     """Older cards have no such field; something else in its place is damage."""
     folder = make_adapter(tmp_path / "adapter")
     values = json.loads((folder / "card.json").read_text())
-    selection = {"metric": "acc", "chosen_step": 20}
+    point = {"score": 0.8, "low": 0.7, "high": 0.9}
+    selection = {
+        "metric": "acc", "is_share": True, "higher_is_better": True, "documents": 60, "units": 60, "data_sha256": "e",
+        "curve": [{"step": 20, **point}], "chosen_step": 20, "best_step": 20, "last_step": 20, "planned_steps": 20,
+        "chosen_again": {"documents": 60, **point}, "seconds": 3,
+    }  # fmt: skip
     for value, expected in ((..., None), (None, None), (selection, selection)):
         changed = {**values, "selection": value}
         if value is ...:
             del changed["selection"]
         (folder / "card.json").write_text(json.dumps(changed))
         assert read_card(folder) == card(selection=expected)
-    (folder / "card.json").write_text(json.dumps({**values, "selection": [20]}))
-    with pytest.raises(AdapterError, match="selection is"):
-        read_card(folder)
+    for damage in (
+        [20], {}, {**selection, "metric": "acc | <!-- -->"}, {**selection, "curve": []}, {**selection, "curve": [3]},
+        {**selection, "chosen_step": "20"}, {**selection, "chosen_again": {"documents": True, **point}},
+    ):  # fmt: skip
+        (folder / "card.json").write_text(json.dumps({**values, "selection": damage}))
+        with pytest.raises(AdapterError, match=r"card\.json is damaged \(selection"):
+            read_card(folder)
 
 
 def test_a_saved_adapter_is_complete_and_says_nothing_of_this_machine(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from harness_ext.errors import HarnessExtError, RecipeError, TaskError, TrainingError
+from harness_ext.errors import HarnessExtError, RecipeError, TaskError, TrainingError, WriteError
 from harness_ext.models.card import read_card
 from harness_ext.protocol.content import content_keys
 from harness_ext.protocol.task_folders import tasks_path
@@ -28,6 +27,7 @@ from harness_ext.selection.live import LiveEvaluator, untouched
 from harness_ext.selection.train import train_adapter
 from harness_ext.training import trainer as trainers
 from harness_ext.training.batches import build_examples
+from harness_ext.training.evaluated_states import EvaluatedState, EvaluatedStates
 from harness_ext.training.evaluating import StateEvaluation
 from harness_ext.training.pack_trainer import PackTrainer
 from harness_ext.training.recipe import Recipe
@@ -410,9 +410,36 @@ def test_a_score_that_is_no_number(recipe_for: RecipeMaker, monkeypatch: pytest.
         train_adapter(recipe_for())
 
 
-def test_several_processes_are_refused_by_name(recipe_for: RecipeMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_score_outside_its_range(recipe_for: RecipeMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluate(_: Any, task: Any, **__: Any) -> Any:
+        samples = [{"filter": "none", "doc_id": n, "acc": 100.0 * (n % 2)} for n in range(40)]
+        return {"samples": {task.task_name: samples}}
+
+    monkeypatch.setattr("harness_ext.selection.live.evaluate", evaluate)
+    with pytest.raises(TaskError, match=r"is 0 to 100, outside its range of 0(\.0)? to 1(\.0)?; declare its unit"):
+        train_adapter(recipe_for())
+
+
+def test_a_disk_that_runs_full_at_a_state(recipe_for: RecipeMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_for(save_steps=3)
+    save = EvaluatedStates.save
+
+    def full(self: EvaluatedStates, state: EvaluatedState, model: Any) -> None:
+        if state.step == 4:
+            raise WriteError("step-4 cannot be written (no space left on device); free some space, then try again")
+        save(self, state, model)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EvaluatedStates, "save", full)
+        with pytest.raises(TrainingError, match=r"stopped: step-4 cannot be written.*--resume"):
+            train_adapter(recipe)
+    selection = train_adapter(recipe, resume=True).card.selection
+    assert selection is not None
+    assert [point["step"] for point in selection["curve"]] == [2, 4, 6, 8]
+
+
+def test_several_processes_are_refused_by_name(recipe_for: RecipeMaker) -> None:
     start = start_training(recipe_for())
-    monkeypatch.setattr("accelerate.PartialState.num_processes", 2, raising=False)
     with pytest.raises(RecipeError, match="--evaluate-every works in one process"):
         trainers._evaluator(start, LiveEvaluator, type("Processes", (), {"num_processes": 2})())
 
@@ -420,7 +447,7 @@ def test_several_processes_are_refused_by_name(recipe_for: RecipeMaker, monkeypa
 def test_without_an_evaluator_it_is_refused(recipe_for: RecipeMaker) -> None:
     with pytest.raises(RecipeError, match=r"harness_ext\.train_adapter"):
         trainers.train_adapter(recipe_for())
-    assert not shutil.os.path.exists(recipe_for().output)
+    assert not Path(recipe_for().output).exists()
 
 
 # -- what it costs ---------------------------------------------------------------------------------------------------
