@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from harness_ext.cli import parser_of
-from harness_ext.comparison.gate import BARS
+from harness_ext.comparison.choices import BARS
 from harness_ext.protocol.task_folders import tasks_path
 
 ROOT = Path(__file__).parents[1]

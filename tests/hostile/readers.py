@@ -335,6 +335,53 @@ def _read_model(folder: Path) -> None:
     weights_sha256(folder)
 
 
+_README = """---
+base_model: org/tiny  # remark
+tags: [lora, "mine"]
+model-index:
+- name: sst2
+  results:
+  - task: {type: text-generation, name: sst2_choice}
+    dataset: {name: stanfordnlp/sst2, type: stanfordnlp/sst2, split: validation}
+    metrics:
+    - type: accuracy
+      value: 0.9
+      args:
+        {task: sst2_choice, metric: acc, n: 872, low: 0.88, high: 0.92, baseline: 0.5, difference: 0.4, verdict: better,
+         settings: {num_fewshot: 2, limit: 100, seed: [1, 2, 3, 4], gen_kwargs: {temperature: 0}, model_args: {dtype: auto}}}
+    source: {name: harness-ext, url: "https://x"}
+---
+# sst2
+
+<!-- harness-ext:about begin 80403386e0b6 -->
+An adapter.
+<!-- harness-ext:about end -->
+
+Mine.
+"""
+
+
+def _write_readme(folder: Path) -> None:
+    (folder / "README.md").write_text(_README, encoding="utf-8")
+
+
+def _read_readme(folder: Path) -> None:
+    """All that `card`, `push` and `verify` do with the card of a stranger."""
+    from harness_ext.publish.card import read_readme
+    from harness_ext.publish.claims import claims_in
+    from harness_ext.publish.front_matter import metadata_of, with_metadata
+    from harness_ext.regions import with_regions
+
+    text = read_readme(folder)
+    if text is None:
+        return
+    metadata = metadata_of(text, "README.md")
+    claims_in(metadata, "README.md")
+    written = with_metadata(text, {"tags": ["new"], "model-index": []}, "README.md")
+    again = with_regions(written, {"about": "x", "results": "y"}, "README.md")
+    assert metadata_of(again, "README.md")["tags"] == ["new"]
+
+
 READERS: dict[str, Reader] = {
     "lm-eval": Reader(_write_lm_eval, _compare),
     "inspect": Reader(_write_inspect, _compare),
@@ -345,4 +392,5 @@ READERS: dict[str, Reader] = {
     "rows": Reader(_write_rows, _read_rows),
     "task": Reader(_write_task, _read_task),
     "model": Reader(_write_model, _read_model),
+    "readme": Reader(_write_readme, _read_readme),
 }
