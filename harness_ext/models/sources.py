@@ -18,7 +18,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from harness_ext.errors import InputError, ModelError, suggest
-from harness_ext.reading.files import MEGABYTE
+from harness_ext.reading.files import MEGABYTE, is_regular
 from harness_ext.reading.json_input import read_json_object
 
 logger = logging.getLogger(__name__)
@@ -157,6 +157,9 @@ def check_model_folder(folder: Path) -> None:
             raise ModelError(f"{folder} is not there; run `{fetch}`, or name the model {folder.name} alone")
         siblings = [str(path) for path in folder.parent.glob("*") if path.is_dir()]
         raise ModelError(f"no model folder {folder}{suggest(str(folder), siblings) or '; check --model'}")
+    for file in folder.iterdir():
+        if file.exists() and not file.is_dir() and not is_regular(file):
+            raise ModelError(f"{file} is a pipe or a device, and reading it may never end; remove it")
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             raise ModelError(f"{folder} is a LoRA adapter; name its base here and give the adapter as peft={folder}")

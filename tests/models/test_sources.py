@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import zipfile
@@ -446,3 +447,13 @@ def test_real_model_answers() -> None:
     answer = model.generate(**prompt, max_new_tokens=16)[0]
     assert "Paris" in tokenizer.decode(answer)
     assert answer[-1] == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_pipe_in_a_model_folder(name: str, tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Reading it would never end."""
+    folder = Path(shutil.copytree(tiny_model_folder, tmp_path / "model"))
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(ModelError, match=rf"{name} is a pipe or a device"):
+        resolve_model(str(folder))
