@@ -246,9 +246,12 @@ def test_what_others_are_writing_stays(tmp_path: Path) -> None:
 
 # Libraries that write by themselves get a folder that `replacing_folder` makes, or that is removed at the end.
 WRITES_INTO_A_FOLDER = {
-    "models/adapters": {"save_pretrained", "save_file"},  # inside `replacing_folder`, of the trainer
+    "models/adapters": {"save_pretrained", "save_file", "copytree"},  # inside `replacing_folder`, of the trainer
     "models/fetch": {"save_pretrained"},  # into the folder of the conversion, which is renamed at the end
     "training/workspace": {"save_pretrained"},
+    "training/evaluated_states": {"save_pretrained"},  # inside `replacing_folder`
+    "training/evaluating": {"save"},  # of those states
+    "render/plots": {"savefig"},  # into memory
     "new_task/folder": {"ParquetWriter"},
     "wordnet": {"copyfile"},
     "check/child": {"touch"},  # in a scratch folder, as a sign to the parent

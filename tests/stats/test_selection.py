@@ -98,7 +98,7 @@ def test_what_is_kept_is_never_significantly_worse_than_the_last(true: list[floa
         assert not is_worse(chosen[-1], chosen[kept])
         on_others.append(is_worse(others[-1], others[kept]))
     if true == [0.6, 0.7, 0.8, 0.85, 0.88]:  # a truly worse one may be kept, if the documents do not tell them apart
-        assert np.mean(on_others) < 0.25
+        assert np.mean(on_others) < 0.33
     else:
         assert np.mean(on_others) < 0.06
 
