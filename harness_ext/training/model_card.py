@@ -37,7 +37,7 @@ A LoRA adapter for `{base}`, trained on the lm-eval task `{task}` with harness_e
 | seed | {seed} |
 | training loss / held-out loss | {train_loss} / {validation_loss} |
 | versions | {versions} |
-{selection}"""
+"""
 
 USE = """\
 ## Use
@@ -129,7 +129,6 @@ def about_text(card: AdapterCard) -> str:
         seed=card.seed,
         train_loss=card.train_loss,
         validation_loss="none held out" if card.validation_loss is None else card.validation_loss,
-        selection="" if card.selection is None else f"\n{_selection(card.selection)}",
         versions=", ".join(f"{package} {version}" for package, version in card.versions.items()),
     )
 

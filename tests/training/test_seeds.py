@@ -33,7 +33,7 @@ class Recorder:
         self.calls.append((Path(each.output).name, each.seed, resume))
         plain = {"str": "", "int": 0, "float": 0.0, "bool": False}
         made = {field.name: plain.get(str(field.type), {}) for field in dataclasses.fields(AdapterCard)}
-        made |= {"base_revision": None, "base_sha256": None, "validation_loss": None}
+        made |= {"base_revision": None, "base_sha256": None, "validation_loss": None, "selection": None}
         made |= {"recipe": {**each.for_card(), "learning_rate": 0.001}, "seed": each.seed}
         Path(each.output).mkdir(exist_ok=True)
         (Path(each.output) / "card.json").write_text(json.dumps(made))
