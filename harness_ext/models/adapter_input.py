@@ -93,6 +93,8 @@ def check_layer_patterns(folder: Path, config: Any, names: Sequence[str]) -> Non
     whole = [settings.get(name) for name in ("target_modules", "exclude_modules", "target_parameters")]
     ends = [key for name in ("rank_pattern", "alpha_pattern") for key in settings.get(name) or ()]
     layers = settings.get("layers_pattern") or []
+    if not isinstance(layers, (str, list)):
+        raise AdapterError(f"{folder / CONFIG_FILE}: layers_pattern must name layers, not {layers!r:.40}; correct it")
     patterns = [
         *(pattern for pattern in whole if isinstance(pattern, str)),
         *(rf"(.*\.)?({pattern})$" for pattern in ends if isinstance(pattern, str)),
