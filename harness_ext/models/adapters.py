@@ -161,7 +161,7 @@ def find_base(adapter: str | Path) -> str:
     card = read_card(adapter)
     base = card.base if card else config.base_model_name_or_path
     remedy = f"name its base: --model_args pretrained=BASE (and peft={adapter} or --adapters {adapter})"
-    if not base:
+    if not base or not isinstance(base, str):
         raise AdapterError(f"{adapter} does not say which base it belongs to; {remedy}")
     if (packaged := packaged_model_folder(base)) is not None:
         return str(packaged)

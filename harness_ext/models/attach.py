@@ -12,6 +12,7 @@ base ──structural_copy──> modules of its own, weights shared ──PeftM
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,6 +98,7 @@ def attach(
         IndexError,
         AssertionError,
         ImportError,
+        re.error,  # a name of layers that peft puts into a pattern
     ) as error:
         raise AdapterError(_misfit(folder, base, config, _reason(error))) from error
     wrapper.requires_grad_(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -24,7 +25,13 @@ def check_patterns(patterns: Iterable[str], names: Sequence[str]) -> None:
     Raises:
         InputError: a pattern is none, or matching takes more than `MAX_SECONDS`.
     """
-    repeating = [pattern for pattern in dict.fromkeys(patterns) if sum(map(pattern.count, "*+?{")) > 1]
+    patterns = list(dict.fromkeys(patterns))
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise InputError(f"{pattern!r:.80} is no regular expression ({error})") from None
+    repeating = [pattern for pattern in patterns if sum(map(pattern.count, "*+?{")) > 1]
     if too_long := [pattern for pattern in repeating if len(pattern) > LONGEST]:
         raise InputError(f"the pattern {too_long[0]!r:.80} has {len(too_long[0]):,} characters")
     if repeating and (problem := _problem(tuple(repeating), tuple(names))):
