@@ -19,7 +19,7 @@ from typing import Any
 
 import requests
 
-from harness_ext.engine.hosts import Selected
+from harness_ext.engine.hosts import SCORED_KINDS, Selected
 from harness_ext.engine.variants import Variant
 from harness_ext.errors import AdapterError, ModelError, first_line, suggest
 from harness_ext.models.adapters import is_adapter
@@ -33,7 +33,6 @@ MOST_STOPS = 4  # stop strings that lm-eval sends to a chat endpoint; it drops t
 PATIENCE = 30.0  # seconds for the first answer
 PROBES = 4  # prompts on which base and adapter are told apart
 PROBED_TOKENS = 24
-SCORED_KINDS = ("loglikelihood", "loglikelihood_rolling", "multiple_choice")
 
 
 class EndpointHost:

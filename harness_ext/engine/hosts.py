@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 PROBED_TASKS, PROBED_DOCS = 2, 2
 MODEL_ARGUMENTS = ("pretrained", "model", "path", "engine")  # by which lm-eval's model classes name a model
 ADAPTER_ARGUMENTS = ("peft", "lora_local_path")
+SCORED_KINDS = ("loglikelihood", "loglikelihood_rolling", "multiple_choice")  # that need log-probabilities of prompts
 
 
 Selected = Mapping[str, Sequence[int]] | None

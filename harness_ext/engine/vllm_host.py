@@ -2,7 +2,7 @@
 
 ```
 LLM(enable_lora) ── no request ──> base
-                 ── LoRARequest ─> adapter, proved to answer otherwise than the base
+                 ── LoRARequest ─> adapter, whose answers are proved to differ from the base's
 ```
 """
 
@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from harness_ext.engine.answer_hook import GenerationRecord, RequestKey
 from harness_ext.engine.generation_records import add_generation_records
-from harness_ext.engine.hosts import Selected, probe_prompts, prompt_settings, resolve_base
+from harness_ext.engine.hosts import SCORED_KINDS, Selected, probe_prompts, prompt_settings, resolve_base
 from harness_ext.engine.variants import Variant, base_and_adapters
 from harness_ext.errors import AdapterError, ModelError, first_line
 from harness_ext.models.adapters import CONFIG_FILE
@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes for max_lora_rank
 PROBED_TOKENS = 8  # generated behind each probe
 LEAST_CHANGE = 1e-6  # nats
-SCORED_KINDS = ("loglikelihood", "loglikelihood_rolling", "multiple_choice")
 
 
 Answer = tuple[tuple[int, ...], float]  # generated tokens, and their log-probability
@@ -129,7 +128,8 @@ class VllmHost:
         """Send the adapter with every request.
 
         Raises:
-            AdapterError: vLLM cannot load it, or answers as without it; or the base answers otherwise than before.
+            AdapterError: vLLM cannot load it, or does not apply it.
+            ModelError: the base no longer answers as it did before.
         """
         lm: Any = self.lm
         lm.generation_records.clear()
@@ -163,7 +163,9 @@ class VllmHost:
 
     def _prove_base(self, variant: Variant) -> None:
         if _largest_change(self._answers, self._asked()) > max(1e-2, 4 * self._noise):
-            raise ModelError(f"after {variant.name} vLLM's base answers otherwise than before; evaluate each alone")
+            raise ModelError(
+                f"after {variant.name} the base no longer gives the answers it gave before; evaluate each alone"
+            )
 
     def check(self) -> None:
         """Nothing is known beforehand."""
