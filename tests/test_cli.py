@@ -598,7 +598,7 @@ def test_a_signal_ends_a_command_with_one_line(
     where: str, number: int, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """While its modules are imported, and while it runs."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
 
     def interrupted(*_: Any) -> Any:
         os.kill(os.getpid(), number)
@@ -610,7 +610,29 @@ def test_a_signal_ends_a_command_with_one_line(
         monkeypatch.setattr("harness_ext.protocol.task_folders.tasks_path", interrupted)
     assert run("tasks-path") == code
     assert_one_line(capsys, (line,))
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+@pytest.mark.parametrize(("number", "code", "line"), [
+    (signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "stopped by Ctrl-C"),
+])  # fmt: skip
+def test_a_signal_in_an_import_ends_the_process_at_once(number: int, code: int, line: str, tmp_path: Path) -> None:
+    """Where a library would make something else of it."""
+    (tmp_path / "library.py").write_text(
+        "import os\n"
+        "try:\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "    sum(range(1000))\n"
+        "except BaseException as error:\n"
+        "    raise ImportError('broken') from error\n"
+    )
+    program = (
+        "import importlib, sys; from harness_ext import cli; "
+        "cli.parser_of = lambda _: importlib.import_module('library'); sys.exit(cli.main(['tasks-path']))"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", f"harness-ext: {line}\n")
 
 
 def test_a_full_disk_behind_standard_output_is_one_line(results: str) -> None:

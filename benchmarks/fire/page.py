@@ -167,9 +167,11 @@ def _real(records: Sequence[Record]) -> list[str]:
         share, again = killed["rest"]["cpu"] / killed["whole"]["cpu"], killed["all_stored"]
         new = killed["answers"] - killed["stored"]
         parts += [
-            f"SmolLM2-135M-Instruct and the adapter `sst2`, {killed['documents']} documents of `sst2_choice`, "
-            f"`hf-tree`, float32, two CPU cores. Killed when {killed['stored']:,} of {killed['answers']:,} answers "
-            f"({killed['stored'] / killed['answers']:.0%}) were stored.",
+            f"SmolLM2-135M-Instruct with the adapters {_listed(killed['adapters'])}; {killed['documents']} documents "
+            f"each of {_listed(killed['tasks'])}; `hf-tree`, float32, two CPU cores. Killed after "
+            f"{killed['killed_at']:.0%} of the work of an uninterrupted run, when "
+            f"{killed['stored']:,} of {killed['answers']:,} answers ({killed['stored'] / killed['answers']:.0%}) were "
+            "stored.",
             _table("| command | seconds of the processor | seconds on the clock |", "|---|---:|---:|", [
                 f"| uninterrupted | {killed['whole']['cpu']:.0f} | {killed['whole']['wall']:.0f} |",
                 f"| the rest after the kill | {killed['rest']['cpu']:.0f} | {killed['rest']['wall']:.0f} |",
@@ -190,6 +192,10 @@ def _real(records: Sequence[Record]) -> list[str]:
             f"{median(differences):+.1f} % (median; {differences[0]:+.1f} to {differences[-1]:+.1f} %)."
         )
     return parts
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 # -- cases, fuzz, endurance ----------------------------------------------------------------------------------------

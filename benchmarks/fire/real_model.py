@@ -1,6 +1,6 @@
 """On SmolLM2-135M-Instruct: how long an evaluation takes that was killed at 90 %, and what the response store costs.
 
-HARNESS_EXT_DATA has to name a folder with SST-2, or the Hub has to be there.
+HARNESS_EXT_DATA has to name a folder with SST-2 and SQuAD v2, or the Hub has to be there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ from victims import Child
 
 ROOT = Path(__file__).parents[2]
 MODEL = str(ROOT / "models" / "smollm2-135m-instruct")
-ADAPTER = str(ROOT / "adapters" / "sst2")
-LIMIT = 300  # documents of sst2_choice
+ADAPTERS = ["sst2", "squad_v2"]
+TASKS = ["sst2_choice", "sst2_generate", "squad_v2_generate"]
+LIMIT = 300  # documents of each task
 PAIRS = 6
 PAIR_LIMIT = 100
-KILLED_AT = 0.9
-VARIANTS = 2
+KILLED_AT = 0.9  # of the time of an uninterrupted run
 
 
 def run(work: Path, records: Records) -> None:
@@ -47,13 +47,15 @@ def _killed(work: Path) -> dict[str, Any]:
     """Seconds of whole commands, with what it takes to start Python and load the model."""
     for name in ("whole", "killed"):
         shutil.rmtree(work / name, ignore_errors=True)
-    whole = _finished(_command(work / "whole"))
+    course: list[tuple[float, int]] = []  # (seconds, stored answers)
+    whole = _finished(_command(work / "whole"), lambda seconds: course.append((seconds, _stored(work / "whole"))))
     again = _finished(_command(work / "whole"))  # everything is in the store
-    answers = LIMIT * 2 * VARIANTS
+    answers = course[-1][1]
+    enough = next(stored for seconds, stored in course if seconds >= KILLED_AT * whole["wall"])
     started = time.monotonic()
     victim = subprocess.Popen(_command(work / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while _stored(work / "killed") < KILLED_AT * answers and victim.poll() is None:
-        time.sleep(0.02)
+    while _stored(work / "killed") < enough and victim.poll() is None:
+        time.sleep(0.05)
     until_kill = time.monotonic() - started
     os.kill(victim.pid, signal.SIGKILL)
     assert victim.wait() == -signal.SIGKILL
@@ -62,8 +64,8 @@ def _killed(work: Path) -> dict[str, Any]:
     from eval_kills import content
 
     return {
-        "documents": LIMIT, "variants": VARIANTS, "answers": answers, "stored": stored,
-        "whole": whole, "until_kill": round(until_kill, 2), "rest": rest, "all_stored": again,
+        "documents": LIMIT, "tasks": TASKS, "adapters": ADAPTERS, "answers": answers, "stored": stored,
+        "whole": whole, "until_kill": round(until_kill, 2), "killed_at": KILLED_AT, "rest": rest, "all_stored": again,
         "identical": content(work / "whole") == content(work / "killed"),
     }  # fmt: skip
 
@@ -71,15 +73,21 @@ def _killed(work: Path) -> dict[str, Any]:
 def _command(output: Path) -> list[str]:
     return [
         sys.executable, "-m", "harness_ext.cli", "eval", "--model_args", f"pretrained={MODEL},dtype=float32",
-        "--adapters", ADAPTER, "--tasks", "sst2_choice", "--limit", str(LIMIT), "--log_samples",
+        "--adapters", *(str(ROOT / "adapters" / name) for name in ADAPTERS), "--tasks", ",".join(TASKS),
+        "--limit", str(LIMIT), "--log_samples",
         "--output_path", str(output),
     ]  # fmt: skip
 
 
-def _finished(command: Sequence[str]) -> dict[str, float]:
-    """Run a command; its seconds on the clock and of the processor."""
+def _finished(command: Sequence[str], watch: Callable[[float], None] = lambda _: None) -> dict[str, float]:
+    """Run a command; its seconds on the clock and of the processor. `watch` gets the seconds so far, over and over."""
     before, started = os.times(), time.monotonic()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while running.poll() is None:
+        watch(time.monotonic() - started)
+        time.sleep(0.05)
+    if running.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with exit code {running.returncode}")
     after = os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     return {"wall": round(time.monotonic() - started, 2), "cpu": round(cpu, 2)}
@@ -138,7 +146,7 @@ def _side(work: Path, *, stores: bool, answer: Path) -> int:
     shutil.rmtree(output, ignore_errors=True)
     cpu, wall = time.process_time(), time.monotonic()
     evaluate(
-        MODEL, tasks=["sst2_choice"], adapters=[ADAPTER], limit=PAIR_LIMIT, log_samples=True,
+        MODEL, tasks=["sst2_choice"], adapters=[str(ROOT / "adapters" / "sst2")], limit=PAIR_LIMIT, log_samples=True,
         model_args={"dtype": "float32"}, output_path=str(output), store=None if stores else False,
     )  # fmt: skip
     seconds = {

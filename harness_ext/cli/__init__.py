@@ -13,6 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from types import FrameType
 
 from harness_ext.cli.parser import USAGE_ERROR, Parser
 from harness_ext.errors import HarnessExtError
@@ -66,14 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 1: a check failed. 2: an error of use, or the command could not finish. 130: Ctrl-C. 143: SIGTERM.
     """
     try:
-        with _sigterm_raises():
+        with _signals_end_it():
             return _run(list(sys.argv[1:] if argv is None else argv))
     except HarnessExtError as error:
         code, line = error.exit_code, "" if error.is_said else str(error)
     except KeyboardInterrupt as error:
         number = signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT
-        code, line = 128 + number, "stopped by SIGTERM" if number == signal.SIGTERM else "stopped by Ctrl-C"
-        line = "" if int(os.environ.get("RANK", "0")) else line
+        code, line = 128 + number, _on_first_rank(STOPPED[number][0])
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -88,21 +88,50 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM: ends a command as Ctrl-C does, so that it cleans up behind itself."""
 
 
+STOPPED = {
+    signal.SIGINT: ("stopped by Ctrl-C", KeyboardInterrupt),
+    signal.SIGTERM: ("stopped by SIGTERM", _Terminated),
+}
+
+
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Raise where SIGTERM arrives, in the main thread, the only one that can handle it."""
+def _signals_end_it() -> Iterator[None]:
+    """Raise where SIGINT or SIGTERM arrives, in the main thread, the only one that can handle them.
+
+    Inside an import the process ends at once instead: libraries turn what is raised there into errors of their own.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def terminate(*_: object) -> None:
-        raise _Terminated
+    def end(number: int, frame: FrameType | None) -> None:
+        line, error = STOPPED[signal.Signals(number)]
+        if _is_importing(frame):
+            with contextlib.suppress(OSError):
+                os.write(2, _on_first_rank(f"harness-ext: {line}\n").encode())
+            os._exit(128 + number)
+        raise error
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {number: signal.signal(number, end) for number in STOPPED}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a frame was called by an import."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _on_first_rank(line: str) -> str:
+    """A line that one of several processes says for all."""
+    return "" if int(os.environ.get("RANK", "0")) else line
 
 
 def _run(arguments: list[str]) -> int:
