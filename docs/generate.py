@@ -95,7 +95,7 @@ A gain must also exceed the *noise floor*: how much the score changes when the s
 and in other packs. Where several changes restore the score equally well, the smallest is named first: one that leaves
 the prompt as it is, then the prompt in which the reference answers are likeliest. If an adapter's card says that it was
 trained as it was asked, a better prompt or scale is a warning, not a mistake. If nothing helps, the notes list what was
-ruled out.
+ruled out, and gains that more documents may prove (`--documents 500`).
 
 The exit code is 1 if a finding is an error. `harness-ext doctor --explain D5` prints an entry.
 """

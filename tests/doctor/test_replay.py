@@ -210,7 +210,12 @@ def test_a_small_gain_needs_more_documents(evaluated, knows):
     folder = evaluated(limit=160)
     finding = proved(replayed(folder))
     assert (finding.id, finding.numbers["n"]) == ("D24", 128)
-    assert not [each for each in replayed(folder, documents=64).findings if each.numbers.get("proved")]
+    fewer = replayed(folder, documents=64)
+    assert not [each for each in fewer.findings if each.numbers.get("proved")]
+    (undecided,) = [note for note in fewer.notes if note.startswith("undecided: ") and "the ChatML template (" in note]
+    assert "n=64" in undecided
+    (ruled_out,) = [note for note in fewer.notes if "ruled out" in note]
+    assert "with the ChatML template" not in ruled_out
 
 
 def test_answers_that_change_with_order_and_packs(evaluated, knows, monkeypatch):

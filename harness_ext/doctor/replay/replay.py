@@ -39,6 +39,7 @@ DOCUMENTS = LOOKS[-1]
 LEAST_DOCUMENTS = 20
 REPRODUCED = 0.9  # share of the documents that score as logged
 CLOSE = 0.05  # difference of the two scores that rounding on another machine may make
+UNDECIDED = 3  # gains that are named though they are not significant
 WITHOUT_ADAPTER = Asking(scale=0.0)
 
 
@@ -330,6 +331,11 @@ def _notes(case: Case, outcome: Outcome) -> list[str]:
             f"asked again: none of {outcome.tried} changes raises {case.metric.metric} significantly on {outcome.n} "
             f"documents; ruled out: {'; '.join(outcome.ruled_out)}"
         )
+        notes += [
+            f"undecided: {case.metric.metric} goes from {gain} {gain.change} (corrected p = {gain.p_value:.2g}); raise "
+            "--documents"
+            for gain in outcome.undecided[:UNDECIDED]
+        ]
     else:
         notes.append(f"asked again: {outcome.tried} changes tried on {outcome.n} documents")
     notes += [f"not tried {name}: {reason}" for name, reason in outcome.failed.items()]

@@ -54,7 +54,8 @@ class Outcome:
     n: int  # documents that were asked
     tried: int  # changes, those that were only ranked and pairs included
     proved: Sequence[Proof]  # the largest gain first
-    ruled_out: Sequence[str]  # names of changes that do not raise the score significantly
+    undecided: Sequence[Gain]  # more than a point, but not significant
+    ruled_out: Sequence[str]  # names of changes that do not raise the score, or not the knowledge of the answers
     failed: Mapping[str, str]  # name of a change -> why it could not be tried
     noise: float | None  # difference of the score, in shares, when only packs and order change
 
@@ -100,6 +101,7 @@ class Search:
         asked = [*best, *ends, *pairs]
         tried = len(distinct) + self._pair_count(best) + self._free_pair_count(asked)
         proved: list[Proof] = []
+        undecided: list[Gain] = []
         n = 0
         for look, n in enumerate(self.looks):
             documents = self.outputs[:n]
@@ -111,13 +113,15 @@ class Search:
             proved = [each for each in self._proved(every, baseline, tried) if each.gain.difference > (noise or 0.0)]
             if proved:
                 break
+            undecided = self._undecided(every, baseline, tried)
             asked = [trial for trial in asked if self._is_alive(trial, baseline)]
             if not asked:
                 break
         proved = [self._with_control(proof) if not number else proof for number, proof in enumerate(proved)]
-        names = {proof.change.name for proof in proved}
+        undecided = [] if proved else undecided
+        names = {proof.change.name for proof in proved} | {gain.change for gain in undecided}
         ruled_out = [c.name for c in self.changes if c.name not in names and c.name not in self.failed]
-        return Outcome(n, tried, proved, ruled_out, self.failed, noise)
+        return Outcome(n, tried, proved, undecided, ruled_out, self.failed, noise)
 
     # -- the steps -----------------------------------------------------------------------------------------------
 
@@ -261,6 +265,13 @@ class Search:
             return False, not proof.change.asking.same_prompts, -proof.signal
 
         return sorted(proofs, key=key)
+
+    def _undecided(self, trials: Sequence[_Trial], baseline: Answers, tried: int) -> list[Gain]:
+        """Gains of more than a point that are not significant after so many changes and looks."""
+        scores = {trial.change.name: trial.answers.scores for trial in trials if trial.answers is not None}
+        return [
+            gain for gain in self._gains(baseline, scores, tried) if not gain.is_proved and gain.difference > MARGIN
+        ]
 
     def _gains(self, baseline: Answers, scores: Mapping[str, np.ndarray], tried: int) -> list[Gain]:
         known = ~np.isnan(baseline.scores)
