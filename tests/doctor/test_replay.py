@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shlex
 import shutil
@@ -23,7 +24,7 @@ from harness_ext.doctor.replay import restore
 from harness_ext.doctor.replay.replay import diagnose_by_replay
 from harness_ext.doctor.replay.restore import logged_settings
 from harness_ext.doctor.replay.search import LOOKS
-from harness_ext.doctor.replay.variants import AS_LOGGED, TEMPLATES, TRAINED_WITH, Facts, changes
+from harness_ext.doctor.replay.variants import AS_LOGGED, TEMPLATES, TRAINED_WITH, Facts, changes, own_template
 from harness_ext.engine.evaluate import evaluate
 from harness_ext.engine.hf_tree import PACK_TOKENS
 from harness_ext.findings import Finding
@@ -362,7 +363,7 @@ def test_few_documents(evaluated, knows):
 # -- what is changed, and what is printed ---------------------------------------------------------------------------
 
 FACTS = Facts(
-    is_generated=True, has_adapter=True, chat=False, has_chat_template=True, own_tokenizer="adapters/mine",
+    is_generated=True, has_adapter=True, chat=False, has_chat_template=True, chat_format="ChatML", own_tokenizer="adapters/mine",
     own_chat_template=True, bos=1, bos_token="<s>", join="", num_fewshot=0, system=None, max_gen_toks=32,
     samples_or_penalises=True, max_length=512, rank=8, is_rslora=False, is_float32=False, has_examples=True,
 )  # fmt: skip
@@ -403,6 +404,16 @@ def test_templates(template):
     asked = template.around("\nWhat is it?\n")
     assert asked == f"{template.before}What is it?{template.after}"
     assert template.end
+
+
+def test_formats_of_chat_templates(tiny_lm):
+    turns = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    tokenizer = copy.deepcopy(tiny_lm.tokenizer)
+    assert own_template(tokenizer) is None  # a format of its own
+    tokenizer.chat_template = turns
+    assert own_template(tokenizer).name == "ChatML"
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    assert own_template(tokenizer) is None
 
 
 def test_the_next_command_reproduces_the_gain(evaluated, knows, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from harness_ext.doctor.replay.ask import Answers, Asker, begin_tokens, decodes_
 from harness_ext.doctor.replay.report import again, proved_findings
 from harness_ext.doctor.replay.restore import LoggedSettings, Restored, logged_settings, restored
 from harness_ext.doctor.replay.search import LOOKS, Outcome, Search
-from harness_ext.doctor.replay.variants import AS_LOGGED, Asking, Facts, changes
+from harness_ext.doctor.replay.variants import AS_LOGGED, Asking, Facts, changes, own_template
 from harness_ext.errors import HarnessExtError, described
 from harness_ext.findings import Finding
 from harness_ext.models.card import AdapterCard, read_card
@@ -246,6 +246,7 @@ def facts(asker: Asker, model: Restored, output: Output) -> Facts:
         has_adapter=asker.case.run.adapter is not None,
         chat=bool(settings.prompts.apply_chat_template),
         has_chat_template=bool(lm.tokenizer.chat_template),
+        chat_format=None if (form := own_template(lm.tokenizer)) is None else form.name,
         own_tokenizer=None if own is None else str(model.variant.folder),
         own_chat_template=own is not None and bool(own.chat_template),
         bos=begin_tokens(lm, first.context),

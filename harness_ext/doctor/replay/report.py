@@ -14,7 +14,7 @@ from harness_ext.doctor.case import MAX_EXAMPLES, Case
 from harness_ext.doctor.replay.ask import DEFAULT_LIMIT
 from harness_ext.doctor.replay.restore import LoggedSettings, model_arguments
 from harness_ext.doctor.replay.search import Outcome, Proof
-from harness_ext.doctor.replay.variants import Asking, Template
+from harness_ext.doctor.replay.variants import Asking, Template, own_template
 from harness_ext.findings import Finding, Level
 from harness_ext.protocol.lm_eval_api import ConfigurableTask
 
@@ -93,7 +93,7 @@ def next_command(case: Case, asking: Asking, settings: LoggedSettings, task: Con
     before, arguments = _model(case, asking)
     chat = bool(settings.prompts.apply_chat_template) if asking.chat is None else asking.chat
     if asking.template is not None:
-        chat = _is_own_template(asking.template, tokenizer)
+        chat = own_template(tokenizer) == asking.template
     changes = {} if asking.template is None or chat else _in_template(asking.template, task)
     if asking.join is not None:
         changes["target_delimiter"] = asking.join
@@ -158,19 +158,6 @@ def _gen_kwargs(values: Mapping[str, Any]) -> str:
     if any(isinstance(value, (list, dict)) for value in values.values()):
         return json.dumps(dict(values), ensure_ascii=False)
     return ",".join(f"{key}={value}" for key, value in values.items())
-
-
-def _is_own_template(template: Template, tokenizer: Any) -> bool:
-    """Whether the tokenizer's chat template writes a user's turn as this template does."""
-    if not getattr(tokenizer, "chat_template", None):
-        return False
-    try:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": "QUESTION"}], tokenize=False, add_generation_prompt=True
-        )
-    except Exception:  # whatever a template raises
-        return False
-    return template.around("QUESTION").strip() in str(text)
 
 
 def _in_template(template: Template, task: ConfigurableTask) -> dict[str, Any]:

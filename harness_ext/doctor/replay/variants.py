@@ -66,6 +66,18 @@ JOINS: Mapping[str, str] = {"": "no white space", " ": "a blank", "\n": "a newli
 LONGER = 4  # times max_gen_toks
 
 
+def own_template(tokenizer: Any) -> Template | None:
+    """The format in which a tokenizer's chat template writes a user's turn; None if it has none, or another."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    turn = [{"role": "user", "content": "QUESTION"}]
+    try:
+        text = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+    except Exception:  # whatever a template raises
+        return None
+    return next((template for template in TEMPLATES if template.around("QUESTION").strip() in text), None)
+
+
 @dataclass(frozen=True)
 class Asking:
     """How documents are asked; a field that is None (or empty) is as in the run."""
@@ -147,6 +159,7 @@ class Facts:
     has_adapter: bool
     chat: bool  # whether the run used a chat template
     has_chat_template: bool  # whether the tokenizer has one
+    chat_format: str | None  # name of the format in which it writes
     own_tokenizer: str | None  # folder of the adapter's tokenizer, where it differs from the one in use
     own_chat_template: bool  # whether that one has a chat template
     bos: int  # begin tokens before a prompt as it was asked
@@ -188,7 +201,8 @@ def _templates(facts: Facts) -> list[Change]:
         cause = "it was trained without a chat template" if facts.has_adapter else "it answers better without one"
         found.append(Change("without the chat template", "D24", cause, {"chat": False}))
     elif facts.has_chat_template:
-        found.append(Change("with the tokenizer's chat template", "D24", trained, {"chat": True}))
+        form = f" ({facts.chat_format})" if facts.chat_format else ""
+        found.append(Change(f"with the tokenizer's chat template{form}", "D24", trained, {"chat": True}))
     if facts.own_tokenizer:
         if facts.own_chat_template:
             settings = {"chat": True, "tokenizer": True}
