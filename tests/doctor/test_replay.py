@@ -363,8 +363,9 @@ def test_few_documents(evaluated, knows):
 # -- what is changed, and what is printed ---------------------------------------------------------------------------
 
 FACTS = Facts(
-    is_generated=True, has_adapter=True, chat=False, has_chat_template=True, chat_format="ChatML", own_tokenizer="adapters/mine",
-    own_chat_template=True, bos=1, bos_token="<s>", join="", num_fewshot=0, system=None, max_gen_toks=32,
+    is_generated=True, has_adapter=True, chat=False, has_chat_template=True, chat_format="ChatML",
+    own_tokenizer="adapters/mine", own_chat_template=True, bos=1, bos_token="<s>",
+    join="", num_fewshot=0, system=None, max_gen_toks=32,
     samples_or_penalises=True, max_length=512, rank=8, is_rslora=False, is_float32=False, has_examples=True,
 )  # fmt: skip
 
@@ -407,7 +408,8 @@ def test_templates(template):
 
 
 def test_formats_of_chat_templates(tiny_lm):
-    turns = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    turn = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    turns = "{% for m in messages %}" + turn + "{% endfor %}<|im_start|>assistant\n"
     tokenizer = copy.deepcopy(tiny_lm.tokenizer)
     assert own_template(tokenizer) is None  # a format of its own
     tokenizer.chat_template = turns
