@@ -55,7 +55,7 @@ class Outcome:
     tried: int  # changes, those that were only ranked and pairs included
     proved: Sequence[Proof]  # the largest gain first
     undecided: Sequence[Gain]  # more than a point, but not significant
-    ruled_out: Sequence[str]  # names of changes that do not raise the score, or not the knowledge of the answers
+    ruled_out: Sequence[str]  # names of changes that raise neither the score nor the reference answers' probability
     failed: Mapping[str, str]  # name of a change -> why it could not be tried
     noise: float | None  # difference of the score, in shares, when only packs and order change
 
