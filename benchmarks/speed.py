@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import curves
+import decided
 import evaluation
 import memory
 import training
@@ -20,6 +21,7 @@ from lines import Line, document
 
 from harness_ext.models.fetch import fetch_model
 
+EVALUATED = 25  # times as many steps where evaluations are among them
 MODEL = "smollm2-135m-instruct"
 
 
@@ -59,6 +61,9 @@ def measurements(base: str, limit: int | None, steps: int) -> Iterator[tuple[str
     yield "g", lambda: curves.of_prefix_length(base, limit or 30)
     yield "g", lambda: curves.of_documents(base, limit or 80)
     yield "h", lambda: evaluation.of_matrix_products(base, limit)
+    yield "i", lambda: decided.of_one_adapter(base, limit)
+    yield "i", lambda: decided.of_two_adapters(base, limit)
+    yield "j", lambda: decided.of_training(base, EVALUATED * steps)
 
 
 if __name__ == "__main__":

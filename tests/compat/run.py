@@ -36,6 +36,7 @@ TESTS = (
     "tests/check",
     "tests/engine/test_evaluate.py",
     "tests/engine/test_hf_tree.py",
+    "tests/engine/test_store.py",
     "tests/training/test_batches.py",
     "tests/training/test_trainer.py",
 )
