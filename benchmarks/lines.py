@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -37,6 +38,22 @@ class Line:
         """The ratio, with the minimum it misses."""
         shown = f"{self.ratio:.2f}×" if self.ratio_name is None else f"{100 * self.ratio:.0f} % {self.ratio_name}"
         return shown if self.minimum is None or self.ratio >= self.minimum else f"{shown} (below {self.minimum:g})"
+
+
+def read_lines(file: Path) -> dict[str, list[Line]]:
+    """What was measured, by letter; nothing if there is no such file."""
+    lines: dict[str, list[Line]] = {}
+    for text in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        fields = json.loads(text)
+        lines.setdefault(fields.pop("letter"), []).append(Line(**fields))
+    return lines
+
+
+def write_lines(file: Path, lines: Mapping[str, Sequence[Line]]) -> None:
+    """Keep what was measured, as JSON lines."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    texts = (json.dumps({"letter": letter, **asdict(line)}) for letter, some in lines.items() for line in some)
+    file.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
 
 
 def document(model: str, lines: Sequence[Line]) -> str:

@@ -3,7 +3,7 @@
     HARNESS_EXT_DATA=DIR python benchmarks/speed.py --output docs/benchmarks.md
 
 Machines are noisy: read the ratios, not the seconds. Both sides of a line run one after the other, each in a
-process of its own; the document is written anew after each line. About 45 minutes on two cores.
+process of its own; the document is written anew after each line. About an hour on two cores.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import decided
 import evaluation
 import memory
 import training
-from lines import Line, document
+from lines import Line, document, read_lines, write_lines
 
 from harness_ext.models.fetch import fetch_model
 
-EVALUATED = 25  # times as many steps where evaluations are among them
+EVALUATED = 10  # times as many steps where evaluations are among them
 MODEL = "smollm2-135m-instruct"
 
 
@@ -33,17 +33,23 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, default=8, help="training steps on SST-2, four times those on SQuAD (default: 8)"
     )
-    parser.add_argument("--only", nargs="+", metavar="LETTER", help="lines to measure: a b c ...")
+    parser.add_argument("--only", nargs="+", metavar="LETTER", help="lines to measure anew: a b c ...; others are kept")
+    parser.add_argument("--results", type=Path, default=Path("results/speed.jsonl"), help="what was measured so far")
     options = parser.parse_args()
     base = str(fetch_model(MODEL))
-    lines: list[Line] = []
+    lines = read_lines(options.results) if options.only else {}
+    for letter in options.only or ():
+        lines.pop(letter, None)
     for letter, measure in measurements(base, options.limit, options.steps):
         if options.only and letter not in options.only:
             continue
         for line in measure():
             print(f"({letter}) {line.what}: {line.shown_ratio} [{line.same}]", flush=True)
-            lines.append(line)
-        options.output.write_text(document(MODEL, lines), encoding="utf-8")
+            lines.setdefault(letter, []).append(line)
+        write_lines(options.results, lines)
+        options.output.write_text(
+            document(MODEL, [line for _, some in sorted(lines.items()) for line in some]), "utf-8"
+        )
 
 
 def measurements(base: str, limit: int | None, steps: int) -> Iterator[tuple[str, Callable[[], list[Line]]]]:
