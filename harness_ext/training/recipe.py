@@ -106,7 +106,10 @@ class Recipe:
     def __post_init__(self) -> None:
         """Raise RecipeError for wrong types and impossible values; the message names the flag."""
         for name, hint in get_type_hints(type(self)).items():
-            object.__setattr__(self, name, _checked(name, getattr(self, name), hint, "recipe"))
+            value = _checked(name, getattr(self, name), hint, "recipe")
+            items = value if isinstance(value, (list, tuple)) else (value,)
+            object.__setattr__(self, name, value)
+            self._require(name, all("\0" not in str(item) for item in items), "must not contain a null character")
         for name in ("task", "model", "output"):
             self._require(name, bool(getattr(self, name).strip()), "must not be empty")
         for name in (

@@ -93,7 +93,7 @@ def _in_yaml(content: bytes, change: Change) -> bytes:
     """As in JSON, which YAML contains."""
     try:
         values = json.dumps(yaml.safe_load(content))
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError):
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError):  # whatever PyYAML raises
         return content
     return _in_json(values.encode(), change)
 

@@ -221,6 +221,7 @@ def test_the_flag_is_the_field(
         ({"evaluate_every": -0.5}, "--evaluate-every must be"),
         ({"evaluate_every": 2.5}, "--evaluate-every must be"),
         ({"evaluate_every": 10, "evaluation_documents": 0}, "--evaluation-documents must be positive"),
+        ({"include_path": ["tasks\0"]}, "--include-path must not contain a null character"),
         ({"evaluate_every": 10, "evaluation_cost": 1.0}, "--evaluation-cost must be at least 0 and less than 1"),
         ({"evaluate_every": 10, "patience": -1}, "--patience must not be negative"),
         ({"patience": 3}, "--patience counts evaluations, so it needs --evaluate-every"),
