@@ -12,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from harness_ext.errors import DatasetError, first_line
 from harness_ext.new_task.columns import Columns, Kind
 from harness_ext.new_task.splits import DROPPED, SPLITS
 from harness_ext.protocol.cells import answers_of, plain
@@ -56,6 +57,7 @@ def _write_part(
     target_type = pyarrow.int64() if kind == "choice" else pyarrow.list_(pyarrow.string())
     kept = [name for name in names if name != gold and names[name] != target]
     schema = pyarrow.schema([*((names[name], rows.schema.field(name).type) for name in kept), (target, target_type)])
+    _check_types(rows.name, schema)
     index = {label: number for number, label in enumerate(words)}
     with contextlib.ExitStack() as files:
         writers = {
@@ -75,6 +77,19 @@ def _write_part(
             for number, writer in writers.items():
                 if (part == number).any():
                     writer.write_batch(whole.filter(pyarrow.array(part == number)))
+
+
+def _check_types(source: str, schema: pyarrow.Schema) -> None:
+    """Raise DatasetError for a column of a type that parquet does not have, such as that of empty objects."""
+    for field in schema:
+        try:
+            with pyarrow.parquet.ParquetWriter(pyarrow.BufferOutputStream(), pyarrow.schema([field])):
+                pass
+        except pyarrow.ArrowException as error:
+            raise DatasetError(
+                f"{source}: the column {field.name!r:.80} cannot be written as parquet ({first_line(error):.160}); "
+                "leave it out"
+            ) from error
 
 
 def _target(kind: Kind, value: Any, index: Mapping[str, int]) -> int | list[str] | None:

@@ -94,7 +94,10 @@ def _load_file(split: str, file: Path, label: str | None) -> datasets.Dataset:
     table = pyarrow.Table.from_batches(rows.batches(), rows.schema).combine_chunks()
     if rows.delimiter is not None and label in rows.columns:
         table = _with_numbers(table, rows.columns.index(label))
-    return datasets.Dataset(table, split=datasets.NamedSplit(split))
+    try:
+        return datasets.Dataset(table, split=datasets.NamedSplit(split))
+    except (pyarrow.ArrowException, ValueError, TypeError) as error:  # of names or types inside of a column
+        raise DatasetError(f"{file} cannot be held as a table: {first_line(error)}; simplify its columns") from error
 
 
 def _load_parquet(split: str, file: Path) -> datasets.Dataset:

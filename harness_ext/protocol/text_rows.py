@@ -30,13 +30,15 @@ csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # documents may be longer tha
 
 
 def check_columns(file: Path, names: Sequence[str]) -> None:
-    """Raise DatasetError for a repeated column, or for more than `MOST_COLUMNS`."""
+    """Raise DatasetError for a repeated column, a null character in a name, or more than `MOST_COLUMNS`."""
     if len(names) > MOST_COLUMNS:
         raise DatasetError(
             f"{file} has {len(names):,} columns, more than {MOST_COLUMNS:,}; keep those that the task uses"
         )
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise DatasetError(f"{file} has the column {min(repeated)!r:.80} twice; rename one")
+    if odd := [name for name in names if "\0" in name]:
+        raise DatasetError(f"{file} has a null character in the name of the column {odd[0]!r:.80}; rename it")
 
 
 def batched(rows: Iterable[Any]) -> Iterator[list[Any]]:

@@ -227,7 +227,7 @@ def test_the_flag_is_the_field(
         ({"patience": 3}, "--patience counts evaluations, so it needs --evaluate-every"),
     ],
 )
-def test_settings_of_the_evaluation(values: dict[str, Any], expected: str) -> None:
+def test_impossible_settings(values: dict[str, Any], expected: str) -> None:
     with pytest.raises(RecipeError) as caught:
         recipe(**values)
     assert str(caught.value).startswith(expected)
