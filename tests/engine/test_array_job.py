@@ -18,10 +18,12 @@ from harness_ext.cli import main
 from harness_ext.engine import store as store_module
 from harness_ext.engine.array_job import part_of
 from harness_ext.engine.array_shard import Interval, Shard
-from harness_ext.engine.evaluate import evaluate
+from harness_ext.engine.content import ModelContent
+from harness_ext.engine.evaluate import evaluate, run_shard
+from harness_ext.engine.from_store import stored_as
 from harness_ext.engine.hf_tree import TreeLM
-from harness_ext.engine.store import FILE, ResponseStore
-from harness_ext.errors import TaskError
+from harness_ext.engine.store import FILE, ResponseStore, StoredModel
+from harness_ext.errors import StoreError, TaskError
 from harness_ext.protocol.lm_eval_api import EvaluatorConfig
 
 TASKS = ["sst2_choice", "squad_v2_generate"]
@@ -129,8 +131,6 @@ def run_shards(
     base: Path, numbers: Sequence[int], count: int, store: Callable[[int], Path], *, adapters: Sequence[Path] = (),
     **settings: Any,
 ) -> None:  # fmt: skip
-    from harness_ext.engine.evaluate import run_shard
-
     for number in numbers:
         given = {
             "model": "hf-tree",
@@ -145,8 +145,15 @@ def run_shards(
             assert done.folder is None
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["local", "network"])
-@pytest.mark.parametrize("count", [1, 3, 5])
+@pytest.mark.parametrize(
+    ("count", "shared"),
+    [
+        pytest.param(1, False, marks=pytest.mark.slow),
+        pytest.param(3, True, marks=pytest.mark.slow),
+        (5, True),
+        pytest.param(5, False, marks=pytest.mark.slow),
+    ],
+)
 def test_shards_give_the_results_of_one_run(
     count: int, shared: bool, tiny_model_folder: Path, make_adapter: Callable[..., Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, no_weights: Callable[[], None], asked: list[int],
@@ -231,6 +238,24 @@ def test_a_shard_that_is_missing_is_named(
     assert main(command(tiny_model_folder, store, *variants, "--shard", "3/4")) == 0
     assert main(command(tiny_model_folder, store, *variants, "--from-store")) == 0
     assert len([*(tmp_path / "out").rglob("results_*")]) == 2
+
+
+def test_answers_of_another_device_are_taken_if_of_one_only() -> None:
+    """Shards run on GPUs, and the merge may run without one."""
+    here = ModelContent({"base": "abc", "adapter": None, "device": "cpu"})
+    models = {name: ModelContent({**here.parts, "device": name}) for name in ("cuda H100", "cuda A100", "cpu")}
+    with ResponseStore(None) as store:
+        store.add_model(b"other", StoredModel({**here.parts, "base": "xyz", "device": "cuda H100"}, {}))
+        with pytest.raises(StoreError, match="differ in base, device"):
+            stored_as(store, here, "base", remedy="run it")
+        store.add_model(models["cuda H100"].digest, StoredModel(dict(models["cuda H100"].parts), {"model_dtype": "x"}))
+        digest, model = stored_as(store, here, "base", remedy="run it")
+        assert (digest, model.info) == (models["cuda H100"].digest, {"model_dtype": "x"})
+        store.add_model(models["cuda A100"].digest, StoredModel(dict(models["cuda A100"].parts), {}))
+        with pytest.raises(StoreError, match="differ in device; run it"):
+            stored_as(store, here, "base", remedy="run it")
+        store.add_model(here.digest, StoredModel(dict(here.parts), {}))
+        assert stored_as(store, here, "base", remedy="run it")[0] == here.digest
 
 
 @pytest.mark.parametrize(
