@@ -160,16 +160,16 @@ def test_shards_give_the_results_of_one_run(
 ) -> None:  # fmt: skip
     """To the byte, with random examples in the prompts, too; on any file system; nothing is asked twice."""
     monkeypatch.setattr(store_module, "is_local", lambda _: not shared)
-    adapters = [make_adapter("sharded"), make_adapter("second", seed=2)]
+    adapters = [make_adapter("sharded")]
     (tmp_path / "shots.yaml").write_text(
         "task: shots\ndataset_path: json\n"
         f"dataset_kwargs: {{data_files: {{test: {tmp_path}/docs.jsonl, train: {tmp_path}/docs.jsonl}}}}\n"
         "test_split: test\nfewshot_split: train\nnum_fewshot: 2\noutput_type: multiple_choice\n"
         "doc_to_text: 'Is {{text}} even?'\ndoc_to_target: 0\ndoc_to_choice: ['no', 'yes']\n"
     )
-    (tmp_path / "docs.jsonl").write_text("".join(json.dumps({"text": str(n)}) + "\n" for n in range(12)))
+    (tmp_path / "docs.jsonl").write_text("".join(json.dumps({"text": str(n)}) + "\n" for n in range(8)))
     settings: dict[str, Any] = {
-        "tasks": [*TASKS, str(tmp_path / "shots.yaml")], "limit": 12, "log_samples": True,
+        "tasks": [*TASKS, str(tmp_path / "shots.yaml")], "limit": 8, "log_samples": True,
         "model_args": {"pack_tokens": 128},
     }  # fmt: skip
     evaluate(str(tiny_model_folder), adapters=adapters, output_path=str(tmp_path / "one"), store=False, **settings)
@@ -179,7 +179,7 @@ def test_shards_give_the_results_of_one_run(
         tiny_model_folder, range(1, count + 1), count, lambda _: tmp_path / "store", adapters=adapters,
         **{**settings, **out},
     )  # fmt: skip
-    assert sum(asked) == 3 * (12 * 2 + 12 + 12 * 2)
+    assert sum(asked) == 2 * (8 * 2 + 8 + 8 * 2)
     assert not [*(tmp_path / "out").rglob("*.json*")]
     assert (tmp_path / "store" / FILE).exists() != shared
     no_weights()

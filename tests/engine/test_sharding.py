@@ -218,7 +218,7 @@ def test_a_killed_process_ends_all_with_one_line(
     assert text.count("another process of this evaluation has ended") == 1
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["local", "network"])
+@pytest.mark.parametrize("shared", [pytest.param(False, marks=pytest.mark.slow), True], ids=["local", "network"])
 def test_shards_of_several_processes(
     shared: bool, tiny_model_folder: Path, make_adapter: Callable[..., Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
