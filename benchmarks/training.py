@@ -65,11 +65,11 @@ def against_trl(base: str, task_name: str, steps: int, *, minimum: float, aim: f
     ]
 
 
-def trained(base: str, way: str, examples: list[TokenPair]) -> Trained:
+def trained(base: str, way: str, examples: list[TokenPair], *, dtype: torch.dtype = torch.float32) -> Trained:
     """Train once over the examples."""
     logging.disable(logging.WARNING)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     with tempfile.TemporaryDirectory() as folder:
         trainer = WAYS[way](model, examples, folder)
         started = time.perf_counter()

@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from harness_ext.cli.trust import task_code
 from harness_ext.errors import HarnessExtError, first_line
 
 if TYPE_CHECKING:
+    from harness_ext.engine.array_shard import Shard
     from harness_ext.engine.session import Store, VariantResults
     from harness_ext.protocol.lm_eval_api import EvaluatorConfig
 
@@ -35,7 +37,8 @@ def parser() -> argparse.ArgumentParser:
         "  harness-ext eval --model_args pretrained=smollm2-135m-instruct --adapters adapters/sst2 \\\n"
         "      --tasks sst2_choice sst2_generate --output_path results/sst2 --log_samples\n"
         "  harness-ext eval --model_args peft=adapters/sst2 --tasks sst2_choice   # the base is read from the adapter\n"
-        "  harness-ext eval --adapters 'adapters/*' me/my-adapter@v1 --tasks sst2_choice --output_path results/all",
+        "  harness-ext eval --adapters 'adapters/*' me/my-adapter@v1 --tasks sst2_choice --output_path results/all\n"
+        "  harness-ext eval --adapters 'adapters/*' --tasks sst2_choice --store answers --shard 2/8",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[lm_eval_run._parser],
         add_help=False,
@@ -48,13 +51,17 @@ def parser() -> argparse.ArgumentParser:
     add_no_code(parser)
     store = parser.add_mutually_exclusive_group()
     store.add_argument(
-        "--store", metavar="DIR", help="folder of the response store, which runs may share: what it has is not "
-        "computed again (default: that of --output_path)",
+        "--store", nargs="+", metavar="DIR", help="folder of the response store, which runs may share: what it has is "
+        "not computed again (default: that of --output_path); of several, the first takes new answers",
     )  # fmt: skip
     store.add_argument("--no-store", action="store_true", help="keep no answers, and compute all of them")
     parser.add_argument(
         "--from-store", action="store_true", help="score the answers in the store again, for example with a changed "
         "metric, without loading weights",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shard", metavar="I/N", help="ask shard I of N of the requests, for array jobs: the store takes the answers, "
+        "and nothing is scored; when all N are done, the same command with --from-store writes the results",
     )  # fmt: skip
     until_decided.add_flags(parser)
     parser.set_defaults(run=run, model=None)  # None: as in --config, else DEFAULT_MODEL
@@ -63,9 +70,28 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate; print lm-eval's tables after each variant, and all failures at the end."""
+    shard = _shard(options)
     config = _config(options)
     with task_code(_listed(config.tasks), _listed(config.include_path), no_code=options.no_code):
-        return _evaluate(config, options)
+        return _evaluate(config, options, shard)
+
+
+def _shard(options: argparse.Namespace) -> Shard | None:
+    """The shard that is asked for.
+
+    Raises:
+        HarnessExtError: it is none, or another flag contradicts it.
+    """
+    from harness_ext.engine.array_shard import Shard
+
+    if options.shard is None:
+        return None
+    for flag in ("from_store", "until_decided"):
+        if getattr(options, flag):
+            raise HarnessExtError(
+                f"--shard asks a part of the requests, and --{flag.replace('_', '-')} needs all answers; leave out one"
+            )
+    return Shard.parse(options.shard)
 
 
 def _listed(value: Any) -> list[str]:
@@ -74,7 +100,7 @@ def _listed(value: Any) -> list[str]:
     return [item for item in items if isinstance(item, str)]
 
 
-def _evaluate(config: EvaluatorConfig, options: argparse.Namespace) -> int:
+def _evaluate(config: EvaluatorConfig, options: argparse.Namespace, shard: Shard | None) -> int:
     from harness_ext.engine.evaluate import report_to_trackers
     from harness_ext.engine.isolation import Failures
 
@@ -82,10 +108,12 @@ def _evaluate(config: EvaluatorConfig, options: argparse.Namespace) -> int:
     errors: dict[str, str] = {}  # adapter -> why it could not be evaluated
     written: list[str] = []  # names of the variants whose results are on the disk
     try:
-        for evaluated in _evaluations(config, options):
+        for evaluated in _evaluations(config, options, shard):
             if evaluated.error is not None and not evaluated.error.is_said:
                 errors[evaluated.variant.name] = str(evaluated.error)
             failed = Failures(evaluated.failures)
+            if (tally := evaluated.tally) is not None:
+                print(f"shard {shard}, {evaluated.variant.name}: {tally.asked:,} of {tally.every:,} requests")
             if evaluated.results:
                 if evaluated.folder is not None:
                     written.append(evaluated.variant.name)
@@ -103,16 +131,21 @@ def _evaluate(config: EvaluatorConfig, options: argparse.Namespace) -> int:
         _print_errors(str(config.output_path), written)
         if len(written) > 1:
             print(f"next: harness-ext compare {config.output_path}")
+    if shard is not None and not failures and not errors and not int(os.environ.get("RANK", "0")):
+        print(f"shard {shard} is done; when all {shard.count} are: the same command, with --from-store for --shard")
     if failures:
         return USAGE_ERROR
     return CHECK_FAILED if errors else 0
 
 
-def _evaluations(config: EvaluatorConfig, options: argparse.Namespace) -> Iterator[VariantResults]:
+def _evaluations(config: EvaluatorConfig, options: argparse.Namespace, shard: Shard | None) -> Iterator[VariantResults]:
     """Results of base and adapters, as soon as they are there."""
-    from harness_ext.engine.evaluate import run
+    from harness_ext.engine.evaluate import run, run_shard
 
     store: Store = False if options.no_store else options.store
+    if shard is not None:
+        yield from run_shard(config, shard=shard, adapters=options.adapters, store=store)
+        return
     if (rule := until_decided.rule_of(options)) is None:
         yield from run(config, adapters=options.adapters, store=store, from_store=options.from_store)
         return
@@ -128,7 +161,7 @@ def _config(options: argparse.Namespace) -> EvaluatorConfig:
     from harness_ext.models.devices import choose_device
     from harness_ext.protocol.lm_eval_api import EvaluatorConfig, get_model
 
-    ours = ("run", "adapters", "func", "store", "no_store", "from_store", "no_code", *until_decided.FLAGS)
+    ours = ("run", "adapters", "func", "store", "no_store", "from_store", "shard", "no_code", *until_decided.FLAGS)
     flags = {name: value for name, value in vars(options).items() if name not in ours}
     try:
         from_file = EvaluatorConfig.load_yaml_config(options.config) if options.config else {}

@@ -25,6 +25,9 @@ from harness_ext.engine.store import Response, ResponseStore
 from harness_ext.errors import StoreError
 from harness_ext.protocol.lm_eval_api import HFLM, LM, Instance, TemplateLM
 
+EVALUATE_ONCE = "evaluate once without --from-store"
+UNWANTED = Response((0.0, False))  # of a score that another shard asks for
+MOST_NAMED = 5  # documents in a message
 COMMIT_SECONDS = 0.25  # answers are written after the first batch that is done so much later than the last one written
 
 
@@ -37,17 +40,28 @@ class Answering:
         lm: lm-eval's model.
         seeds: of the run; sampled answers depend on them.
         computes: whether the model may be asked for what the store does not have.
+        remedy: what to do about answers that are missing then.
     """
 
     def __init__(
-        self, store: ResponseStore, digest: bytes, lm: LM, *, seeds: Sequence[Any] = (), computes: bool = True
+        self,
+        store: ResponseStore,
+        digest: bytes,
+        lm: LM,
+        *,
+        seeds: Sequence[Any] = (),
+        computes: bool = True,
+        remedy: Callable[[], str] = lambda: EVALUATE_ONCE,
     ) -> None:
         self._store = store
         self._digest = digest
         self._lm = lm
         self._seeds = list(seeds)
         self._computes = computes
-        self.missing: tuple[int, int] | None = None  # of how many answers that the model may not compute
+        self._remedy = remedy
+        self.missing: tuple[str, str] | None = None  # how many answers that the model may not compute, and which
+        self._wanted: Callable[[Sequence[Any]], list[int]] | None = None
+        self._instances: Sequence[Instance] = ()  # that are being asked, where the model makes tokens of them
         self._hook = _StoreHook(store)
         self._from_store: set[bytes] = set()
         self._computed: set[bytes] = set()
@@ -65,17 +79,27 @@ class Answering:
     def check(self, task: str) -> None:
         """Raise StoreError when a task has failed for answers that the store does not have."""
         if self.missing is not None:
-            missing, asked = self.missing
-            raise StoreError(
-                f"{missing} of the {asked} answers to {task} are not in {self._store.path}; evaluate once without "
-                "--from-store"
-            )
+            what, rest = self.missing
+            raise StoreError(f"{what} to {task} {rest}")
+
+    @contextlib.contextmanager
+    def only(self, wanted: Callable[[Sequence[Any]], list[int]]) -> Iterator[None]:
+        """Ask for some scores only in the block, in the packs of all; the others are zero.
+
+        Args:
+            wanted: gives the places of those that are to be asked.
+        """
+        self._wanted = wanted
+        try:
+            yield
+        finally:
+            self._wanted = None
 
     def __enter__(self) -> Answering:
         lm = self._lm
         served: dict[str, Callable[..., Any]] = {"generate_until": self._generations}
         if isinstance(lm, TemplateLM):  # the ids are there when it asks by tokens; so does loglikelihood_rolling
-            served["_loglikelihood_tokens"] = self._scores
+            served |= {"loglikelihood": self._noting, "_loglikelihood_tokens": self._scores}
         else:
             served |= {kind: partial(self._texts, kind) for kind in ("loglikelihood", "loglikelihood_rolling")}
         if isinstance(lm, HFLM):  # its batches end where the next is computed
@@ -97,6 +121,13 @@ class Answering:
 
     # -- kinds of requests ---------------------------------------------------------------------------------------
 
+    def _noting(self, ask: Callable[..., list[Any]], requests: Sequence[Instance], **options: Any) -> list[Any]:
+        self._instances = requests
+        try:
+            return ask(requests, **options)
+        finally:
+            self._instances = ()
+
     def _scores(self, ask: Callable[..., list[Any]], requests: Sequence[Any], *more: Any, **options: Any) -> list[Any]:
         """Log-probabilities of continuations, asked by token ids."""
         keys = [self._key("loglikelihood", _ids(context), _ids(target)) for _, context, target in requests]
@@ -106,7 +137,11 @@ class Answering:
             extra = {"known": known} if known else {}
             return [*map(Response, ask([requests[place] for place in places], *more, **options, **extra))]
 
-        responses = self._answer(keys, names, ask_some, lays_out=isinstance(self._lm, TreeLM))
+        wanted = None if self._wanted is None else self._wanted(requests)
+        instances = self._instances if len(self._instances) == len(requests) else ()
+        responses = self._answer(
+            keys, names, ask_some, lays_out=isinstance(self._lm, TreeLM), instances=instances, wanted=wanted
+        )
         return [response.answer for response in responses]
 
     def _texts(self, kind: str, ask: Callable[..., list[Any]], requests: Sequence[Instance], **options: Any) -> Any:
@@ -117,7 +152,7 @@ class Answering:
         def ask_some(places: Sequence[int], _: Mapping[int, Any]) -> list[Response]:
             return [*map(Response, ask([requests[place] for place in places], **options))]
 
-        return [response.answer for response in self._answer(keys, names, ask_some)]
+        return [response.answer for response in self._answer(keys, names, ask_some, instances=requests)]
 
     def _generations(self, ask: Callable[..., list[Any]], requests: Sequence[Instance], **options: Any) -> list[Any]:
         if any(len(request.args) != 2 for request in requests):  # with pictures or sounds, which are not hashed
@@ -140,7 +175,7 @@ class Answering:
                 for request, answer in zip(asked, answers, strict=True)
             ]
 
-        responses = self._answer(keys, names, ask_some)
+        responses = self._answer(keys, names, ask_some, instances=requests)
         self._keep_records(requests, responses)
         return [response.answer for response in responses]
 
@@ -189,6 +224,8 @@ class Answering:
         ask: Callable[[Sequence[int], Mapping[int, Any]], list[Response]],
         *,
         lays_out: bool = False,
+        instances: Sequence[Instance] = (),
+        wanted: Sequence[int] | None = None,
     ) -> list[Response]:
         """Answers in the order of the keys; what the store does not have is asked, each key once.
 
@@ -197,32 +234,52 @@ class Answering:
             names: by which the model's hook call knows them.
             ask: gives the answers to the requests at some places, some of which may be known.
             lays_out: the model computes requests together, and wants to know of those that it has laid out before.
+            instances: the requests as lm-eval made them, where they are known.
+            wanted: places of those that are to be answered; None for all.
         """
         self.missing = None
         places: dict[bytes, int] = {}
         for place, key in enumerate(keys):
             places.setdefault(key, place)
         known = self._store.get(places) if self._reads() else {}
-        self._from_store |= known.keys() - self._computed
+        mine = places.keys() if wanted is None else {keys[place] for place in wanted}
+        self._from_store |= (known.keys() & mine) - self._computed
         missing = [key for key in places if key not in known]
         if missing and not self._computes:
-            self.missing = (len(missing), len(places))
-            raise StoreError(f"{len(missing)} of {len(places)} answers are not in {self._store.path}")
-        if missing:
+            self.missing = self._told(places, missing, keys, instances)
+            raise StoreError(" ".join(self.missing))
+        if asked := [key for key in missing if key in mine]:
             batch = _same_batch(missing, known) if lays_out else None
-            together = sorted(batch.known | {*missing}, key=places.__getitem__) if batch else missing
-            answered = {n: known[key].answer for n, key in enumerate(together) if key in known}
-            self._hook.expect({key: names[places[key]] for key in missing}, batch.number if batch else None)
-            new = dict(zip(together, ask([places[key] for key in together], answered), strict=True))
+            together = sorted(batch.known | {*missing}, key=places.__getitem__) if batch else asked
+            done = {n: known[key].answer for n, key in enumerate(together) if key in known}
+            others = {n: UNWANTED.answer for n, key in enumerate(together) if key not in known and key not in mine}
+            self._hook.expect({key: names[places[key]] for key in asked}, batch.number if batch else None)
+            new = dict(zip(together, ask([places[key] for key in together], {**done, **others}), strict=True))
             again = [key for key in known if key not in new] if self._hook.retracted else []
             if again:  # they were computed in the same way, by an earlier run
                 self._store.forget(again)
                 new |= zip(again, ask([places[key] for key in again], {}), strict=True)
-            known |= self._hook.finish({key: new[key] for key in [*missing, *again]})
-            self._computed.update(missing, again)
+            known |= self._hook.finish({key: new[key] for key in [*asked, *again]})
+            self._computed.update(asked, again)
             self._from_store -= self._computed
         self._lm.answers_from_store = self.found
-        return [known[key] for key in keys]
+        return [known.get(key, UNWANTED) for key in keys]
+
+    def _told(
+        self,
+        places: Mapping[bytes, int],
+        missing: Sequence[bytes],
+        keys: Sequence[bytes],
+        instances: Sequence[Instance],
+    ) -> tuple[str, str]:
+        """How many answers are missing, and which, with what to do."""
+        lacking = {*missing}
+        docs = sorted({instances[place].doc_id for place, key in enumerate(keys) if key in lacking and instances})
+        shown = ", ".join(map(str, docs[:MOST_NAMED]))
+        more = f" and {len(docs) - MOST_NAMED} more" if len(docs) > MOST_NAMED else ""
+        which = f" (document{'s' * (len(docs) > 1)} {shown}{more})" if docs else ""
+        what = f"{len(missing)} of the {len(places)} answers"
+        return what, f"are not in {self._store.path}{which}; {self._remedy()}"
 
     def _reads(self) -> bool:
         """Ranks that find an automatic batch size together must all compute."""

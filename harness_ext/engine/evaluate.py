@@ -12,8 +12,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from harness_ext.engine.array_shard import Shard
 from harness_ext.engine.sequential import UntilDecided, run_until_decided
-from harness_ext.engine.session import Session, Store, VariantResults
+from harness_ext.engine.session import Part, Session, Store, VariantResults
 from harness_ext.errors import TaskError, first_line, suggest
 from harness_ext.protocol.lm_eval_api import EvaluatorConfig, loggers_of
 
@@ -105,6 +106,39 @@ def run(
     with Session.open(config, adapters=adapters, store=store, from_store=from_store) as session:
         for variant in session.host.variants:
             yield session.evaluate(variant)
+
+
+def run_shard(
+    config: EvaluatorConfig, *, shard: Shard, adapters: Sequence[str | Path] = (), store: Store = None
+) -> Iterator[VariantResults]:
+    """Ask one shard of the requests of an evaluation; the store takes the answers, and nothing is scored or written.
+
+    When all shards are done, `run` with `from_store` gives the results of the whole evaluation, or names what is
+    missing.
+
+    Args:
+        config: checked by lm-eval, the same for all shards.
+        shard: which one.
+        adapters: adapter folders, in the same order for all shards.
+        store: folder of the response store; that of `output_path` when left out.
+
+    Yields:
+        The `tally` and `failures` of each variant that the shard asks.
+
+    Raises:
+        HarnessExtError: one line on what is wrong, such as answers that cannot be stored.
+    """
+    with Session.open(config, adapters=adapters, store=store, must_store=True) as session:
+        variants, is_whole = session.host.variants, True
+        for place, variant in enumerate(variants):
+            if (asked := shard.of_variant(place, len(variants))) is not None:
+                done = session.evaluate(variant, Part(asked=asked))
+                is_whole &= not done.failures and done.error is None
+                yield done
+        with session.shards.together():
+            session.answers.check_written(shard)
+        if is_whole and not session.shards.rank:
+            session.answers.add_shard(shard)
 
 
 def report_to_trackers(config: EvaluatorConfig, done: VariantResults) -> None:

@@ -14,7 +14,7 @@ from harness_ext.engine.answer_hook import GenerationRecord, RequestKey
 from harness_ext.engine.content import ModelContent
 from harness_ext.engine.hf_tree import TreeLM
 from harness_ext.engine.hosts import PeftHost, load_base
-from harness_ext.engine.store import ResponseStore
+from harness_ext.engine.store import ResponseStore, StoredModel
 from harness_ext.engine.variants import Variant
 from harness_ext.errors import ModelError, StoreError
 from harness_ext.protocol.lm_eval_api import HFLM, EvaluatorConfig, Task, get_model
@@ -70,24 +70,29 @@ class StoreHost(PeftHost):
         return self._switch.active(variant)
 
 
-def check_stored(store: ResponseStore, content: ModelContent, name: str) -> dict[str, Any]:
-    """What lm-eval noted of a model that a store has answers of.
+def stored_as(store: ResponseStore, content: ModelContent, name: str, *, remedy: str) -> tuple[bytes, StoredModel]:
+    """The model of a store that a variant is: digest, and what is known of it.
+
+    Its answers may have been computed on another device than this machine has, if on one only.
 
     Args:
         store: the store.
         content: of the variant.
         name: of the variant.
+        remedy: what to do where it has none.
 
     Raises:
         StoreError: it has none; the message names what differs in the model that is most like it.
     """
     models = store.models()
     if content.digest in models:
-        return models[content.digest].info
+        return content.digest, models[content.digest]
+    elsewhere = [digest for digest, model in models.items() if content.differences(model.parts) == ["device"]]
+    if len(elsewhere) == 1:
+        return elsewhere[0], models[elsewhere[0]]
     if not models:
-        raise StoreError(f"{store.path} has no answers at all; evaluate once without --from-store")
+        raise StoreError(f"{store.path} has no answers at all; {remedy}")
     differences = min((content.differences(model.parts) for model in models.values()), key=len)
     raise StoreError(
-        f"{store.path} has no answers of {name}: those that come closest differ in {', '.join(differences)}; evaluate "
-        "once without --from-store"
+        f"{store.path} has no answers of {name}: those that come closest differ in {', '.join(differences)}; {remedy}"
     )

@@ -38,7 +38,7 @@ from harness_ext.protocol.lm_eval_api import (
     register_model,
 )
 from harness_ext.trees.layout import PACK_TOKENS
-from harness_ext.trees.packs import TokenPair
+from harness_ext.trees.packs import TokenPair, layout
 from harness_ext.trees.support import LOW_PRECISION_TOLERANCE, SUPPORT_TOLERANCE, why_no_trees
 
 logger = logging.getLogger(__name__)
@@ -143,6 +143,12 @@ class TreeLM(HFLM):
         finally:
             bar.close()
         return [scores[number] for number in range(len(requests))]
+
+    def packs_of(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Numbers of the requests that are scored together, in the order in which packs run."""
+        pairs = [self._cut(request) for request in requests]
+        trees = layout(pairs, max_tokens=self.pack_tokens, carry=True)
+        return [[leaf.sequence for leaf in tree.leaves] for tree in trees]
 
     def _score_plainly(
         self,

@@ -16,16 +16,19 @@ import json
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from harness_ext.engine.adapter_switch import within_tables
-from harness_ext.engine.asking import Answering
+from harness_ext.engine.array_job import Tally, asking_part
+from harness_ext.engine.array_shard import Interval, Shard
+from harness_ext.engine.asking import EVALUATE_ONCE, MOST_NAMED, Answering
 from harness_ext.engine.content import ContentOf, ModelContent, WatchedFolder, device_name
 from harness_ext.engine.engines import host_for
-from harness_ext.engine.from_store import StoreHost, check_stored
+from harness_ext.engine.from_store import StoreHost, stored_as
 from harness_ext.engine.hosts import ADAPTER_ARGUMENTS, Host, prompt_settings
 from harness_ext.engine.isolation import evaluate_isolated, leaves, one_line
 from harness_ext.engine.provenance import key_of_each, provenance
@@ -35,12 +38,15 @@ from harness_ext.engine.variants import Variant
 from harness_ext.engine.writing import why_not_writable, write_results
 from harness_ext.errors import AdapterError, HarnessExtError, LostProcessError, StoreError, TaskError
 from harness_ext.models.devices import choose_device
+from harness_ext.protocol.fingerprint import fingerprint
 from harness_ext.protocol.lm_eval_api import (
+    AllAskedError,
     EvaluationTracker,
     EvaluatorConfig,
     Group,
     Task,
     TaskManager,
+    ending_unscored,
     quiet,
     simple_evaluate,
 )
@@ -51,7 +57,8 @@ from harness_ext.stats.sequential import Design
 
 logger = logging.getLogger(__name__)
 
-Store = str | Path | Literal[False] | None  # folder of the response store; False for none, None for the default
+# Folder of the response store, or several, of which the first takes new answers; False for none, None for the default
+Store = str | Path | Sequence[str | Path] | Literal[False] | None
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ class VariantResults:
     folder: Path | None  # where they were written
     failures: Mapping[str, str] = field(default_factory=dict)  # task -> why it has no results, or not all of its files
     error: HarnessExtError | None = None  # why an adapter could not be evaluated at all
+    tally: Tally | None = None  # of a shard, which has no results
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,7 @@ class Part:
     samples: Mapping[str, list[int]] | None = None  # doc_ids by task
     writes: bool = True  # results go to `output_path`, if there is one
     extra: Mapping[str, Any] = field(default_factory=dict)  # for the key `harness_ext` of the results
+    asked: Interval | None = None  # ask these requests only, and score nothing
 
 
 EVERYTHING = Part()
@@ -99,6 +108,7 @@ class Session:
         store: Store = None,
         from_store: bool = False,
         asks_again: bool = False,
+        must_store: bool = False,
     ) -> Iterator[Session]:
         """Load model and tasks; see `harness_ext.engine.evaluate.run`.
 
@@ -108,25 +118,49 @@ class Session:
             store: folder of the response store.
             from_store: take all answers from the store.
             asks_again: a variant is evaluated more than once, so its answers are kept even without a folder.
+            must_store: raise StoreError where answers cannot be kept.
         """
         if not config.tasks:
             raise TaskError("no task is named; add --tasks TASK (sst2_choice, squad_v2_generate, or any of lm-eval's)")
         include_path = [config.include_path] if isinstance(config.include_path, str) else config.include_path or []
-        folder = _store_folder(config, store, from_store=from_store)
+        folders = _store_folders(config, store)
+        if from_store and not folders:
+            raise StoreError("--from-store needs a store; add --store DIR, or the --output_path of the evaluation")
         host = StoreHost(config, adapters) if from_store else host_for(config, adapters)
-        if folder is not None and not from_store and (reason := _why_not_stored(host, is_asked_for=store is not None)):
+        if folders and not from_store and (reason := _why_not_stored(host, is_asked_for=store is not None)):
+            if must_store:
+                raise StoreError(f"answers of {host.base} cannot be stored: {reason}; evaluate without --shard")
             logger.warning("answers of %s are not stored: %s", host.base, reason)
-            folder = None
+            folders = []
+        if must_store and not folders:
+            raise StoreError("a shard keeps its answers in a store; add --store DIR, or leave out --no-store")
         shards = Shards.of_launch(cpu=choose_device(config.device).type == "cpu") if host.takes_shards else Shards()
         with contextlib.ExitStack() as stack:
             with shards.together():
                 _check_settings(config)
-                kept = stack.enter_context(ResponseStore(folder, must_exist=from_store))
+                first = folders[0] if folders else None
+                kept = stack.enter_context(ResponseStore(first, must_exist=from_store, others=folders[1:]))
                 answers = _Answers(kept, config, host, asks_again=asks_again)
                 manager, tasks = load_tasks(config.tasks, include_path=include_path, metadata=config.metadata)
                 host.load(leaves(tasks))
                 shards.adopt(host.lm)
-            yield cls(config, host, shards, manager, tasks, answers)
+            session = cls(config, host, shards, manager, tasks, answers)
+            answers.evaluation = session.content
+            yield session
+
+    def content(self) -> bytes:
+        """Digest of what is evaluated: variants, tasks and documents, each in order."""
+        settings, config = prompt_settings(self.config), self.config
+        tasks = []
+        for task in leaves(self.tasks):
+            try:
+                tasks.append(fingerprint(task, settings, self.host.hf).digest)
+            except Exception as error:  # whatever a task's own code raises: it fails in its turn, too
+                logger.debug("%s has no fingerprint", task.task_name, exc_info=error)
+                tasks.append(task.task_name)
+        folders = [variant.folder and WatchedFolder(variant.folder).sha256() for variant in self.host.variants]
+        what = [config.model, self.answers.base_sha256(), folders, tasks, config.limit, config.samples]
+        return hashlib.sha256(json.dumps(what, default=str).encode()).digest()
 
     def evaluate(self, variant: Variant, part: Part = EVERYTHING) -> VariantResults:
         """Ask a variant, and score and write what it answers.
@@ -161,8 +195,37 @@ class Session:
                 shards.serve(host.lm)
                 return VariantResults(variant, {}, None)
             with shards.asking(host.lm):
+                if part.asked is not None:
+                    return self._ask_active(variant, part.asked, answering)
                 return self._evaluate_active(variant, part, tokenizer_notes, answering)
         raise AssertionError("unreachable: the block returns or raises")
+
+    def _ask_active(self, variant: Variant, asked: Interval, answering: Answering) -> VariantResults:
+        """Ask a part of the requests, so that the store has the answers; one task that fails costs only itself."""
+        config, lm = self.config, self.host.lm
+        self.host.check()
+        if lm.world_size > 1:
+            raise TaskError(f"--shard needs one process of {config.model}, or hf-tree or hf in several")
+        part = Part(writes=False)
+        ask = self._asking(variant, part, _tracker(config))
+
+        def ask_unscored(tasks: Sequence[Task | Group]) -> dict[str, Any]:
+            with ending_unscored(leaves(tasks)), contextlib.suppress(AllAskedError):
+                ask(tasks)
+            return {}
+
+        with asking_part(lm, answering, asked, processes=self.shards.size) as tally:
+            _, failures = evaluate_isolated(ask_unscored, self.tasks, lm, explain=self._explaining(answering))
+        return VariantResults(variant, {}, None, failures, tally=tally)
+
+    def _explaining(self, answering: Answering) -> Callable[[Task], None]:
+        """Raises a clearer error for a task that has failed, if there is one."""
+
+        def explain(task: Task) -> None:
+            answering.check(task.task_name)
+            check_askable(task, prompt_settings(self.config), self.host.hf)
+
+        return explain
 
     def _evaluate_active(
         self, variant: Variant, part: Part, tokenizer_notes: Mapping[str, str], answering: Answering
@@ -172,13 +235,10 @@ class Session:
         host.check()
         tracker, started = _tracker(config), time.monotonic()
         tasks = self.tasks if part.tasks is None else part.tasks
-
-        def explain(task: Task) -> None:
-            answering.check(task.task_name)
-            check_askable(task, prompt_settings(config), host.hf)
-
         with contextlib.nullcontext() if part.writes else quiet():
-            results, failures = evaluate_isolated(self._asking(variant, part, tracker), tasks, host.lm, explain=explain)
+            results, failures = evaluate_isolated(
+                self._asking(variant, part, tracker), tasks, host.lm, explain=self._explaining(answering)
+            )
         if results is None:  # not the first of several processes
             return VariantResults(variant, {}, None)
         results["config"]["model"] = config.model
@@ -233,8 +293,8 @@ class Session:
         return within_tables(lm)(lambda some: ask(tasks=list(some), gen_kwargs=copy.deepcopy(config.gen_kwargs)))
 
 
-def _store_folder(config: EvaluatorConfig, store: Store, *, from_store: bool) -> Path | None:
-    """Where the answers of a run are kept: where `--store` says, else beside the results; None for nowhere."""
+def _store_folders(config: EvaluatorConfig, store: Store) -> list[Path]:
+    """Where answers are kept, and where others are: what `--store` says, else beside the results, or nowhere."""
     if config.use_cache is not None:
         if store is not None:
             raise StoreError("--use_cache and --store (or --no-store) contradict each other; leave out --use_cache")
@@ -247,9 +307,8 @@ def _store_folder(config: EvaluatorConfig, store: Store, *, from_store: bool) ->
     if store is None and config.output_path:
         output = Path(config.output_path)
         store = output.parent if output.suffix == ".json" else output
-    if from_store and not store:
-        raise StoreError("--from-store needs a store; add --store DIR, or the --output_path of the evaluation")
-    return Path(store).expanduser() if store else None
+    named = [store] if isinstance(store, (str, Path)) else store or []
+    return [Path(folder).expanduser() for folder in named if str(folder)]
 
 
 def _why_not_stored(host: Host, *, is_asked_for: bool) -> str | None:
@@ -272,6 +331,36 @@ class _Answers:
         self._from_store = isinstance(host, StoreHost)
         hashed = None if store.path is None else host.weights
         self._base = ContentOf(config.model, hashed, revision=config.model_args.get("revision"))
+        self.evaluation: Callable[[], bytes] = bytes  # digest of what is evaluated
+
+    def base_sha256(self) -> str | None:
+        """Digest of the base, once it is loaded; None where it cannot be hashed."""
+        return self._base.sha256()
+
+    def check_written(self, shard: Shard) -> None:
+        """Raise StoreError when this process could not write all answers of a shard."""
+        if self._store.unwritten:
+            raise StoreError(
+                f"{self._store.unwritten} answers of shard {shard} could not be written to {self._store.path}; make "
+                "room, then run it again"
+            )
+
+    def add_shard(self, shard: Shard) -> None:
+        """Note that all answers of a shard are in the store."""
+        self._store.add_shard(self.evaluation(), shard)
+
+    def _remedy(self) -> str:
+        """What to do when answers are missing."""
+        done = self._store.shards(self.evaluation())
+        counts = Counter(shard.count for shard in done)
+        if counts:
+            count, number = max(counts.items(), key=lambda item: (item[1], item[0]))
+            missing = [str(shard) for n in range(1, count + 1) if (shard := Shard(n, count)) not in done]
+            if missing:
+                more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
+                named = ", ".join(missing[:MOST_NAMED]) + more
+                return f"{number} of {count} shards are done: run --shard {named}, then this again"
+        return EVALUATE_ONCE
 
     def begun_design(self, design: Design, variants: Sequence[Variant], tasks: Sequence[str]) -> Design:
         """The design with which a sequential evaluation of these variants began; this one, if it begins now.
@@ -302,13 +391,15 @@ class _Answers:
             StoreError: all answers are to come from the store, which has none of this variant.
         """
         lm, content = self._host.lm, self._content(variant, tokenizer_notes)
+        digest = content.digest
         if self._from_store:
-            lm.model_info = check_stored(self._store, content, variant.name)
+            digest, stored = stored_as(self._store, content, variant.name, remedy=self._remedy())
+            lm.model_info = stored.info
         elif hasattr(lm, "get_model_info"):
-            self._store.add_model(content.digest, StoredModel(dict(content.parts), lm.get_model_info()))
+            self._store.add_model(digest, StoredModel(dict(content.parts), lm.get_model_info()))
         seeds = self._config.seed or ()
         store = self._store if self._store.path or self._asks_again else ResponseStore(None)
-        return Answering(store, content.digest, lm, seeds=seeds, computes=not self._from_store)
+        return Answering(store, digest, lm, seeds=seeds, computes=not self._from_store, remedy=self._remedy)
 
     def _content(self, variant: Variant, tokenizer_notes: Mapping[str, str]) -> ModelContent:
         """What the answers of the active variant depend on; where it is not hashed, all that is known of it."""

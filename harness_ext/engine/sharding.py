@@ -239,16 +239,25 @@ def shares(requests: Sequence[Instance], size: int) -> list[list[int]]:
     Returns:
         Places of the requests, for each process; each place once. Some may be empty.
     """
-    lengths = [sum(len(part) for part in request.args if isinstance(part, str)) for request in requests]
-    groups = [group for places in _by_task(requests).values() for group in _passages(requests, places)]
-    total, done = sum(lengths) + len(lengths), 0
+    groups, costs = passages(requests), lengths(requests)
+    total, done = sum(costs), 0
     divided: list[list[int]] = [[] for _ in range(size)]
     for group in groups:
-        cost = sum(lengths[place] + 1 for place in group)
+        cost = sum(costs[place] for place in group)
         middle = (done + cost / 2) / max(total, 1)
         divided[min(size - 1, int(middle * size))] += group
         done += cost
     return [sorted(share) for share in divided]
+
+
+def lengths(requests: Sequence[Instance]) -> list[int]:
+    """About what each request costs: its characters, and one."""
+    return [1 + sum(len(part) for part in request.args if isinstance(part, str)) for request in requests]
+
+
+def passages(requests: Sequence[Instance]) -> list[list[int]]:
+    """Places of requests in groups that should be computed together: of a document, or of one passage in a task."""
+    return [group for places in _by_task(requests).values() for group in _passages(requests, places)]
 
 
 def _by_task(requests: Sequence[Instance]) -> Mapping[str, list[int]]:

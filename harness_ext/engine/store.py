@@ -1,11 +1,15 @@
-"""The response store: every answer of a model, in one SQLite file, as soon as it is there.
+"""The response store: every answer of a model, in one folder, as soon as it is there.
 
 ```
 key (sha256 of the model's content and the request) ──> the answer, and what is known of it
 ```
 
+On a local disk answers go into one SQLite file, to which several processes may write at once. On any other file system
+each process appends to a log of its own (`answer_logs`), since SQLite's log in shared memory works on one machine only.
+Whatever of both is in a folder is read.
+
 Answers are added in transactions, one for each batch. A process that is killed loses the batch it was computing, and
-nothing else. Several processes of one machine may write to a store at once.
+nothing else.
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from harness_ext.engine.answer_logs import AnswerLogs
+from harness_ext.engine.array_shard import Shard
+from harness_ext.engine.file_system import is_local
 from harness_ext.errors import StoreError, first_line
 from harness_ext.reading.json_input import parse_json
 
@@ -38,6 +45,17 @@ CREATE TABLE responses (key BLOB PRIMARY KEY, batch INT, response TEXT NOT NULL,
 CREATE TABLE models (digest BLOB PRIMARY KEY, parts TEXT NOT NULL, info TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE designs (digest BLOB PRIMARY KEY, design TEXT NOT NULL) WITHOUT ROWID;
 """
+SHARDS = (  # not in stores that an earlier release made
+    "CREATE TABLE IF NOT EXISTS shards "
+    "(evaluation BLOB, number INT, count INT, PRIMARY KEY (evaluation, number, count)) WITHOUT ROWID"
+)
+WRITES = {
+    "response": "INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?)",
+    "forget": "DELETE FROM responses WHERE key = ?",
+    "model": "INSERT OR REPLACE INTO models VALUES (?, ?, ?)",
+    "design": "INSERT OR REPLACE INTO designs VALUES (?, ?)",
+    "shard": "INSERT OR IGNORE INTO shards VALUES (?, ?, ?)",
+}
 
 
 class Response(NamedTuple):
@@ -56,24 +74,35 @@ class StoredModel(NamedTuple):
 
 
 class ResponseStore:
-    """Answers by key, in a file or, without a folder, in memory.
+    """Answers by key, in a folder or, without one, in memory.
 
     What cannot be written is kept in memory and said once; the evaluation goes on.
 
     Args:
-        folder: where the file is or will be; None for a store that ends with this object.
+        folder: where answers are or will be; None for a store that ends with this object.
         must_exist: do not make a new one.
+        others: further folders, whose answers are read.
 
     Raises:
-        StoreError: the file is of another kind, from a newer release, or cannot be made.
+        StoreError: a file is of another kind, from a newer release, or cannot be made; or there is nothing where
+            something must be.
     """
 
-    def __init__(self, folder: Path | None, *, must_exist: bool = False) -> None:
-        self.path = None if folder is None else folder / FILE
+    def __init__(self, folder: Path | None, *, must_exist: bool = False, others: Sequence[Path] = ()) -> None:
         self._waiting: dict[bytes, Response] = {}  # not written yet
         self._problem: str | None = None
         self._is_damaged = False
-        self._connection = _connect(self.path, must_exist=must_exist)
+        folders = [] if folder is None else [folder, *others]
+        self._logs = [AnswerLogs(each, schema=f"{SCHEMA}{SHARDS};", writes=WRITES) for each in folders]
+        for number, (each, logs) in enumerate(zip(folders, self._logs, strict=True)):
+            if (number or must_exist) and not logs and not (each / FILE).exists():
+                remedy = "check --store" if number else "evaluate once without --from-store"
+                raise StoreError(f"there is no response store {each / FILE}; {remedy}")
+        self._is_shared = folder is not None and not is_local(folder)
+        self.path = folder if folder is None or self._is_shared else folder / FILE
+        self._connection = _connected(folder, self._logs[0]) if folder and self._is_shared else _connect(self.path)
+        files = [each / FILE for each in folders[0 if self._is_shared else 1 :]]
+        self._others = [_to_read(file) for file in files if file.exists()]  # databases that are only read
         self.is_read_only = _is_read_only(self.path)
         if self.is_read_only:
             self._problem = f"{self.path} can only be read: new answers are not stored"
@@ -87,7 +116,18 @@ class ResponseStore:
 
     def __len__(self) -> int:
         """How many answers are in it."""
-        return int(self._connection.execute("SELECT count(*) FROM responses").fetchone()[0])
+        return len({key for source in self._sources() for (key,) in source.execute("SELECT key FROM responses")})
+
+    @property
+    def unwritten(self) -> int:
+        """How many answers are in memory alone."""
+        return len(self._waiting)
+
+    def _sources(self) -> list[sqlite3.Connection]:
+        """Where answers are, the place where new ones go first."""
+        for logs in self._logs:
+            logs.refresh()
+        return list(dict.fromkeys([self._connection, *(logs.index for logs in self._logs if logs), *self._others]))
 
     def close(self) -> None:
         """Write what could not be written before, if that is possible now."""
@@ -95,8 +135,10 @@ class ResponseStore:
             self.add({})
         if self._waiting and not self.is_read_only:
             logger.warning("%s: %d answers of this run are not stored", self.path, len(self._waiting))
-        with suppress(sqlite3.Error):
-            self._connection.close()
+        open_ones: list[sqlite3.Connection | AnswerLogs] = [self._connection, *self._others, *self._logs]
+        for each in open_ones:
+            with suppress(sqlite3.Error, OSError):
+                each.close()
 
     # -- answers -------------------------------------------------------------------------------------------------
 
@@ -116,14 +158,18 @@ class ResponseStore:
         return found
 
     def _rows(self, keys: Sequence[bytes]) -> list[tuple[bytes, int | None, str, int]]:
-        rows: list[tuple[bytes, int | None, str, int]] = []
-        for start in range(0, 0 if self._is_damaged else len(keys), AT_ONCE):
-            some = keys[start : start + AT_ONCE]
-            marks = ",".join("?" * len(some))
-            with self._surviving("cannot be read"):
+        found: dict[bytes, tuple[bytes, int | None, str, int]] = {}
+        for source in self._sources():
+            if source is self._connection and self._is_damaged:
+                continue
+            wanted = [key for key in keys if key not in found]
+            for start in range(0, len(wanted), AT_ONCE):
+                some = wanted[start : start + AT_ONCE]
+                marks = ",".join("?" * len(some))
                 query = f"SELECT key, batch, response, crc FROM responses WHERE key IN ({marks})"
-                rows += self._connection.execute(query, some).fetchall()
-        return rows
+                with self._surviving("cannot be read", source):
+                    found |= {row[0]: row for row in source.execute(query, some)}
+        return list(found.values())
 
     def add(self, responses: Mapping[bytes, Response]) -> None:
         """Write answers, in one transaction; what was there under the same keys is replaced."""
@@ -134,8 +180,8 @@ class ResponseStore:
         for key, response in self._waiting.items():
             text = json.dumps([response.answer, response.record])
             rows.append((key, response.batch, text, _crc(key, response.batch, text)))
-        with self._surviving("cannot be written to"), self._transaction():
-            self._connection.executemany("INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?)", rows)
+        with self._surviving("cannot be written to"):
+            self._write("response", rows)
             self._waiting.clear()
 
     def forget(self, keys: Iterable[bytes]) -> None:
@@ -143,15 +189,24 @@ class ResponseStore:
         gone = list(keys)
         for key in gone:
             self._waiting.pop(key, None)
-        if not self.is_read_only:
-            with self._surviving("cannot be written to"), self._transaction():
-                self._connection.executemany("DELETE FROM responses WHERE key = ?", [(key,) for key in gone])
+        if gone and not self.is_read_only:
+            with self._surviving("cannot be written to"):
+                self._write("forget", [(key,) for key in gone])
+
+    def _write(self, what: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Write rows, all of them or none."""
+        if self._is_shared:
+            self._logs[0].append([(what, row) for row in rows])
+            return
+        with self._transaction():
+            self._connection.executemany(WRITES[what], rows)
 
     # -- models --------------------------------------------------------------------------------------------------
 
     def models(self) -> dict[bytes, StoredModel]:
         """What the models with answers in this store are, by digest."""
-        rows = self._connection.execute("SELECT digest, parts, info FROM models").fetchall()
+        query = "SELECT digest, parts, info FROM models"
+        rows = [row for source in reversed(self._sources()) for row in source.execute(query)]
         place = str(self.path)
         return {
             digest: StoredModel(parse_json(parts, place=place), parse_json(info, place=place))
@@ -162,11 +217,12 @@ class ResponseStore:
         """Note what a model is."""
         if self.is_read_only:
             return
+        row = (digest, *(json.dumps(value, sort_keys=True, default=str) for value in model))
         with self._surviving("cannot be written to"):
-            parts, info = (json.dumps(value, sort_keys=True, default=str) for value in model)
-            self._connection.execute("INSERT OR REPLACE INTO models VALUES (?, ?, ?)", (digest, parts, info))
+            if row not in self._connection.execute("SELECT * FROM models WHERE digest = ?", (digest,)).fetchall():
+                self._write("model", [row])
 
-    # -- designs -------------------------------------------------------------------------------------------------
+    # -- designs and shards ----------------------------------------------------------------------------------------
 
     def design(self, digest: bytes) -> Any:
         """The design with which an evaluation began, as JSON; None if it begins now.
@@ -174,15 +230,33 @@ class ResponseStore:
         Args:
             digest: of what is evaluated.
         """
-        row = self._connection.execute("SELECT design FROM designs WHERE digest = ?", (digest,)).fetchone()
-        return None if row is None else parse_json(row[0], place=str(self.path))
+        for source in self._sources():
+            row = source.execute("SELECT design FROM designs WHERE digest = ?", (digest,)).fetchone()
+            if row is not None:
+                return parse_json(row[0], place=str(self.path))
+        return None
 
     def add_design(self, digest: bytes, design: Mapping[str, Any]) -> None:
         """Note with which design an evaluation begins."""
         if not self.is_read_only:
             with self._surviving("cannot be written to"):
-                row = (digest, json.dumps(design, sort_keys=True))
-                self._connection.execute("INSERT OR REPLACE INTO designs VALUES (?, ?)", row)
+                self._write("design", [(digest, json.dumps(design, sort_keys=True))])
+
+    def shards(self, evaluation: bytes) -> set[Shard]:
+        """The shards of an evaluation that are done."""
+        done: set[Shard] = set()
+        for source in self._sources():
+            with suppress(sqlite3.OperationalError):  # there is no such table
+                query = "SELECT number, count FROM shards WHERE evaluation = ?"
+                done |= {Shard(int(number), int(count)) for number, count in source.execute(query, (evaluation,))}
+        return done
+
+    def add_shard(self, evaluation: bytes, shard: Shard) -> None:
+        """Note that all answers of a shard are there."""
+        if not self.is_read_only:
+            with self._surviving("cannot be written to"):
+                self._connection.execute(SHARDS)
+                self._write("shard", [(evaluation, shard.number, shard.count)])
 
     # -- failures ------------------------------------------------------------------------------------------------
 
@@ -198,14 +272,18 @@ class ResponseStore:
             raise
 
     @contextmanager
-    def _surviving(self, what: str) -> Iterator[None]:
-        """Say once that the file fails, and go on."""
+    def _surviving(self, what: str, source: sqlite3.Connection | None = None) -> Iterator[None]:
+        """Say once that a file fails, and go on."""
         try:
             yield
-        except sqlite3.Error as error:
-            self._is_damaged |= not isinstance(error, sqlite3.OperationalError)
+        except (sqlite3.Error, OSError) as error:
+            if source in self._others:
+                self._others.remove(source)
+                logger.warning("a database of --store %s (%s): its answers are not used", what, _reason(error))
+                return
+            self._is_damaged |= not isinstance(error, (sqlite3.OperationalError, OSError))
             if self._problem is None:
-                self._problem = f"{self.path} {what} ({first_line(error)})"
+                self._problem = f"{self.path} {what} ({_reason(error)})"
                 logger.warning("%s; the evaluation goes on, and answers stay in memory", self._problem)
             with suppress(sqlite3.Error):
                 self._connection.execute("PRAGMA busy_timeout = 1000")  # the next failure need not take as long
@@ -228,14 +306,45 @@ def _crc(key: bytes, batch: int | None, text: str) -> int:
     return zlib.crc32(key + f"{batch} {text}".encode())
 
 
-def _connect(path: Path | None, *, must_exist: bool) -> sqlite3.Connection:
+def _connected(folder: Path, logs: AnswerLogs) -> sqlite3.Connection:
+    """The index of the logs in a shared folder, which is made if it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"no response store can be made in {folder} ({_reason(error)}); name another folder with --store, or add "
+            "--no-store"
+        ) from error
+    return logs.index
+
+
+def _to_read(file: Path) -> sqlite3.Connection:
+    """A connection to a store that this process does not write to.
+
+    Raises:
+        StoreError: it is damaged or something else.
+    """
+    elsewhere = "name another folder with --store"
+    if not file.is_file():
+        raise StoreError(f"{file} is no file, so no response store; {elsewhere}")
+    for immutable in (False, True):  # a write-ahead log of another machine cannot be read
+        connection = _read_only(file, immutable=immutable)
+        try:
+            if _is_ours(connection, file, elsewhere):
+                return connection
+            reason = "it is empty"
+        except sqlite3.Error as error:
+            reason = first_line(error)
+        connection.close()
+    raise StoreError(f"{file} cannot be read ({reason}); {elsewhere}")
+
+
+def _connect(path: Path | None) -> sqlite3.Connection:
     if path is None:
         connection = sqlite3.connect(":memory:", isolation_level=None)
         connection.executescript(SCHEMA)
         return connection
     elsewhere = "name another folder with --store, or add --no-store"
-    if must_exist and not path.exists():
-        raise StoreError(f"there is no response store {path}; evaluate once without --from-store")
     if path.exists() and not path.is_file():
         raise StoreError(f"{path} is no file, so no response store; {elsewhere}")
     try:
@@ -251,8 +360,8 @@ def _connect(path: Path | None, *, must_exist: bool) -> sqlite3.Connection:
         ) from error
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or first_line(error)
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def _opened(path: Path, elsewhere: str) -> sqlite3.Connection:
@@ -276,9 +385,9 @@ def _opened(path: Path, elsewhere: str) -> sqlite3.Connection:
     return connection
 
 
-def _read_only(path: Path) -> sqlite3.Connection:
+def _read_only(path: Path, *, immutable: bool = False) -> sqlite3.Connection:
     """A connection to a file that cannot be written; without a write-ahead log, nobody else writes it either."""
-    how = "mode=ro" if path.with_name(f"{FILE}-wal").exists() else "immutable=1"
+    how = "mode=ro" if path.with_name(f"{FILE}-wal").exists() and not immutable else "immutable=1"
     return sqlite3.connect(f"file:{quote(str(path.absolute()))}?{how}", uri=True, isolation_level=None)
 
 
@@ -340,5 +449,7 @@ def _header(connection: sqlite3.Connection) -> list[int]:
 
 
 def _is_read_only(path: Path | None) -> bool:
-    """Whether a file, or its folder, where the log is written, cannot be written to."""
-    return path is not None and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
+    """Whether a file, or the folder where logs are written, cannot be written to."""
+    if path is None or not path.exists():
+        return False
+    return not all(os.access(place, os.W_OK) for place in ([path] if path.is_dir() else [path, path.parent]))

@@ -191,6 +191,7 @@ def save_adapter(
     readme: str,
     dtype: torch.dtype | None,
     initial: Path | None = None,
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write an adapter, its card and its model card into an existing folder.
 
@@ -202,8 +203,9 @@ def save_adapter(
         dtype: of the saved weights; None keeps that of training.
         initial: the adapter as training began, for one whose start changed the base (PiSSA, OLoRA): it is saved as the
             difference, an ordinary LoRA of twice the rank for the unchanged base.
+        weights: of the model, by name, where it holds only a part of them itself.
     """
-    conversion = {}
+    conversion: dict[str, Any] = {} if weights is None else {"state_dict": dict(weights)}
     if initial is not None:  # peft writes into that folder, and a run that is resumed needs it as it was
         copied = folder / initial.name
         shutil.copytree(initial, copied)

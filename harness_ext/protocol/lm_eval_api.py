@@ -216,6 +216,27 @@ def _simple_evaluate(**options: Any) -> dict[str, Any] | None:
         metrics.stderr_for_metric = of_any_metric
 
 
+class AllAskedError(Exception):
+    """All requests of an evaluation have been answered."""
+
+
+@contextlib.contextmanager
+def ending_unscored(tasks: Sequence[Any]) -> Iterator[None]:
+    """Let `simple_evaluate` raise `AllAskedError` in the block where it would begin to score the answers."""
+    first_step = "process_instances" if _is_05() else "apply_filters"
+
+    def stop() -> None:
+        raise AllAskedError
+
+    for task in tasks:
+        setattr(task, first_step, stop)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            delattr(task, first_step)
+
+
 def evaluate(lm: Any, task: Any, **options: Any) -> dict[str, Any]:
     """Ask and score one loaded task, without what `simple_evaluate` adds about machine and packages."""
     loaded = {"tasks": {task.task_name: task}, "groups": {}}

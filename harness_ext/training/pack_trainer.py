@@ -78,6 +78,32 @@ class PackTrainer(Trainer):
                 shutil.rmtree(folder, ignore_errors=True)
             raise WriteError(f"a checkpoint cannot be written ({first_line(error)})") from error
 
+    @property
+    def divides_weights(self) -> bool:
+        """Whether each process holds a part of the weights, so that every pass needs all processes."""
+        if self.is_deepspeed_enabled:
+            return int(self.accelerator.deepspeed_config["zero_optimization"]["stage"]) == 3
+        return bool(self.is_fsdp_enabled)
+
+    def _passes(self, packs: int) -> int:
+        """How many passes this process runs for its packs; all processes run as many where weights are divided."""
+        if not self.divides_weights:
+            return packs
+        return int(self.accelerator.gather(torch.tensor([packs], device=self.args.device)).max())
+
+    def trained_weights(self) -> dict[str, torch.Tensor] | None:
+        """The trained weights, put together from all processes, in the first one; None where each process has them.
+
+        Every process has to call it.
+        """
+        if not self.divides_weights:
+            return None
+        if self.is_deepspeed_enabled:
+            weights = self.deepspeed._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=True)
+        else:
+            weights = self.accelerator.get_state_dict(self.model)
+        return dict(weights or {})
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of the grouped sampler, distributed over processes by accelerate."""
         loader = DataLoader(self.train_dataset, batch_sampler=self._batches, collate_fn=self.data_collator)
@@ -108,10 +134,13 @@ class PackTrainer(Trainer):
         packs = inputs["packs"]
         scale = self.accelerator.num_processes / num_items_in_batch
         total = torch.zeros((), device=self.args.device)
-        for number, pack in enumerate(packs):
-            last = number == len(packs) - 1
+        ends_step, passes = self.accelerator.sync_gradients, self._passes(len(packs))
+        for number in range(passes):
+            last = number == passes - 1
+            pack, weight = (packs[number], scale) if number < len(packs) else (packs[-1], 0.0)
+            self.accelerator.sync_gradients = ends_step and last  # where DeepSpeed takes a step of the optimiser
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                loss = -pack.target_logprobs(model).sum() * scale
+                loss = -pack.target_logprobs(model).sum() * weight
                 self.accelerator.backward(loss)
             total += loss.detach()
         if not torch.isfinite(total):
@@ -127,10 +156,14 @@ class PackTrainer(Trainer):
         shard = held_out[state.process_index :: state.num_processes]
         sums = torch.zeros(2, device=self.args.device)  # negative log-likelihood, label tokens
         self.model.eval()
-        for start in range(0, len(shard), self.args.eval_batch_size):
-            for pack in self.data_collator(shard[start : start + self.args.eval_batch_size])["packs"]:
-                logprobs = pack.to(self.args.device).target_logprobs(self.model)
-                sums += torch.stack([-logprobs.sum(), torch.tensor(float(len(logprobs)), device=sums.device)])
+        size = self.args.eval_batch_size
+        batches = (shard[start : start + size] for start in range(0, len(shard), size))
+        packs = [pack for batch in batches for pack in self.data_collator(batch)["packs"]]
+        for number in range(self._passes(len(packs))):
+            counts = number < len(packs)
+            pack = packs[number] if counts else self.data_collator(held_out[:1])["packs"][0]
+            logprobs = pack.to(self.args.device).target_logprobs(self.model)
+            sums += counts * torch.stack([-logprobs.sum(), torch.tensor(float(len(logprobs)), device=sums.device)])
         total, count = state.reduce(sums, "sum").tolist()
         metrics = {"eval_loss": total / count if count else math.nan}
         self.log(dict(metrics))

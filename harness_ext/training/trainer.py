@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from safetensors import SafetensorError
 from torch import Tensor
@@ -180,7 +181,8 @@ def _train(
             trainer.add_callback(evaluation)
         _fit(trainer, interrupt, recipe, workspace, evaluation, resume=resume)
         selection = None if evaluation is None else evaluation.finish(peft_model)
-    if _changes_nothing(peft_model, before, _save_dtype(recipe)):
+    weights = trainer.trained_weights()
+    if _all_say(processes, lambda: _changes_nothing(weights or _by_name(peft_model), before, _save_dtype(recipe))):
         if lock is not None:
             lock.clear_workspace()
         steps = trainer.state.global_step
@@ -192,7 +194,7 @@ def _train(
     card = _card(recipe, start.base, fingerprint(task, recipe.prompt, lm), examples, trainer, sample)
     card = dataclasses.replace(card, selection=selection)
     if lock is not None:
-        _write(trainer, recipe, card, workspace, lock, overwrite=overwrite)
+        _write(trainer, weights, recipe, card, workspace, lock, overwrite=overwrite)
     processes.wait_for_everyone()
     return TrainedAdapter(Path(recipe.output).expanduser(), card)
 
@@ -272,12 +274,20 @@ def _starting_point(model: PeftModel) -> dict[str, Tensor]:
     }
 
 
-def _changes_nothing(model: PeftModel, start: Mapping[str, Tensor], dtype: torch.dtype | None) -> bool:
+def _by_name(model: PeftModel) -> dict[str, Tensor]:
+    return dict(model.named_parameters())
+
+
+def _changes_nothing(weights: Mapping[str, Tensor], start: Mapping[str, Tensor], dtype: torch.dtype | None) -> bool:
     """Whether training left every weight unchanged, at the precision in which it is saved."""
-    parameters = dict(model.named_parameters())
-    return all(
-        torch.equal(parameters[name].detach().cpu().to(dtype), before.to(dtype)) for name, before in start.items()
-    )
+    return all(torch.equal(weights[name].detach().cpu().to(dtype), before.to(dtype)) for name, before in start.items())
+
+
+def _all_say(processes: PartialState, ask: Callable[[], bool]) -> bool:
+    """What the first process, which alone may know, answers."""
+    answer = [ask() if processes.is_main_process else False]
+    broadcast_object_list(answer)
+    return answer[0]
 
 
 def _make_trainer(
@@ -401,7 +411,14 @@ def _next_step(workspace: Path) -> str:
 
 
 def _write(
-    trainer: PackTrainer, recipe: Recipe, card: AdapterCard, workspace: Path, lock: OutputLock, *, overwrite: bool
+    trainer: PackTrainer,
+    weights: Mapping[str, Tensor] | None,
+    recipe: Recipe,
+    card: AdapterCard,
+    workspace: Path,
+    lock: OutputLock,
+    *,
+    overwrite: bool,
 ) -> None:
     """Write the finished adapter to its folder."""
     output = Path(recipe.output).expanduser().absolute()
@@ -410,7 +427,8 @@ def _write(
     try:
         with replacing_folder(output) as partial:
             saved = trainer.accelerator.unwrap_model(trainer.model)
-            save_adapter(saved, partial, card=card, readme=readme, dtype=_save_dtype(recipe), initial=initial)
+            dtype = _save_dtype(recipe)
+            save_adapter(saved, partial, card=card, readme=readme, dtype=dtype, initial=initial, weights=weights)
             lock.check()
             if not overwrite and output.is_dir() and any(output.iterdir()):
                 raise TrainingError(

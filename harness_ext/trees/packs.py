@@ -172,14 +172,19 @@ def tree_packs(
         known: numbers of sequences whose outputs are not wanted. Packs of these alone are left out unless others carry
             on from them: the rest gives the same outputs, to the bit, as all packs do.
     """
-    inputs = [[*context, *continuation[:-1]] for context, continuation in sequences]
-    first_needed = [len(context) - 1 for context, _ in sequences] if carry else None
-    trees = iterate_packs(inputs, max_tokens=max_tokens, first_needed=first_needed)
+    trees: Iterable[TreeBatch] = layout(sequences, max_tokens=max_tokens, carry=carry)
     if known:
         every = list(trees)
         trees = compress(every, packs_to_run(every, known))
     for tree in trees:
         yield TreePack.of(tree, sequences)
+
+
+def layout(sequences: Sequence[TokenPair], *, max_tokens: int, carry: bool = False) -> Iterator[TreeBatch]:
+    """Where `tree_packs` lays out sequences, without tensors."""
+    inputs = [[*context, *continuation[:-1]] for context, continuation in sequences]
+    first_needed = [len(context) - 1 for context, _ in sequences] if carry else None
+    return iterate_packs(inputs, max_tokens=max_tokens, first_needed=first_needed)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ import pytest
 import torch
 from lm_eval.models.dummy import DummyLM
 from lm_eval.models.huggingface import HFLM
+from results_content import content
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from versions import request
@@ -34,7 +35,6 @@ from harness_ext.errors import ModelError, StoreError
 from harness_ext.trees import packs
 
 TASKS = ["sst2_choice", "squad_v2_generate"]
-VOLATILE = {"date", "seconds", "start_time", "end_time", "total_evaluation_time_seconds", "answers_from_store"}
 
 
 @pytest.fixture
@@ -53,24 +53,6 @@ def _counting(ask: Callable[..., Any], counted: list[int]) -> Callable[..., Any]
         return ask(self, requests, *more, **options)
 
     return wrapped
-
-
-def content(folder: Path) -> dict[str, Any]:
-    """What results say, without dates and times: the newest file of each name."""
-    found: dict[str, Any] = {}
-    for file in sorted(folder.rglob("*.json*")):
-        name = str(file.relative_to(folder)).rsplit("_", 1)[0]
-        if file.suffix == ".json":
-            found[name] = _steady(json.loads(file.read_text()))
-        else:
-            found[name] = file.read_text()
-    return found
-
-
-def _steady(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _steady(part) for key, part in value.items() if key not in VOLATILE}
-    return value
 
 
 def found(done: VariantResults) -> int:

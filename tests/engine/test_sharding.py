@@ -20,9 +20,12 @@ from accelerate.state import AcceleratorState, PartialState
 from versions import request
 
 from harness_ext.cli import main
-from harness_ext.engine.evaluate import evaluate
+from harness_ext.engine import store as store_module
+from harness_ext.engine.array_shard import Shard
+from harness_ext.engine.evaluate import evaluate, run_shard
 from harness_ext.engine.hf_tree import TreeLM
 from harness_ext.engine.sharding import shares
+from harness_ext.protocol.lm_eval_api import EvaluatorConfig
 
 TASKS = ["sst2_choice", "squad_v2_generate"]
 COUNTS = [1, 2, 3, 5, 9, 17]
@@ -213,6 +216,34 @@ def test_a_killed_process_ends_all_with_one_line(
     text = outputs(tmp_path)
     assert "Traceback" not in text
     assert text.count("another process of this evaluation has ended") == 1
+
+
+@pytest.mark.parametrize("shared", [pytest.param(False, marks=pytest.mark.slow), True], ids=["local", "network"])
+def test_shards_of_several_processes(
+    shared: bool, tiny_model_folder: Path, make_adapter: Callable[..., Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Jobs of an array with other numbers of processes, all on one store; their answers are those of one run."""
+    monkeypatch.setattr(store_module, "is_local", lambda _: not shared)
+    base, adapters = str(tiny_model_folder), [make_adapter("array")]
+    settings = settings_for(9, tmp_path / "out")
+
+    def work(shard: Shard) -> Work:
+        def of_shard(rank: int) -> None:
+            config = EvaluatorConfig(model="hf-tree", model_args={"pretrained": base}, **settings)._configure()
+            done = list(run_shard(config, shard=shard, adapters=adapters, store=tmp_path / "store"))
+            assert all((each.tally is not None) == (rank == 0) and not each.failures for each in done)
+
+        return of_shard
+
+    for number, processes in ((1, 2), (2, 3), (3, 1)):
+        (tmp_path / str(number)).mkdir()
+        codes = in_processes(processes, work(Shard(number, 3)), tmp_path / str(number))
+        assert codes == [0] * processes, outputs(tmp_path / str(number))
+    assert not [*(tmp_path / "out").rglob("*.json*")]
+    evaluate(base, adapters=adapters, store=tmp_path / "store", from_store=True, **settings)
+    evaluate(base, adapters=adapters, store=False, **settings_for(9, tmp_path / "one"))
+    assert written(tmp_path / "out") == written(tmp_path / "one")
 
 
 @pytest.mark.slow

@@ -293,6 +293,55 @@ def test_two_processes_give_the_curve_of_one(recipe_for: RecipeMaker, tmp_path: 
     assert other.train_loss == pytest.approx(one.train_loss, abs=1e-4)
 
 
+def launched(script: str, recipe: Recipe, folder: Path, *launcher: str) -> tuple[dict[int, float], dict[str, Tensor]]:
+    """The curve and the adapter of a training in processes of their own."""
+    (folder / "train.py").write_text(script)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(dict(vars(recipe))))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(
+        [sys.executable, *launcher, str(folder / "train.py"), str(folder / "recipe.yaml")],
+        capture_output=True, text=True, timeout=400, check=False, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    curve = {int(step): float(loss) for step, loss in STEP.findall(done.stderr)}
+    return curve, load_file(Path(recipe.output) / "adapter_model.safetensors")
+
+
+@pytest.mark.long
+def test_passes_that_other_processes_need_change_nothing(recipe_for: RecipeMaker, tmp_path: Path) -> None:
+    """As many passes in each process as in the one with most packs, as weights that are divided need them."""
+    recipe = recipe_for(task="squad_v2_generate", limit=32, epochs=2, batch_size=8, max_tokens=300, validation_size=5)
+    two = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    divided = SCRIPT.replace(
+        "made =",
+        "from harness_ext.training.pack_trainer import PackTrainer\n"
+        "PackTrainer.divides_weights = True\nPackTrainer.trained_weights = lambda self: None\nmade =",
+    )
+    found = []
+    for name, script in (("plain", SCRIPT), ("divided", divided)):
+        found.append(launched(script, replace(recipe, output=f"{recipe.output}-{name}"), tmp_path, *two))
+    (curve, adapter), (other_curve, other) = found
+    assert other_curve == pytest.approx(curve, abs=1e-4)
+    assert_same_weights(adapter, other, tolerance=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_gives_the_adapter_of_one_process(stage: int, recipe_for: RecipeMaker, tmp_path: Path) -> None:
+    """With the configuration that is shipped, on the CPU."""
+    pytest.importorskip("deepspeed")
+    shipped = Path(__file__).parents[2] / "docs" / "examples" / "accelerate" / f"deepspeed_zero{stage}.yaml"
+    config = {**yaml.safe_load(shipped.read_text()), "use_cpu": True, "num_processes": 2}
+    (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(config))
+    recipe = recipe_for(task="squad_v2_generate", limit=32, epochs=2, batch_size=8, max_tokens=300, validation_size=5)
+    one = launched(SCRIPT, replace(recipe, output=f"{recipe.output}-one", gradient_accumulation_steps=2), tmp_path)
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "accelerate.yaml")]
+    curve, adapter = launched(SCRIPT, replace(recipe, gradient_accumulation_steps=1), tmp_path, *launcher)
+    assert len(curve) == 4
+    assert curve == pytest.approx(one[0], abs=1e-3)
+    assert_same_weights(one[1], adapter, tolerance=2e-4)  # Adam magnifies the rounding of gradients near zero
+
+
 # -- interruptions ---------------------------------------------------------------------------------------------------
 
 
