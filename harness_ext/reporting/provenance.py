@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import math
 import shlex
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from harness_ext.errors import InputError
+from harness_ext.names import clean_name
+from harness_ext.protocol.task_folders import task_names, tasks_path
 from harness_ext.reading.files import open_regular
 from harness_ext.reporting.contents import RunFacts
-from harness_ext.results.run import LM_EVAL, Run
+from harness_ext.reporting.datasets import dataset_of
+from harness_ext.results.file import ADAPTER_KEYS
+from harness_ext.results.run import LM_EVAL, Run, TaskResult
+from harness_ext.stats.sequential.design import LOOKS
 from harness_ext.training.recipe import Recipe, flag
 
 _CHUNK = 1 << 20
@@ -38,9 +45,22 @@ def facts_of(run: Run) -> RunFacts:
     for source, tasks in _sources(run).items():
         facts[f"results of {', '.join(tasks[:4])}{' …' if tasks[4:] else ''}"] = f"{source} sha256:{_sha256(source)}"
     for task, result in run.tasks.items():
+        facts[f"documents of {task}"] = str(dataset_of(result)) if run.tool == LM_EVAL and not result.is_group else None
         facts[f"protocol of {task}"] = result.fingerprint
         facts[f"samples of {task}"] = result.digest
-    return RunFacts(run.name, {name: value for name, value in facts.items() if value}, commands_of(run))
+    known = {name: value for name, value in facts.items() if value}
+    return RunFacts(run.name, _what_is(run), known, commands_of(run))
+
+
+def _what_is(run: Run) -> str:
+    """The model of a run in one phrase."""
+    base = clean_name(run.card.get("base") or Path(run.base or "").name) or "a model that was not logged"
+    if not run.adapter:
+        return base if run.tool == LM_EVAL else f"{base}, evaluated by {run.tool}"
+    task, examples = run.card.get("task"), run.card.get("examples")
+    trained = f", trained on {clean_name(task)}" if task else ""
+    size = f" with {examples:,} examples" if task and isinstance(examples, int) else ""
+    return f"an adapter on {base}{trained}{size}"
 
 
 def _sources(run: Run) -> dict[Path, list[str]]:
@@ -129,26 +149,79 @@ def _training(run: Run) -> list[str]:
 
 
 def _evaluations(run: Run) -> list[str]:
-    """One command for all tasks with the same number of examples in the prompt and the same limit."""
-    groups: dict[tuple[int, float | None], list[str]] = defaultdict(list)
-    for name, result in run.tasks.items():
-        if not result.is_group:
-            groups[result.n_shot, result.limit].append(name)
-    return [
-        shlex.join([*_program(run), *_tasks(names, shots, limit), *_settings(run)])
-        for (shots, limit), names in groups.items()
-    ]
+    """One command for all tasks with the same number of examples in the prompt, the same limit and the same stopping.
+
+    A base that was watched together with its adapters is evaluated by their commands.
+    """
+    groups: dict[tuple[int, float | None, tuple[str, ...]], list[TaskResult]] = defaultdict(list)
+    for result in run.tasks.values():
+        if not result.is_group and (result.sequential is None or run.adapter):
+            groups[result.n_shot, result.limit, _stopping(result)].append(result)
+    commands = []
+    for (shots, limit, stopping), results in groups.items():
+        program = _program(run, watched=bool(stopping))
+        words = [*program, *_tasks(results, shots, limit), *stopping, *_settings(run)]
+        commands.append(shlex.join(words) + _own_tasks(run, results))
+    return commands
 
 
-def _program(run: Run) -> list[str]:
-    arguments = ",".join(f"{name}={value}" for name, value in run.model_args.items())
-    program = ["harness-ext", "eval"] if run.origin.get("harness_ext_version") else ["lm_eval"]
-    return [*program, "--model", str(run.config.get("model") or "hf"), "--model_args", arguments]
+def _program(run: Run, *, watched: bool) -> list[str]:
+    """The program with its model; a run that was watched is evaluated beside its base."""
+    left_out = ADAPTER_KEYS if watched else ()
+    arguments = ",".join(f"{name}={value}" for name, value in run.model_args.items() if name not in left_out)
+    words = [*_name(run), "--model", str(run.config.get("model") or "hf"), "--model_args", arguments]
+    return [*words, "--adapters", str(run.adapter)] if watched else words
 
 
-def _tasks(names: list[str], shots: int, limit: float | None) -> list[str]:
-    words = ["--tasks", ",".join(names), *(["--num_fewshot", str(shots)] if shots else [])]
-    return [*words, *([] if limit is None else ["--limit", f"{limit:g}"])]
+def _name(run: Run) -> list[str]:
+    return ["harness-ext", "eval"] if run.origin.get("harness_ext_version") else ["lm_eval"]
+
+
+def _tasks(results: Sequence[TaskResult], shots: int, limit: float | None) -> list[str]:
+    words = ["--tasks", ",".join(result.task for result in results)]
+    folders = {folder: None for result in results if (folder := _further_folder(result))}
+    for folder in folders:
+        words += ["--include_path", folder]
+    words += ["--num_fewshot", str(shots)] if shots else []
+    return words + ([] if limit is None else ["--limit", f"{limit:g}"])
+
+
+def _further_folder(result: TaskResult) -> str | None:
+    """The folder of a task that is neither lm-eval's nor this package's; below the working directory, from there."""
+    source = result.metadata.get("config_source")
+    if not isinstance(source, str) or "lm_eval" in Path(source).parts or result.task in _our_tasks():
+        return None
+    folder = Path(source).parent
+    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
+
+
+@cache
+def _our_tasks() -> frozenset[str]:
+    return frozenset(task_names([tasks_path()]))
+
+
+def _own_tasks(run: Run, results: Sequence[TaskResult]) -> str:
+    """What stock lm-eval needs to find the tasks of this package, for a shell."""
+    if _name(run) != ["lm_eval"] or not _our_tasks() & {result.task for result in results}:
+        return ""
+    return ' --include_path "$(harness-ext tasks-path)"'
+
+
+def _stopping(result: TaskResult) -> tuple[str, ...]:
+    """The flags of an evaluation that was watched."""
+    record = result.sequential
+    if record is None:
+        return ()
+    planned, words = record.planned, ["--until-decided"]
+    if planned.margin is not None and planned.span == 1:
+        words += [] if math.isclose(planned.margin, 0.01) else ["--margin", f"{100 * planned.margin:g}"]
+    elif planned.margin is not None:
+        words += ["--margin", f"{planned.metric}={planned.margin:g}"]
+    if record.design.looks != LOOKS:
+        words += ["--looks", *(f"{look:g}" for look in record.design.looks)]
+    if result.available is not None and planned.documents < result.available:
+        words += ["--max-documents", str(planned.documents)]
+    return tuple(words)
 
 
 def _settings(run: Run) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from harness_ext.errors import HarnessExtError
 from harness_ext.leaderboard import Leaderboard, compare_runs
 from harness_ext.render.report.page import page
 from harness_ext.reporting.collect import collect
+from harness_ext.reporting.diagnoses import read_diagnoses, with_saved
 from harness_ext.reporting.samples import Budget
 from harness_ext.results.run import Run
 
@@ -26,7 +28,9 @@ def write_report(
     output: str | Path,
     *,
     results: Sequence[str] = (),
+    flags: Sequence[str] = (),
     include_path: Sequence[str | Path] = (),
+    doctor: Sequence[str | Path] = (),
     limits: Budget | None = None,
     **options: Any,
 ) -> Leaderboard:
@@ -36,7 +40,9 @@ def write_report(
         runs: as returned by `load_runs`.
         output: the file to write; its folder has to exist.
         results: the paths that the runs were loaded from, for the commands on the page.
+        flags: of `harness-ext compare` that say the same as `options`, for the commands on the page.
         include_path: folders of further tasks, to score outputs again in other readings.
+        doctor: files that `harness-ext doctor --format json` wrote about these results.
         limits: how many documents and characters of samples go into the file.
         options: of `compare_runs`.
 
@@ -45,12 +51,24 @@ def write_report(
 
     Raises:
         ComparisonError: the runs cannot be compared.
+        HarnessExtError: a file of the doctor cannot be read, or is of other results.
         WriteError: the file cannot be written.
     """
+    saved = [(file, *read_diagnoses(file)) for file in doctor]
     comparison = compare_runs(runs, **options)
     diagnoses, missing = _diagnoses(runs, comparison, include_path)
-    clusters: Mapping[str, str] = options.get("clusters") or {}
-    report = collect(runs, comparison, diagnoses, results=results, clusters=clusters, limits=limits, missing=missing)
+    for file, of_results, _ in saved:
+        diagnoses = with_saved(diagnoses, of_results, file)
+    report = collect(
+        runs,
+        comparison,
+        diagnoses,
+        commands=_commands(results, flags, comparison, include_path, doctor),
+        clusters=options.get("clusters") or {},
+        limits=limits,
+        missing=missing,
+        examinations=[each for _, _, examinations in saved for each in examinations],
+    )
     write_chunks(output, page(report))
     return comparison
 
@@ -80,3 +98,27 @@ def _diagnoses(
         return found, [*missing]
     except HarnessExtError as error:
         return [], [*missing, f"the outputs were not examined: {error}"]
+
+
+def _commands(
+    results: Sequence[str],
+    flags: Sequence[str],
+    comparison: Comparison,
+    include_path: Sequence[str | Path],
+    doctor: Sequence[str | Path],
+) -> list[str]:
+    """The commands that compare the same results again."""
+    if not results:
+        return []
+    baseline = ["--baseline", comparison.baseline]
+    again = [*results, *([] if "--baseline" in flags else baseline), *flags]
+    folders = [word for folder in include_path for word in ("--include_path", str(folder))]
+    saved = ["--doctor", *map(str, doctor)] if doctor else []
+    return [
+        shlex.join(["harness-ext", *words])
+        for words in (
+            ["compare", *again],
+            ["doctor", *results, *baseline, *folders],
+            ["report", *again, *folders, *saved, "--output", "report.html"],
+        )
+    ]

@@ -308,3 +308,15 @@ def test_no_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str], adapter:
     assert "no adapter folder" in one_line(capsys)
     check_adapter(adapter)
     assert json.loads((adapter / "card.json").read_text())["base"] == "org/tiny"
+
+
+def test_without_write_permission(
+    adapter: Path, write_results: Callable[..., Path], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    results = write_results(adapter)
+    (adapter / "README.md").write_text("mine\n")
+    monkeypatch.setattr("harness_ext.atomic.os.access", lambda *_: False)  # permissions do not bind root
+    assert run("card", adapter, results) == 2
+    assert "check the permissions" in one_line(capsys)
+    assert (adapter / "README.md").read_text() == "mine\n"
