@@ -121,6 +121,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "results",
         "metrics",
         "models/card",
+        "models/sources",
         "stats",
         "protocol/ties",
         "protocol/documents",

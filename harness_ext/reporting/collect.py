@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from harness_ext.comparison.rows import Comparison, Row
 from harness_ext.doctor.diagnosis import Diagnosis, Examination
 from harness_ext.errors import HarnessExtError
+from harness_ext.reporting.commands import RESULTS, evaluation_commands
 from harness_ext.reporting.contents import Report, SampleSet, TaskFigures
 from harness_ext.reporting.curves import courses_of, curves_of
 from harness_ext.reporting.datasets import dataset_of
@@ -26,6 +28,7 @@ def collect(
     diagnoses: Sequence[Diagnosis],
     *,
     commands: Sequence[str] = (),
+    flags: Sequence[str] = (),
     clusters: Mapping[str, str] | None = None,
     limits: Budget | None = None,
     missing: Sequence[str] = (),
@@ -37,7 +40,8 @@ def collect(
         runs: as returned by `load_runs`.
         comparison: of these runs.
         diagnoses: of these runs.
-        commands: that compare the same results again.
+        commands: that compare the same files again.
+        flags: of `harness-ext compare`, to compare in the same way.
         clusters: column that names the unit of evidence, by task name or pattern.
         limits: how many documents and characters go into the file.
         missing: what could not be examined, and why.
@@ -62,6 +66,8 @@ def collect(
         tasks=tasks,
         samples=_sample_sets(scanned, clusters or {}, limits),
         runs=[facts_of(run) for run in compared],
+        evaluations=evaluation_commands(compared),
+        repeat=shlex.join(["harness-ext", "compare", RESULTS, *flags]),
         commands=commands,
         missing=notes,
         version=__version__,

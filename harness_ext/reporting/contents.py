@@ -121,7 +121,7 @@ class RunFacts:
     name: str
     what: str  # the model in one phrase
     facts: Mapping[str, str]  # by name, in the order of reading
-    commands: Sequence[str]  # to repeat it
+    training: str | None  # the command
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,9 @@ class Report:
     tasks: Sequence[TaskFigures]
     samples: Sequence[SampleSet]
     runs: Sequence[RunFacts]
-    commands: Sequence[str]  # to compare again
+    evaluations: Sequence[str]  # commands that evaluate all runs again
+    repeat: str  # the command that compares what these write
+    commands: Sequence[str]  # that compare the same files again
     missing: Sequence[str]  # what could not be shown, and why
     version: str  # of this package
     examinations: Sequence[Examination] = ()  # of adapters and trainings

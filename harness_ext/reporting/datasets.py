@@ -22,9 +22,8 @@ class Dataset:
     revision: str | None = None
 
     def __str__(self) -> str:
-        """Name, configuration, split and revision, as far as they are known."""
-        parts = [self.name, self.config, self.split, self.revision and f"revision {self.revision}"]
-        return ", ".join(part for part in parts if part)
+        """Name, configuration and split, as far as they are known."""
+        return " ".join([self.name, *(f"({part})" for part in (self.config, self.split) if part)])
 
 
 def dataset_of(result: TaskResult) -> Dataset:

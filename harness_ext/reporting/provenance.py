@@ -1,28 +1,21 @@
-"""Where the numbers of a run come from, and the commands that repeat them."""
+"""Where the numbers of a run come from."""
 
 from __future__ import annotations
 
 import datetime
 import hashlib
-import math
-import shlex
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from harness_ext.errors import InputError
 from harness_ext.names import clean_name
-from harness_ext.protocol.task_folders import task_names, tasks_path
 from harness_ext.reading.files import open_regular
+from harness_ext.reporting.commands import training_command
 from harness_ext.reporting.contents import RunFacts
 from harness_ext.reporting.datasets import dataset_of
-from harness_ext.results.file import ADAPTER_KEYS
 from harness_ext.results.run import LM_EVAL, Run, TaskResult
-from harness_ext.stats.sequential.design import LOOKS
-from harness_ext.training.recipe import Recipe, flag
 
 _CHUNK = 1 << 20
 _DEFAULT_SEEDS = {"random_seed": 0, "numpy_seed": 1234, "torch_seed": 1234, "fewshot_seed": 1234}  # of lm-eval
@@ -30,7 +23,7 @@ _MACHINE = ("task", "model", "output", "report_to", "include_path")  # fields of
 
 
 def facts_of(run: Run) -> RunFacts:
-    """What is known about a run, in the order of reading, and the commands that repeat it."""
+    """What is known about a run, in the order of reading, and the command that trains its adapter."""
     facts = {
         "base": run.base,
         "adapter": run.adapter,
@@ -45,11 +38,11 @@ def facts_of(run: Run) -> RunFacts:
     for source, tasks in _sources(run).items():
         facts[f"results of {', '.join(tasks[:4])}{' …' if tasks[4:] else ''}"] = f"{source} sha256:{_sha256(source)}"
     for task, result in run.tasks.items():
-        facts[f"documents of {task}"] = str(dataset_of(result)) if run.tool == LM_EVAL and not result.is_group else None
-        facts[f"protocol of {task}"] = result.fingerprint
-        facts[f"samples of {task}"] = result.digest
+        facts[f"documents of {task}"] = _documents(result) if run.tool == LM_EVAL and not result.is_group else None
+        facts[f"sha256 of the protocol of {task}"] = result.fingerprint
+        facts[f"sha256 of the documents and prompts of {task}"] = result.digest
     known = {name: value for name, value in facts.items() if value}
-    return RunFacts(run.name, _what_is(run), known, commands_of(run))
+    return RunFacts(run.name, _what_is(run), known, training_command(run))
 
 
 def _what_is(run: Run) -> str:
@@ -120,120 +113,6 @@ def _card_facts(card: Mapping[str, Any]) -> dict[str, str | None]:
     }
 
 
-# -- commands ------------------------------------------------------------------------------------------------------
-
-
-def commands_of(run: Run) -> list[str]:
-    """The commands that train the adapter, if its card says how, and evaluate the run; empty for other tools."""
-    if run.tool != LM_EVAL or not run.model_args:
-        return []
-    return [*_training(run), *_evaluations(run)]
-
-
-def _training(run: Run) -> list[str]:
-    recipe = _mapping(run.card.get("recipe"))
-    task, base = run.card.get("task"), run.card.get("base")
-    if not recipe or not task or not base:
-        return []
-    words = ["harness-ext", "train", str(task), "--model", str(base), "--output", run.adapter or f"adapters/{run.name}"]
-    for field in fields(Recipe):
-        value = recipe.get(field.name)
-        default = None if field.default is MISSING else field.default
-        if field.name in _MACHINE or value is None or value == default:
-            continue
-        if isinstance(value, bool):
-            words.append(flag(field.name) if value else flag(field.name).replace("--", "--no-", 1))
-        elif isinstance(value, (int, float, str)):
-            words += [flag(field.name), f"{value:g}" if isinstance(value, float) else str(value)]
-    return [shlex.join(words)]
-
-
-def _evaluations(run: Run) -> list[str]:
-    """One command for all tasks with the same number of examples in the prompt, the same limit and the same stopping.
-
-    A base that was watched together with its adapters is evaluated by their commands.
-    """
-    groups: dict[tuple[int, float | None, tuple[str, ...]], list[TaskResult]] = defaultdict(list)
-    for result in run.tasks.values():
-        if not result.is_group and (result.sequential is None or run.adapter):
-            groups[result.n_shot, result.limit, _stopping(result)].append(result)
-    commands = []
-    for (shots, limit, stopping), results in groups.items():
-        program = _program(run, watched=bool(stopping))
-        words = [*program, *_tasks(results, shots, limit), *stopping, *_settings(run)]
-        commands.append(shlex.join(words) + _own_tasks(run, results))
-    return commands
-
-
-def _program(run: Run, *, watched: bool) -> list[str]:
-    """The program with its model; a run that was watched is evaluated beside its base."""
-    left_out = ADAPTER_KEYS if watched else ()
-    arguments = ",".join(f"{name}={value}" for name, value in run.model_args.items() if name not in left_out)
-    words = [*_name(run), "--model", str(run.config.get("model") or "hf"), "--model_args", arguments]
-    return [*words, "--adapters", str(run.adapter)] if watched else words
-
-
-def _name(run: Run) -> list[str]:
-    return ["harness-ext", "eval"] if run.origin.get("harness_ext_version") else ["lm_eval"]
-
-
-def _tasks(results: Sequence[TaskResult], shots: int, limit: float | None) -> list[str]:
-    words = ["--tasks", ",".join(result.task for result in results)]
-    folders = {folder: None for result in results if (folder := _further_folder(result))}
-    for folder in folders:
-        words += ["--include_path", folder]
-    words += ["--num_fewshot", str(shots)] if shots else []
-    return words + ([] if limit is None else ["--limit", f"{limit:g}"])
-
-
-def _further_folder(result: TaskResult) -> str | None:
-    """The folder of a task that is neither lm-eval's nor this package's; below the working directory, from there."""
-    source = result.metadata.get("config_source")
-    if not isinstance(source, str) or "lm_eval" in Path(source).parts or result.task in _our_tasks():
-        return None
-    folder = Path(source).parent
-    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
-
-
-@cache
-def _our_tasks() -> frozenset[str]:
-    return frozenset(task_names([tasks_path()]))
-
-
-def _own_tasks(run: Run, results: Sequence[TaskResult]) -> str:
-    """What stock lm-eval needs to find the tasks of this package, for a shell."""
-    if _name(run) != ["lm_eval"] or not _our_tasks() & {result.task for result in results}:
-        return ""
-    return ' --include_path "$(harness-ext tasks-path)"'
-
-
-def _stopping(result: TaskResult) -> tuple[str, ...]:
-    """The flags of an evaluation that was watched."""
-    record = result.sequential
-    if record is None:
-        return ()
-    planned, words = record.planned, ["--until-decided"]
-    if planned.margin is not None and planned.span == 1:
-        words += [] if math.isclose(planned.margin, 0.01) else ["--margin", f"{100 * planned.margin:g}"]
-    elif planned.margin is not None:
-        words += ["--margin", f"{planned.metric}={planned.margin:g}"]
-    if record.design.looks != LOOKS:
-        words += ["--looks", *(f"{look:g}" for look in record.design.looks)]
-    if result.available is not None and planned.documents < result.available:
-        words += ["--max-documents", str(planned.documents)]
-    return tuple(words)
-
-
-def _settings(run: Run) -> list[str]:
-    words = []
-    seeds = {name: run.config.get(name, default) for name, default in _DEFAULT_SEEDS.items()}
-    if seeds != _DEFAULT_SEEDS:
-        words += ["--seed", ",".join(map(str, seeds.values()))]
-    if gen_kwargs := run.config.get("gen_kwargs"):
-        items = gen_kwargs.items() if isinstance(gen_kwargs, Mapping) else ()
-        words += ["--gen_kwargs", ",".join(f"{name}={value}" for name, value in items) or str(gen_kwargs)]
-    if run.origin.get("chat_template"):
-        words.append("--apply_chat_template")
-    if instruction := run.origin.get("system_instruction"):
-        words += ["--system_instruction", str(instruction)]
-    return [*words, "--output_path", "results", "--log_samples"]
+def _documents(result: TaskResult) -> str:
+    data = dataset_of(result)
+    return f"{data}, revision {data.revision}" if data.revision else str(data)

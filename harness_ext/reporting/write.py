@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def write_report(
     """
     saved = [(file, *read_diagnoses(file)) for file in doctor]
     comparison = compare_runs(runs, **options)
-    diagnoses, missing = _diagnoses(runs, comparison, include_path)
+    diagnoses, missing = _diagnoses(runs, comparison, include_path, options.get("tasks") or ())
     for file, of_results, _ in saved:
         diagnoses = with_saved(diagnoses, of_results, file)
     report = collect(
@@ -64,6 +64,7 @@ def write_report(
         comparison,
         diagnoses,
         commands=_commands(results, flags, comparison, include_path, doctor),
+        flags=flags,
         clusters=options.get("clusters") or {},
         limits=limits,
         missing=missing,
@@ -73,17 +74,30 @@ def write_report(
     return comparison
 
 
+def _not_compared(runs: Sequence[Run], compared: Collection[str]) -> dict[str, list[str]]:
+    """Tasks that only one run has, each with its run: their outputs can be examined, though there is no difference."""
+    having: dict[str, list[str]] = {}
+    for run in runs:
+        for name, result in run.tasks.items():
+            if name not in compared and not result.is_group:
+                having.setdefault(name, []).append(run.name)
+    return {task: names for task, names in having.items() if len(names) == 1}
+
+
 def _diagnoses(
-    runs: Sequence[Run], comparison: Comparison, include_path: Sequence[str | Path]
+    runs: Sequence[Run], comparison: Comparison, include_path: Sequence[str | Path], only: Sequence[str] = ()
 ) -> tuple[list[Diagnosis], list[str]]:
     """Diagnoses of the compared runs, and which tasks are too large to be examined on the side."""
     names, tasks = {comparison.baseline, *comparison.runs}, {row.task for row in comparison.rows}
     small: list[Run] = []
     missing: dict[str, None] = {}
+    alone = {} if only else _not_compared([run for run in runs if run.name in names], tasks)
+    for task, run_names in alone.items():
+        missing[f"{task} was not compared: only {', '.join(run_names)} was evaluated on it"] = None
     for run in (run for run in runs if run.name in names):
         kept = {}
         for name, result in run.tasks.items():
-            if name not in tasks:
+            if name not in tasks and name not in alone:
                 continue
             path = result.samples_path
             if result.n > MOST_DOCUMENTS or (path is not None and path.is_file() and path.stat().st_size > MOST_BYTES):

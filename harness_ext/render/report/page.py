@@ -23,8 +23,7 @@ from harness_ext.reporting.contents import Report, SampleSet
 _LEVELS = {"error": 0, "warning": 1, "note": 2}
 _PLACE_OF_SAMPLES = "<!-- samples -->"
 _COMPRESSION = 9
-_TRAIN = "harness-ext train "
-_MOST_STEPS = 4
+_MOST_STEPS = 6
 _LINE = 1_000  # characters of compressed data per line, for editors
 
 
@@ -93,7 +92,7 @@ def _context(report: Report) -> dict[str, Any]:
         "untested": [row for row in comparison.rows if row.paired is None],
         "tasks": [charts.task_charts(task) for task in report.tasks],
         "steps": _steps(report),
-        "trains": any(command.startswith(_TRAIN) for run in report.runs for command in run.commands),
+        "trains": any(run.training for run in report.runs),
         "is_sample": any(row.is_sample for row in comparison.rows),
         "sizes": {samples.task: samples for samples in report.samples},
         "marks": tables.MARKS,
@@ -102,9 +101,9 @@ def _context(report: Report) -> dict[str, Any]:
 
 def _steps(report: Report) -> Sequence[str]:
     """The commands that evaluate and compare again, if they are few enough for the summary."""
-    evaluations = [each for run in report.runs for each in run.commands if not each.startswith(_TRAIN)]
-    steps = [*dict.fromkeys(evaluations), *report.commands[:1]]
-    return steps if evaluations and len(steps) <= _MOST_STEPS else report.commands[:1]
+    if report.evaluations and len(report.evaluations) < _MOST_STEPS:
+        return [*report.evaluations, report.repeat]
+    return report.commands[:1]
 
 
 def _title(comparison: Comparison) -> str:
