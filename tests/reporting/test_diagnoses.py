@@ -48,7 +48,7 @@ def test_a_proof_of_a_replay_is_told_first(folder: Path, tmp_path: Path, saved: 
     assert report(folder, tmp_path, saved()) == 0
     page = Page(tmp_path / "report.html")
     verdict = page.text_of("verdict")
-    assert "demo, sst2: another template than in training, proved. trained in ChatML" in verdict
+    assert "demo, sst2 Another template than in training, proved: trained in ChatML." in verdict
     assert "25.0 → 75.0 +50.0 [40.0, 60.0], n=60" in page.text_of("findings")
     assert "harness-ext eval --apply_chat_template" in page.text_of("findings")
     assert f"--doctor {tmp_path / 'doctor.json'}" in page.text_of("provenance")

@@ -74,8 +74,13 @@ def _line(look: Look, unit: str) -> Mapping[str, str]:
 
 
 def _vertical(course: Course) -> Axis:
-    """The axis of differences: all looks, zero and the margin."""
-    ends = [end for look in course.record.looks for end in (look.interval.low, look.interval.high, look.estimate)]
+    """The axis of differences: looks, zero and the margin.
+
+    Where no boundary can be reached yet, the interval is as wide as differences can be; it would set the scale alone.
+    """
+    looks = [look for look in course.record.looks if math.isfinite(look.boundary)] or course.record.looks
+    ends = [end for look in looks for end in (look.interval.low, look.interval.high)]
+    ends += [look.estimate for look in course.record.looks]
     margin = course.record.planned.margin or 0.0
     return axis_over([in_display_unit(value, course.unit) for value in (0.0, margin, -margin, *ends)], signed=True)
 

@@ -82,6 +82,7 @@ def _context(report: Report) -> dict[str, Any]:
         "main_verdict": _main_verdict(comparison),
         "counts": {level: sum(group["level"] == level for group in findings) for level in _LEVELS},
         "findings": findings,
+        "grouped": _grouped(findings),
         "examined": _notes(report.diagnoses),
         "leaderboard": tables.grids_of(comparison)[0],
         "further": [grid for grid in (tables.retained(comparison.rows), tables.costs(comparison.costs)) if grid.rows],
@@ -131,6 +132,15 @@ def _findings(report: Report) -> list[dict[str, Any]]:
     for finding in report.comparison.findings:
         listed.setdefault((finding.id, finding.text), _entry(finding, finding.where))
     return sorted(listed.values(), key=lambda entry: (_LEVELS[entry["level"]], entry["proof"] is None))
+
+
+def _grouped(findings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Findings of one kind with one remedy under one heading, in the order of the first of each."""
+    groups: dict[tuple[str, ...], dict[str, Any]] = {}
+    for each in findings:
+        key = each["id"], each["level"], each["next"], "proved" if each["proof"] else ""
+        groups.setdefault(key, {**each, "entries": []})["entries"].append(each)
+    return [*groups.values()]
 
 
 def _notes(diagnoses: Sequence[Diagnosis]) -> dict[str, list[str]]:

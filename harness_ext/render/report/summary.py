@@ -10,7 +10,7 @@ from harness_ext.comparison.rows import Comparison, Row
 from harness_ext.render import verdict
 from harness_ext.reporting.contents import Report, TaskFigures
 
-MOST_LINES = 6  # of one kind; the sections below have all
+MOST_LINES = 8  # of one kind; the sections below have all
 _ANSWERS = {
     "better": "Yes.", "worse": "Yes.", "equivalent": "No: the difference is too small to matter.",
     "undecided": "It cannot be told.", None: "It was not tested.",
@@ -29,9 +29,17 @@ class Line:
 def compared(report: Report) -> list[Line]:
     """What each run is, and which documents of which task were asked."""
     baseline = report.comparison.baseline
-    runs = [Line(run.name, run.what + (" (the baseline)" if run.name == baseline else "")) for run in report.runs]
+    alike: dict[str, list[str]] = {}
+    for run in report.runs:
+        alike.setdefault(run.what + (", the baseline" if run.name == baseline else ""), []).append(run.name)
+    runs = [Line(_named(names), f"each {what}" if len(names) > 1 else what) for what, names in alike.items()]
     tasks = [Line(task.task, _documents(task)) for task in report.tasks]
-    return [*_first(runs, "runs"), *_first(tasks, "tasks")]
+    return [*_first(runs, "models"), *_first(tasks, "tasks")]
+
+
+def _named(names: Sequence[str]) -> str:
+    more = len(names) - MOST_LINES
+    return ", ".join(names[:MOST_LINES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _documents(task: TaskFigures) -> str:
@@ -46,7 +54,7 @@ def _documents(task: TaskFigures) -> str:
 
 def _first(lines: Sequence[Line], what: str) -> list[Line]:
     more = len(lines) - MOST_LINES
-    return [*lines[:MOST_LINES], *([Line(f"{more} more {what}", "")] if more > 0 else [])]
+    return [*lines[:MOST_LINES], *([Line("", f"and {more} more {what}")] if more > 0 else [])]
 
 
 def real(comparison: Comparison) -> list[Line]:
@@ -72,10 +80,8 @@ def wrong(findings: Sequence[Mapping[str, Any]]) -> list[Line]:
         findings: errors first, and among them proved ones first.
     """
     first: dict[str, Line] = {}
-    errors = [each for each in findings if each["level"] == "error"]
-    for each in errors:
-        proved = ", proved" if each["proof"] else ""
-        first.setdefault(
-            each["where"], Line(f"{each['where']}: {each['what'].lower()}{proved}.", each["text"], "worse")
-        )
-    return [*first.values()][:MOST_LINES]
+    for each in findings:
+        if each["level"] == "error":
+            what = f"{each['what']}{', proved' if each['proof'] else ''}"
+            first.setdefault(each["where"], Line(each["where"], f"{what}: {each['text']}.", "worse"))
+    return _first([*first.values()], "with errors")
