@@ -14,6 +14,7 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 from results_writer import write_pair, write_run  # noqa: F401  fixtures
+from stopped_results import evaluation  # noqa: F401  a fixture
 from tiny_model import save_tiny_model
 
 from harness_ext.cpu import capabilities, onednn

@@ -15,9 +15,9 @@ NOTEBOOK = DOCS / "quickstart.ipynb"
 
 
 def outputs(notebook: Any) -> list[list[str]]:
-    """The kinds of output of each code cell."""
+    """The kinds of output of each code cell; a saved file holds those of one output in alphabetical order."""
     return [
-        [kind for output in cell["outputs"] for kind in output.get("data", {output.get("name", ""): ""})]
+        [kind for output in cell["outputs"] for kind in sorted(output.get("data", {output.get("name", ""): ""}))]
         for cell in notebook["cells"]
         if cell["cell_type"] == "code"
     ]

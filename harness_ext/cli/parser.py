@@ -104,3 +104,26 @@ def margins_of(given: Sequence[str]) -> tuple[float, dict[str, float]]:
         else:
             margin = number
     return margin, margins
+
+
+def given_flags(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, *, without: Sequence[str] = ()
+) -> list[str]:
+    """The flags that options were given with, as words of a command line; those with their default are left out.
+
+    Args:
+        parser: that parsed them.
+        options: as parsed.
+        without: names of options that are left out, too.
+    """
+    words: list[str] = []
+    for action in parser._actions:
+        value = getattr(options, action.dest, action.default)
+        if not action.option_strings or action.dest in without or value == action.default:
+            continue
+        flag = action.option_strings[0]
+        if isinstance(action, argparse._AppendAction):
+            words += [word for each in value for word in (flag, str(each))]
+        else:
+            words += [flag, *([] if action.nargs == 0 else map(str, value if isinstance(value, list) else [value]))]
+    return words

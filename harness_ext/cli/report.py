@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from harness_ext.cli.compare import add_comparison, comparison_options
-from harness_ext.cli.parser import add_include_path, command_parser
+from harness_ext.cli.parser import add_include_path, command_parser, given_flags
 from harness_ext.errors import HarnessExtError
 
 
@@ -14,10 +14,16 @@ def parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "report", run, "Write one HTML file that opens without a network: the verdict, scores and differences, what "
         "the doctor finds, figures of each task, the samples side by side, and where all of it comes from.",
-        "  harness-ext report results/sst2\n  harness-ext report results/* --baseline base --output report.html",
+        "  harness-ext report results/sst2\n  harness-ext report results/* --baseline base --output report.html\n"
+        "  harness-ext doctor results/sst2 --replay --format json > doctor.json\n"
+        "  harness-ext report results/sst2 --doctor doctor.json",
     )  # fmt: skip
     add_comparison(parser)
     add_include_path(parser)
+    parser.add_argument(
+        "--doctor", nargs="+", default=[], metavar="FILE", help="show what `harness-ext doctor --format json` wrote "
+        "into these files, such as proofs of --replay",
+    )  # fmt: skip
     parser.add_argument("--output", default="report.html", metavar="FILE", help="file to write (default: report.html)")
     return parser
 
@@ -37,7 +43,9 @@ def run(options: argparse.Namespace) -> int:
         loaded.runs,
         options.output,
         results=options.results,
+        flags=given_flags(parser(), options, without=("output", "verbosity", "include_path", "doctor")),
         include_path=options.include_path,
+        doctor=options.doctor,
         unreadable=loaded.unreadable,
         **comparison_options(options),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -84,7 +85,7 @@ _SELECTION: dict[str, type] = {
 _METRIC = re.compile(r"[\w .,:@/+()-]{1,100}")  # as it stands in a Markdown table
 
 
-def _check_selection(selection: Mapping[str, Any]) -> None:
+def _check_selection(selection: Any) -> None:
     """Raise TypeError if the record of evaluated checkpoints has another form than `training.evaluating` writes."""
     _check_fields(selection, _SELECTION)
     if not _METRIC.fullmatch(selection["metric"]) or not selection["curve"]:
@@ -98,8 +99,19 @@ def _check_fields(values: Any, wanted: Mapping[str, type]) -> None:
     for name, kind in wanted.items():
         value = values.get(name) if isinstance(values, Mapping) else None
         allowed = (int, float) if kind is float else (kind,)
-        if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+        is_kind = isinstance(value, allowed) and isinstance(value, bool) == (kind is bool)
+        if not is_kind or (isinstance(value, float) and not math.isfinite(value)):
             raise TypeError(f"selection: {name} is {value!r:.40}")
+
+
+def checkpoint_selection(card: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The record of evaluated checkpoints of a card that a results file holds; None if it has none that can be read."""
+    selection = card.get("selection")
+    try:
+        _check_selection(selection)
+    except TypeError:
+        return None
+    return selection
 
 
 def hub_name(base: str) -> str:

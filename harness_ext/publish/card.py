@@ -28,12 +28,13 @@ from harness_ext.models.adapter_input import CONFIG_FILE, WEIGHTS_FILE, read_set
 from harness_ext.models.adapters import check_adapter
 from harness_ext.models.card import AdapterCard, hub_name, read_card
 from harness_ext.models.sources import files_sha256
-from harness_ext.publish.claims import Claim, claim_of, dataset_of, is_ours, model_index
+from harness_ext.publish.claims import Claim, claim_of, is_ours, model_index
 from harness_ext.publish.front_matter import metadata_of, split, with_metadata
 from harness_ext.publish.places import place_in, without_places
 from harness_ext.reading.files import read_text
 from harness_ext.regions import find_regions, with_regions
 from harness_ext.render.grid import escape_markdown
+from harness_ext.reporting.datasets import dataset_of
 from harness_ext.results.run import Run, TaskResult
 from harness_ext.training.model_card import HUB_ID, TAGS, about_text, recipe_text, repeat_text, use_text
 

@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult
@@ -21,6 +20,7 @@ from harness_ext.errors import CardError, first_line
 from harness_ext.names import clean_name
 from harness_ext.protocol.documents import hub_dataset
 from harness_ext.protocol.token_settings import is_token_setting
+from harness_ext.reporting.datasets import Dataset, dataset_of
 from harness_ext.results.run import Run, TaskResult
 
 SOURCE = "harness-ext"
@@ -33,17 +33,6 @@ _GENERATION = (
     "until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k", "min_p", "num_beams", "repetition_penalty",
 )  # fmt: skip
 _PLACES = ("tokenizer", "gguf_file", "quantization_config")  # model arguments that may name files
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """The documents of a task."""
-
-    name: str  # Hub id, or a name that stands for local files
-    is_on_hub: bool
-    config: str | None = None
-    split: str | None = None
-    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,27 +54,6 @@ class Claim:
     unit: str = ""
     is_sample: bool = False  # evaluated on the sample that is bundled with harness_ext
     dataset: Dataset | None = None
-
-
-def dataset_of(result: TaskResult) -> Dataset:
-    """The documents of a task, from its logged config."""
-    if result.is_sample:
-        return Dataset(f"sample of {result.task}", False)
-    config = result.config
-    split = config.get("test_split") or config.get("validation_split")
-    kwargs = config.get("dataset_kwargs") if isinstance(config.get("dataset_kwargs"), Mapping) else {}
-    assert isinstance(kwargs, Mapping)
-    split = split if isinstance(split, str) else None
-    path, name = config.get("dataset_path"), kwargs.get("dataset")
-    if isinstance(name, str) and not (kwargs.get("data_files") or kwargs.get("data_dir")):
-        hub = hub_dataset(name)
-        if hub is not None:
-            return Dataset(hub.path, True, hub.config, split, hub.revision)
-    elif isinstance(path, str) and hub_dataset(path) is not None and not Path(path).exists():
-        config_name, revision = config.get("dataset_name"), kwargs.get("revision")
-        return Dataset(path, True, config_name if isinstance(config_name, str) else None, split,
-                       revision if isinstance(revision, str) else None)  # fmt: skip
-    return Dataset(clean_name(Path(str(name)).name if isinstance(name, str) else result.task), False, split=split)
 
 
 def settings_of(run: Run, result: TaskResult) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from harness_ext.atomic import creating_folder, write_chunks, write_text
 from harness_ext.errors import CutShortError, ResultsError
 from harness_ext.metrics.declarations import declared
 from harness_ext.metrics.statistic import POINTS, SHARE
-from harness_ext.publish.claims import dataset_of
 from harness_ext.publish.places import without_places
+from harness_ext.reporting.datasets import dataset_of
 from harness_ext.results.file import DATE, read_payload
 from harness_ext.results.run import LM_EVAL, MetricValue, Run, TaskResult
 

@@ -32,7 +32,7 @@ def sentence(comparison: Comparison) -> str:
     if len(runs) == 1:
         return f"{_of_one_run(rows[0].run, counts, comparison.baseline)}."
     subject = f"{'runs' if len(tasks) == 1 else 'comparisons'} against {comparison.baseline}"
-    where = f" on {rows[0].task}" if len(tasks) == 1 else f", over {len(runs)} runs and {len(tasks)} tasks"
+    where = f" on {rows[0].task}" if len(tasks) == 1 else f" ({len(runs)} runs, {len(tasks)} tasks)"
     if len(counts) == 1:
         return f"{_all(len(rows))} {subject}{where} are {_word(counts[0][0])}."
     parts = [f"{count} {'is' if count == 1 else 'are'} {_word(verdict)}" for verdict, count in counts]

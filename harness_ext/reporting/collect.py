@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from harness_ext.comparison.rows import Comparison, Row
-from harness_ext.doctor.diagnosis import Diagnosis
+from harness_ext.doctor.diagnosis import Diagnosis, Examination
 from harness_ext.errors import HarnessExtError
-from harness_ext.reporting.contents import Curve, CurvePoint, Report, SampleSet, TaskFigures
+from harness_ext.reporting.commands import RESULTS, evaluation_commands
+from harness_ext.reporting.contents import Report, SampleSet, TaskFigures
+from harness_ext.reporting.curves import courses_of, curves_of
+from harness_ext.reporting.datasets import dataset_of
 from harness_ext.reporting.measures import Measures, distributions, kinds_of_document
 from harness_ext.reporting.provenance import facts_of
 from harness_ext.reporting.samples import Budget, Scan, budgets, sample_set, scan
-from harness_ext.results.run import Run
+from harness_ext.results.run import LM_EVAL, Run
 from harness_ext.version import __version__
 
 MOST_RUNS = 24  # whose outputs are shown: the baseline and the first others, in the order of the table
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def collect(
@@ -27,10 +27,12 @@ def collect(
     comparison: Comparison,
     diagnoses: Sequence[Diagnosis],
     *,
-    results: Sequence[str] = (),
+    commands: Sequence[str] = (),
+    flags: Sequence[str] = (),
     clusters: Mapping[str, str] | None = None,
     limits: Budget | None = None,
     missing: Sequence[str] = (),
+    examinations: Sequence[Examination] = (),
 ) -> Report:
     """Collect everything that a report shows; samples are read line by line.
 
@@ -38,10 +40,12 @@ def collect(
         runs: as returned by `load_runs`.
         comparison: of these runs.
         diagnoses: of these runs.
-        results: the paths that were loaded, for the command that repeats the comparison.
+        commands: that compare the same files again.
+        flags: of `harness-ext compare`, to compare in the same way.
         clusters: column that names the unit of evidence, by task name or pattern.
         limits: how many documents and characters go into the file.
         missing: what could not be examined, and why.
+        examinations: of adapters and trainings.
     """
     names = (comparison.baseline, *comparison.runs)
     compared = sorted((run for run in runs if run.name in names), key=lambda run: names.index(run.name))
@@ -62,9 +66,12 @@ def collect(
         tasks=tasks,
         samples=_sample_sets(scanned, clusters or {}, limits),
         runs=[facts_of(run) for run in compared],
-        commands=_commands(results, comparison),
+        evaluations=evaluation_commands(compared),
+        repeat=shlex.join(["harness-ext", "compare", RESULTS, *flags]),
+        commands=commands,
         missing=notes,
         version=__version__,
+        examinations=examinations,
     )
 
 
@@ -97,14 +104,18 @@ def _scanned(task: str, row: Row, runs: Sequence[Run]) -> tuple[list[Measures], 
 def _figures(
     task: str, rows: Sequence[Row], measures: Sequence[Measures], runs: Sequence[Run], reasons: Sequence[str]
 ) -> TaskFigures:
+    results = [run.tasks[task] for run in runs if task in run.tasks]
     return TaskFigures(
         task=task,
         rows=rows,
+        available=max((each.available for each in results if each.available is not None), default=None),
+        data=str(dataset_of(results[0])) if results and runs[0].tool == LM_EVAL else "",
         confusions=[matrix for each in measures if (matrix := each.confusion())],
         reliabilities=[diagram for each in measures if (diagram := each.reliability())],
         distributions=distributions(measures, rows[0].metric),
         kinds=kinds_of_document(measures),
-        curves=[*_checkpoint_curves(rows, runs), *_learning_curves(rows, runs)],
+        curves=curves_of(task, rows, runs),
+        courses=courses_of(task, rows, runs),
         notes=reasons,
     )
 
@@ -116,55 +127,4 @@ def _sample_sets(
     return [
         sample_set(row, names, scans, share, clusters)
         for (row, names, scans), share in zip(scanned, shares, strict=True)
-    ]
-
-
-# -- curves --------------------------------------------------------------------------------------------------------
-
-
-def _checkpoint_curves(rows: Sequence[Row], runs: Sequence[Run]) -> list[Curve]:
-    """Scores of the checkpoints of one training by step, where two or more of them were compared."""
-    trainings: dict[str, list[CurvePoint]] = defaultdict(list)
-    of_run = {row.run: row for row in rows}
-    for run in runs:
-        path = Path(run.adapter or "")
-        match = _CHECKPOINT.fullmatch(path.name)
-        if match and run.name in of_run:
-            trainings[str(path.parent)].append(CurvePoint(run.name, float(match[1]), of_run[run.name].score))
-    return [
-        Curve(f"Checkpoints of {Path(training).name}", "training step", _by_x(points))
-        for training, points in trainings.items()
-        if len(points) > 1
-    ]
-
-
-def _learning_curves(rows: Sequence[Row], runs: Sequence[Run]) -> list[Curve]:
-    """Scores of adapters that were trained on the same task and base, by their number of training examples."""
-    families: dict[tuple[str, str], list[CurvePoint]] = defaultdict(list)
-    of_run = {row.run: row for row in rows}
-    for run in runs:
-        examples, is_checkpoint = run.card.get("examples"), _CHECKPOINT.fullmatch(Path(run.adapter or "").name)
-        if isinstance(examples, int) and run.name in of_run and not is_checkpoint:
-            family = str(run.card.get("base")), str(run.card.get("task"))
-            families[family].append(CurvePoint(run.name, float(examples), of_run[run.name].score))
-    return [
-        Curve(f"Adapters trained on {task}", "training examples", _by_x(points))
-        for (_, task), points in families.items()
-        if len({point.x for point in points}) > 1
-    ]
-
-
-def _by_x(points: Sequence[CurvePoint]) -> tuple[CurvePoint, ...]:
-    return tuple(sorted(points, key=lambda point: (point.x, point.run)))
-
-
-def _commands(results: Sequence[str], comparison: Comparison) -> list[str]:
-    if not results:
-        return []
-    paths = [str(path) for path in results]
-    baseline = ["--baseline", comparison.baseline]
-    return [
-        shlex.join(["harness-ext", "compare", *paths, *baseline]),
-        shlex.join(["harness-ext", "doctor", *paths, *baseline]),
-        shlex.join(["harness-ext", "report", *paths, *baseline, "--output", "report.html"]),
     ]

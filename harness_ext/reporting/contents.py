@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness_ext.comparison.rows import Comparison, Row, Score
-from harness_ext.doctor.diagnosis import Diagnosis
+from harness_ext.doctor.diagnosis import Diagnosis, Examination
 from harness_ext.metrics.labels import CalibrationBin
+from harness_ext.stats.sequential.record import Record
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class KindOfDocument:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One adapter on a curve."""
+    """One adapter, or one checkpoint, on a curve."""
 
     run: str
     x: float
@@ -64,11 +65,26 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Curve:
-    """The score of adapters of one training, by step, or of one recipe, by training examples."""
+    """Scores of one training by step, or of one recipe by training examples."""
 
     title: str
     x: str  # what the axis counts
+    metric: str
+    unit: str
     points: tuple[CurvePoint, ...]
+    baseline: float | None = None  # its score on the same documents; None if it was not scored on them
+    chosen: CurvePoint | None = None  # the checkpoint that was kept, scored on documents that it was not chosen by
+    note: str = ""  # what the documents are, and what was chosen
+
+
+@dataclass(frozen=True)
+class Course:
+    """How one run came to its verdict in a sequential evaluation, look by look."""
+
+    run: str
+    unit: str  # of the differences
+    record: Record  # with at least one look
+    row: Row | None = None  # with the final estimate; None if the design does not cover a row of the comparison
 
 
 @dataclass(frozen=True)
@@ -77,11 +93,14 @@ class TaskFigures:
 
     task: str
     rows: Sequence[Row]
+    available: int | None = None  # documents of the split, whether or not they were asked
+    data: str = ""  # the documents' data set
     confusions: Sequence[Confusion] = ()
     reliabilities: Sequence[Reliability] = ()
     distributions: Sequence[Distribution] = ()
     kinds: Sequence[KindOfDocument] = ()
     curves: Sequence[Curve] = ()
+    courses: Sequence[Course] = ()
     notes: Sequence[str] = ()  # what is missing, and why
 
 
@@ -100,8 +119,9 @@ class RunFacts:
     """Where the numbers of one run come from."""
 
     name: str
+    what: str  # the model in one phrase
     facts: Mapping[str, str]  # by name, in the order of reading
-    commands: Sequence[str]  # to repeat it
+    training: str | None  # the command
 
 
 @dataclass(frozen=True)
@@ -113,6 +133,9 @@ class Report:
     tasks: Sequence[TaskFigures]
     samples: Sequence[SampleSet]
     runs: Sequence[RunFacts]
-    commands: Sequence[str]  # to compare again
+    evaluations: Sequence[str]  # commands that evaluate all runs again
+    repeat: str  # the command that compares what these write
+    commands: Sequence[str]  # that compare the same files again
     missing: Sequence[str]  # what could not be shown, and why
     version: str  # of this package
+    examinations: Sequence[Examination] = ()  # of adapters and trainings

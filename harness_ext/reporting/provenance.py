@@ -1,21 +1,21 @@
-"""Where the numbers of a run come from, and the commands that repeat them."""
+"""Where the numbers of a run come from."""
 
 from __future__ import annotations
 
 import datetime
 import hashlib
-import shlex
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from harness_ext.errors import InputError
+from harness_ext.names import clean_name
 from harness_ext.reading.files import open_regular
+from harness_ext.reporting.commands import training_command
 from harness_ext.reporting.contents import RunFacts
-from harness_ext.results.run import LM_EVAL, Run
-from harness_ext.training.recipe import Recipe, flag
+from harness_ext.reporting.datasets import dataset_of
+from harness_ext.results.run import LM_EVAL, Run, TaskResult
 
 _CHUNK = 1 << 20
 _DEFAULT_SEEDS = {"random_seed": 0, "numpy_seed": 1234, "torch_seed": 1234, "fewshot_seed": 1234}  # of lm-eval
@@ -23,7 +23,7 @@ _MACHINE = ("task", "model", "output", "report_to", "include_path")  # fields of
 
 
 def facts_of(run: Run) -> RunFacts:
-    """What is known about a run, in the order of reading, and the commands that repeat it."""
+    """What is known about a run, in the order of reading, and the command that trains its adapter."""
     facts = {
         "base": run.base,
         "adapter": run.adapter,
@@ -38,9 +38,22 @@ def facts_of(run: Run) -> RunFacts:
     for source, tasks in _sources(run).items():
         facts[f"results of {', '.join(tasks[:4])}{' …' if tasks[4:] else ''}"] = f"{source} sha256:{_sha256(source)}"
     for task, result in run.tasks.items():
-        facts[f"protocol of {task}"] = result.fingerprint
-        facts[f"samples of {task}"] = result.digest
-    return RunFacts(run.name, {name: value for name, value in facts.items() if value}, commands_of(run))
+        facts[f"documents of {task}"] = _documents(result) if run.tool == LM_EVAL and not result.is_group else None
+        facts[f"sha256 of the protocol of {task}"] = result.fingerprint
+        facts[f"sha256 of the documents and prompts of {task}"] = result.digest
+    known = {name: value for name, value in facts.items() if value}
+    return RunFacts(run.name, _what_is(run), known, training_command(run))
+
+
+def _what_is(run: Run) -> str:
+    """The model of a run in one phrase."""
+    base = clean_name(run.card.get("base") or Path(run.base or "").name) or "a model that was not logged"
+    if not run.adapter:
+        return base if run.tool == LM_EVAL else f"{base}, evaluated by {run.tool}"
+    task, examples = run.card.get("task"), run.card.get("examples")
+    trained = f", trained on {clean_name(task)}" if task else ""
+    size = f" with {examples:,} examples" if task and isinstance(examples, int) else ""
+    return f"an adapter on {base}{trained}{size}"
 
 
 def _sources(run: Run) -> dict[Path, list[str]]:
@@ -100,67 +113,6 @@ def _card_facts(card: Mapping[str, Any]) -> dict[str, str | None]:
     }
 
 
-# -- commands ------------------------------------------------------------------------------------------------------
-
-
-def commands_of(run: Run) -> list[str]:
-    """The commands that train the adapter, if its card says how, and evaluate the run; empty for other tools."""
-    if run.tool != LM_EVAL or not run.model_args:
-        return []
-    return [*_training(run), *_evaluations(run)]
-
-
-def _training(run: Run) -> list[str]:
-    recipe = _mapping(run.card.get("recipe"))
-    task, base = run.card.get("task"), run.card.get("base")
-    if not recipe or not task or not base:
-        return []
-    words = ["harness-ext", "train", str(task), "--model", str(base), "--output", run.adapter or f"adapters/{run.name}"]
-    for field in fields(Recipe):
-        value = recipe.get(field.name)
-        default = None if field.default is MISSING else field.default
-        if field.name in _MACHINE or value is None or value == default:
-            continue
-        if isinstance(value, bool):
-            words.append(flag(field.name) if value else flag(field.name).replace("--", "--no-", 1))
-        elif isinstance(value, (int, float, str)):
-            words += [flag(field.name), f"{value:g}" if isinstance(value, float) else str(value)]
-    return [shlex.join(words)]
-
-
-def _evaluations(run: Run) -> list[str]:
-    """One command for all tasks with the same number of examples in the prompt and the same limit."""
-    groups: dict[tuple[int, float | None], list[str]] = defaultdict(list)
-    for name, result in run.tasks.items():
-        if not result.is_group:
-            groups[result.n_shot, result.limit].append(name)
-    return [
-        shlex.join([*_program(run), *_tasks(names, shots, limit), *_settings(run)])
-        for (shots, limit), names in groups.items()
-    ]
-
-
-def _program(run: Run) -> list[str]:
-    arguments = ",".join(f"{name}={value}" for name, value in run.model_args.items())
-    program = ["harness-ext", "eval"] if run.origin.get("harness_ext_version") else ["lm_eval"]
-    return [*program, "--model", str(run.config.get("model") or "hf"), "--model_args", arguments]
-
-
-def _tasks(names: list[str], shots: int, limit: float | None) -> list[str]:
-    words = ["--tasks", ",".join(names), *(["--num_fewshot", str(shots)] if shots else [])]
-    return [*words, *([] if limit is None else ["--limit", f"{limit:g}"])]
-
-
-def _settings(run: Run) -> list[str]:
-    words = []
-    seeds = {name: run.config.get(name, default) for name, default in _DEFAULT_SEEDS.items()}
-    if seeds != _DEFAULT_SEEDS:
-        words += ["--seed", ",".join(map(str, seeds.values()))]
-    if gen_kwargs := run.config.get("gen_kwargs"):
-        items = gen_kwargs.items() if isinstance(gen_kwargs, Mapping) else ()
-        words += ["--gen_kwargs", ",".join(f"{name}={value}" for name, value in items) or str(gen_kwargs)]
-    if run.origin.get("chat_template"):
-        words.append("--apply_chat_template")
-    if instruction := run.origin.get("system_instruction"):
-        words += ["--system_instruction", str(instruction)]
-    return [*words, "--output_path", "results", "--log_samples"]
+def _documents(result: TaskResult) -> str:
+    data = dataset_of(result)
+    return f"{data}, revision {data.revision}" if data.revision else str(data)

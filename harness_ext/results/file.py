@@ -31,7 +31,7 @@ DATE = re.compile(r"_(\d{4}-\d\d-\d\dT[\d.-]+)$")
 LARGEST = 1e100  # of a number; its square is finite, too
 _SEEDS = [0, 1234, 1234, 1234]  # lm-eval's defaults
 _BASE_KEYS = ("pretrained", "model", "path", "engine")  # in the order in which lm-eval uses them to name a run
-_ADAPTER_KEYS = ("peft", "lora_local_path", "delta")
+ADAPTER_KEYS = ("peft", "lora_local_path", "delta")
 
 
 def read_payload(file: Path) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def parse_run(file: Path, payload: Mapping[str, Any]) -> Run:
     config, extension = _mapping(payload, "config"), harness_ext_keys(payload)
     records = _sequential_records(file, extension)
     arguments = parse_model_args(config.get("model_args"))
-    adapter = _text(extension.get("adapter")) or _first(arguments, _ADAPTER_KEYS)
+    adapter = _text(extension.get("adapter")) or _first(arguments, ADAPTER_KEYS)
     base = _text(extension.get("base")) or _first(arguments, _BASE_KEYS)
     fallback = base or _text(config.get("model")) or file.parent.name
     name = clean_name(_text(extension.get("variant")) or _last_part(adapter or fallback))

@@ -18,6 +18,7 @@ from published import CARD
 from harness_ext import cli
 from harness_ext.cli import parser_of
 from harness_ext.models.adapters import check_adapter
+from harness_ext.models.sources import files_sha256
 from harness_ext.publish.claims import claims_in
 from harness_ext.publish.front_matter import metadata_of, with_metadata
 from harness_ext.regions import find_regions
@@ -308,3 +309,30 @@ def test_no_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str], adapter:
     assert "no adapter folder" in one_line(capsys)
     check_adapter(adapter)
     assert json.loads((adapter / "card.json").read_text())["base"] == "org/tiny"
+
+
+def test_without_write_permission(
+    adapter: Path, write_results: Callable[..., Path], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    results = write_results(adapter)
+    (adapter / "README.md").write_text("mine\n")
+    monkeypatch.setattr("harness_ext.atomic.os.access", lambda *_: False)  # permissions do not bind root
+    assert run("card", adapter, results) == 2
+    assert "check the permissions" in one_line(capsys)
+    assert (adapter / "README.md").read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("name", ["sst2", "squad_v2"])
+def test_the_shipped_cards_are_those_of_their_adapters(name: str) -> None:
+    folder = Path(__file__).parents[2] / "adapters" / name
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    (result,) = card.data.eval_results
+    assert result.metric_value * 100 == pytest.approx({"sst2": 92.1, "squad_v2": 57.8}[name], abs=0.05)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert not [region for region in find_regions(text, "README.md").values() if region.is_edited]
+    (claim,) = claims_in(metadata_of(text, "README.md"), "README.md")
+    assert claim.weights == files_sha256(folder / "adapter_model.safetensors")
+    assert claim.verdict == "better"
+    assert claim.baseline is not None

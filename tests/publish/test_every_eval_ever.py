@@ -130,3 +130,13 @@ def test_what_is_not_of_lm_eval(tmp_path: Path, capsys: pytest.CaptureFixture[st
     words = ["export", str(table), "--output", str(tmp_path / "eee"), "--organization", "x"]
     assert cli.main(words) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_an_output_that_is_a_file(
+    adapter: Path, write_results: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "exported").write_text("mine")
+    words = ["export", str(write_results(adapter)), "--output", str(tmp_path / "exported"), "--organization", "Lab"]
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (tmp_path / "exported").read_text() == "mine"

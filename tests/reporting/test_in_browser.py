@@ -57,7 +57,9 @@ def answers(shift: int, words: str, n: int = 300) -> list[dict]:
             "parsed_rate": float(number % 7 > 0),
             "macro_f1": [gold, predicted],
         }
-        text = f"the {words} answer to question {number}" + (ACTING if number == 2 else "")
+        text = {2: f"the {words} answer{ACTING}", 4: f"שלום {words} עולם"}.get(
+            number, f"the {words} answer to question {number}"
+        )
         one = sample(
             number, doc, scores, prompt=f"Say yes or no.\n{doc['context']}\nQ: question {number}\nA:", target=gold
         )
@@ -181,6 +183,15 @@ def test_texts_do_not_act(opened: Callable[..., Any]) -> None:
     assert page.locator("#detail script").count() == 0
     assert set(page.locator("#detail .control").all_inner_texts()) == {"\\x1b", "\\u202e"}
     assert "<script>document.title='acted'</script>" in page.locator("#detail").inner_text()
+
+
+def test_texts_from_right_to_left_have_their_own_direction(opened: Callable[..., Any]) -> None:
+    page = opened()
+    page.fill("#query", "שלום")
+    wait_for_count(page, "1 of 300 samples")
+    direction = "(e) => getComputedStyle(e).direction"
+    assert set(page.locator("#detail .pair pre").evaluate_all(f"(all) => all.map({direction})")) == {"rtl"}
+    assert page.locator("#detail").evaluate(direction) == "ltr"
 
 
 @pytest.mark.parametrize("size", SIZES, ids=["narrow", "wide"])

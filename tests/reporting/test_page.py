@@ -6,6 +6,7 @@ import base64
 import hashlib
 import itertools
 import json
+import os
 import re
 import shutil
 import tracemalloc
@@ -238,6 +239,49 @@ def test_output_that_cannot_be_written_is_said_first(
     monkeypatch.setattr("harness_ext.results.load.load_results", lambda *_: pytest.fail("the results were read"))
     assert cli.main(["report", str(pair), "--output", str(tmp_path / output)]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_without_write_permission(
+    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_there: bool
+) -> None:
+    file = tmp_path / "report.html"
+    if is_there:
+        file.write_text("old")
+    monkeypatch.setattr("harness_ext.atomic.os.access", lambda *_: False)  # permissions do not bind root
+    monkeypatch.setattr("harness_ext.results.load.load_results", lambda *_: pytest.fail("the results were read"))
+    assert cli.main(["report", str(pair), "--output", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert "check the permissions" in error
+    assert error.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"out", *["report.html"] * is_there}
+    assert not is_there or file.read_text() == "old"
+
+
+def test_a_folder_that_is_being_written(pair: Path, tmp_path: Path) -> None:
+    """An evaluation that goes on has written the samples of its next run, but no results yet."""
+    before = written(pair, tmp_path)
+    (samples,) = (pair / "sst2").glob("samples_*.jsonl")
+    text = samples.read_text()
+    (pair / "sst2" / samples.name.replace("2025-06-01", "2025-06-02")).write_text(text[:500])
+    (pair / "sst2" / f".{samples.name}.partial-machine-{os.getpid()}").write_text(text[:500])
+    (pair / "third").mkdir()
+    (pair / "third" / f".results_2025-06-02.json.partial-machine-{os.getpid()}").write_text("{")
+    assert written(pair, tmp_path).samples == before.samples
+
+
+def test_texts_from_right_to_left(write_pair: Callable[..., Path], tmp_path: Path) -> None:
+    """They stand in elements of their own direction, so that what surrounds them keeps its order."""
+    name, word = "משימה", "שלום"
+    before, after = answers([0.0, 1.0] * 20, f"{word} {{}}"), answers([1.0] * 40, f"{word} {{}}")
+    folder = write_pair("demo", before, after, both=GENERATED, sst2={"ours": {"variant": name}})
+    page = written(folder, tmp_path)
+    assert page.samples[0]["rows"][0][6][1][0] == f"{word} 0"
+    holders = [attrs for tag, attrs, text in page.elements if tag in ("span", "th", "td", "h1", "figcaption", "dd")
+               and name in "".join(text)]  # fmt: skip
+    assert holders
+    around = [attrs for attrs in holders if "dir" not in attrs and attrs.get("class") not in (None, "", "line")]
+    assert around == []
 
 
 def test_a_failure_keeps_the_old_file(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,13 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness_ext.comparison.rows import Score
 from harness_ext.formatting import format_interval, format_p, format_score, in_display_unit
 from harness_ext.render.figures import Axis, axis_over
-from harness_ext.reporting.contents import Confusion, Curve, Distribution, KindOfDocument, Reliability, TaskFigures
-from harness_ext.stats.intervals import ALPHA, Interval
+from harness_ext.render.report.courses import course_chart
+from harness_ext.reporting.contents import (
+    Confusion,
+    Curve,
+    CurvePoint,
+    Distribution,
+    KindOfDocument,
+    Reliability,
+    TaskFigures,
+)
+from harness_ext.stats.intervals import ALPHA
 
 SIDE = 200  # of a square drawing, in pixels
-WIDE, HIGH = 420, 140  # of a broad one
+WIDE, HIGH = 360, 140  # of a broad one
 _SHADES = 5  # of a cell of a confusion matrix
 
 
@@ -26,6 +36,7 @@ class TaskCharts:
     distributions: Sequence[Mapping[str, Any]]
     kinds: Sequence[Mapping[str, Any]]
     curves: Sequence[Mapping[str, Any]]
+    courses: Sequence[Mapping[str, Any]]
 
 
 def task_charts(figures: TaskFigures) -> TaskCharts:
@@ -37,7 +48,8 @@ def task_charts(figures: TaskFigures) -> TaskCharts:
         reliabilities=[_reliability(diagram, is_base=diagram.run in baseline) for diagram in figures.reliabilities],
         distributions=[_distribution(each) for each in figures.distributions],
         kinds=[_kind(each) for each in figures.kinds],
-        curves=[_curve(curve, figures) for curve in figures.curves],
+        curves=[_curve(curve) for curve in figures.curves],
+        courses=[course_chart(course) for course in figures.courses],
     )
 
 
@@ -103,7 +115,8 @@ def _distribution(each: Distribution) -> dict[str, Any]:
             for place, height in enumerate(heights)
         )
         outlines.append({"run": run, "series": min(index, 7), "points": f"0,{HIGH} {steps} {WIDE},{HIGH}"})
-    return {"title": each.title, "outlines": outlines, "highest": f"{100 * highest:.0f} %"}
+    marks = [(WIDE * share / 100, str(share)) for share in (0, 25, 50, 75, 100)]
+    return {"title": each.title, "outlines": outlines, "highest": f"{100 * highest:.0f} %", "x_ticks": marks}
 
 
 def _kind(each: KindOfDocument) -> dict[str, Any]:
@@ -111,36 +124,36 @@ def _kind(each: KindOfDocument) -> dict[str, Any]:
     return {"metric": each.metric, "points": points}
 
 
-def _curve(curve: Curve, figures: TaskFigures) -> dict[str, Any]:
-    unit = figures.rows[0].unit
-    baseline = figures.rows[0].baseline.value
-    ends = [
-        end for point in curve.points for end in _ends(point.score.interval) or (point.score.value, point.score.value)
-    ]
-    y = axis_over([in_display_unit(value, unit) for value in (*ends, baseline)])
-    x = axis_over([point.x for point in curve.points])
+def _curve(curve: Curve) -> dict[str, Any]:
+    unit, points = curve.unit, [*curve.points, *([curve.chosen] if curve.chosen else [])]
+    ends = [end for point in points for end in (point.score.value, *_ends(point.score))]
+    levels = [] if curve.baseline is None else [curve.baseline]
+    y = axis_over([in_display_unit(value, unit) for value in (*ends, *levels)])
+    x = axis_over([point.x for point in points])
 
     def height(value: float) -> float:
         return HIGH * (1 - y.at(in_display_unit(value, unit)))
 
-    points = []
-    for point in curve.points:
-        low, high = _ends(point.score.interval) or (point.score.value, point.score.value)
+    def place(point: CurvePoint) -> dict[str, Any]:
+        low, high = _ends(point.score)
         interval = f" {format_interval(point.score.interval, unit)}" if point.score.interval else ""
-        points.append(
-            {"x": WIDE * x.at(point.x), "y": height(point.score.value), "low": height(low), "high": height(high),
-             "text": f"{point.run}: {point.x:,.0f} → {format_score(point.score.value, unit)}{interval}"}
-        )  # fmt: skip
+        text = f"{point.run}: {point.x:,.0f} → {format_score(point.score.value, unit)}{interval}"
+        at = WIDE * x.at(point.x), height(point.score.value)
+        return {"x": at[0], "y": at[1], "low": height(low), "high": height(high), "text": text}
+
+    placed = [place(point) for point in curve.points]
     return {
-        "title": curve.title, "x": curve.x, "points": points, "baseline": height(baseline),
-        "line": " ".join(f"{point['x']:.1f},{point['y']:.1f}" for point in points),
+        "title": curve.title, "x": curve.x, "points": placed, "metric": curve.metric, "note": curve.note,
+        "baseline": None if curve.baseline is None else height(curve.baseline),
+        "chosen": place(curve.chosen) if curve.chosen else None,
+        "line": " ".join(f"{point['x']:.1f},{point['y']:.1f}" for point in placed),
         "x_ticks": _ticks(x, WIDE), "y_ticks": [(HIGH - place, text) for place, text in _ticks(y, HIGH)],
-        "metric": figures.rows[0].metric,
     }  # fmt: skip
 
 
-def _ends(interval: Interval | None) -> tuple[float, float] | None:
-    return None if interval is None else (interval.low, interval.high)
+def _ends(score: Score) -> tuple[float, float]:
+    """The ends of a score's interval; the score itself if it has none."""
+    return (score.interval.low, score.interval.high) if score.interval else (score.value, score.value)
 
 
 def _ticks(axis: Axis, length: float) -> list[tuple[float, str]]:

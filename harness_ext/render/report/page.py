@@ -16,13 +16,14 @@ from harness_ext.doctor.diagnosis import Diagnosis
 from harness_ext.findings import Finding
 from harness_ext.names import INVISIBLE
 from harness_ext.render import figures, tables, verdict
-from harness_ext.render.report import charts
+from harness_ext.render.report import charts, summary
 from harness_ext.render.templates import environment
 from harness_ext.reporting.contents import Report, SampleSet
 
 _LEVELS = {"error": 0, "warning": 1, "note": 2}
 _PLACE_OF_SAMPLES = "<!-- samples -->"
 _COMPRESSION = 9
+_MOST_STEPS = 6
 _LINE = 1_000  # characters of compressed data per line, for editors
 
 
@@ -75,12 +76,13 @@ def _context(report: Report) -> dict[str, Any]:
         "title": _title(comparison),
         "names": list(dict.fromkeys(row.run for row in comparison.rows)),
         "sentence": verdict.sentence(comparison),
-        "lines": verdict.lines(comparison),
-        "evidence": verdict.evidence(comparison.rows[0]) if comparison.rows else "",
+        "compared": summary.compared(report),
+        "real": summary.real(comparison),
+        "wrong": summary.wrong(findings),
         "main_verdict": _main_verdict(comparison),
         "counts": {level: sum(group["level"] == level for group in findings) for level in _LEVELS},
-        "errors": [group for group in findings if group["level"] == "error"],
         "findings": findings,
+        "grouped": _grouped(findings),
         "examined": _notes(report.diagnoses),
         "leaderboard": tables.grids_of(comparison)[0],
         "further": [grid for grid in (tables.retained(comparison.rows), tables.costs(comparison.costs)) if grid.rows],
@@ -90,12 +92,19 @@ def _context(report: Report) -> dict[str, Any]:
         "waterfalls": figures.waterfalls_of(comparison),
         "untested": [row for row in comparison.rows if row.paired is None],
         "tasks": [charts.task_charts(task) for task in report.tasks],
-        "trains": any("harness-ext train" in command for run in report.runs for command in run.commands),
+        "steps": _steps(report),
+        "trains": any(run.training for run in report.runs),
         "is_sample": any(row.is_sample for row in comparison.rows),
         "sizes": {samples.task: samples for samples in report.samples},
-        "documents": {row.task: row.n for row in comparison.rows},
         "marks": tables.MARKS,
     }
+
+
+def _steps(report: Report) -> Sequence[str]:
+    """The commands that evaluate and compare again, if they are few enough for the summary."""
+    if report.evaluations and len(report.evaluations) < _MOST_STEPS:
+        return [*report.evaluations, report.repeat]
+    return report.commands[:1]
 
 
 def _title(comparison: Comparison) -> str:
@@ -116,10 +125,22 @@ def _findings(report: Report) -> list[dict[str, Any]]:
     listed: dict[tuple[str, str], dict[str, Any]] = {}
     for diagnosis in report.diagnoses:
         for finding in diagnosis.findings:
-            listed.setdefault((finding.id, finding.text), _entry(finding, diagnosis))
+            listed.setdefault((finding.id, finding.text), _entry(finding, f"{diagnosis.task}, {diagnosis.run}"))
+    for examination in report.examinations:
+        for finding in examination.findings:
+            listed.setdefault((finding.id, finding.text), _entry(finding, examination.subject))
     for finding in report.comparison.findings:
-        listed.setdefault((finding.id, finding.text), _entry(finding, None))
+        listed.setdefault((finding.id, finding.text), _entry(finding, finding.where))
     return sorted(listed.values(), key=lambda entry: (_LEVELS[entry["level"]], entry["proof"] is None))
+
+
+def _grouped(findings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Findings of one kind with one remedy under one heading, in the order of the first of each."""
+    groups: dict[tuple[str, ...], dict[str, Any]] = {}
+    for each in findings:
+        key = each["id"], each["level"], each["next"], "proved" if each["proof"] else ""
+        groups.setdefault(key, {**each, "entries": []})["entries"].append(each)
+    return [*groups.values()]
 
 
 def _notes(diagnoses: Sequence[Diagnosis]) -> dict[str, list[str]]:
@@ -131,9 +152,8 @@ def _notes(diagnoses: Sequence[Diagnosis]) -> dict[str, list[str]]:
     return notes
 
 
-def _entry(finding: Finding, diagnosis: Diagnosis | None) -> dict[str, Any]:
+def _entry(finding: Finding, where: str) -> dict[str, Any]:
     rule = CATALOGUE[finding.id]
-    where = f"{diagnosis.task}, {diagnosis.run}" if diagnosis else finding.where
     return {
         "id": finding.id,
         "level": finding.level,
