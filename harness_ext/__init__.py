@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from harness_ext.doctor.preflight.batches import examine_batches
     from harness_ext.engine.evaluate import evaluate
     from harness_ext.leaderboard import compare_runs
-    from harness_ext.reporting.write import write_report
+    from harness_ext.report import write_report
     from harness_ext.results.load import load_runs
     from harness_ext.selection.train import train_adapter
     from harness_ext.training.recipe import Recipe
@@ -46,7 +46,7 @@ _MODULES = {
     "examine_batches": "harness_ext.doctor.preflight.batches",
     "load_runs": "harness_ext.results.load",
     "train_adapter": "harness_ext.selection.train",
-    "write_report": "harness_ext.reporting.write",
+    "write_report": "harness_ext.report",
 }
 
 

@@ -11,7 +11,7 @@ from harness_ext.engine.evaluate import evaluate
 from harness_ext.leaderboard import Leaderboard
 from harness_ext.models.fetch import fetch_model
 from harness_ext.protocol import documents
-from harness_ext.reporting.write import write_report
+from harness_ext.report import write_report
 from harness_ext.results.load import load_runs
 from harness_ext.training.recipe import Recipe
 from harness_ext.training.trainer import train_adapter

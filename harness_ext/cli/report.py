@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     """Write the report and name it."""
     from harness_ext.atomic import check_writable
     from harness_ext.render.verdict import sentence
-    from harness_ext.reporting.write import write_report
+    from harness_ext.report import write_report
     from harness_ext.results.load import load_results
 
     if not options.results:

@@ -1,1 +1,1 @@
-"""Models: where they come from, adapters, prefix trees."""
+"""Models: where they come from, and the adapters on them."""

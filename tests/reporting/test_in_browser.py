@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from lm_eval_files import sample
 
-from harness_ext.reporting.write import write_report
+from harness_ext.report import write_report
 from harness_ext.results.load import load_runs
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra `pages`)")
