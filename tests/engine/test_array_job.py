@@ -205,6 +205,27 @@ def test_shards_with_folders_of_their_own(
     assert [(store / FILE).read_bytes() for store in stores] == before
 
 
+def test_shards_that_were_killed_go_on(tiny_model_folder: Path, tmp_path: Path, asked: list[int]) -> None:
+    """Any of the answers may be missing; only these are asked again, and the results are those of one run."""
+    settings: dict[str, Any] = {"tasks": TASKS, "limit": 9, "model_args": {"pack_tokens": 128}}
+    logged = {**settings, "log_samples": True}
+    evaluate(str(tiny_model_folder), output_path=str(tmp_path / "one"), store=False, **logged)
+    store = tmp_path / "store"
+    run_shards(tiny_model_folder, [1, 2], 2, lambda _: store, **settings)
+    with ResponseStore(store) as answers:
+        lost = [key for number, key in enumerate(sorted(keys_of(answers))) if number % 3 == 0]
+        answers.forget(lost)
+    asked.clear()
+    run_shards(tiny_model_folder, [2, 1], 2, lambda _: store, **settings)
+    assert sum(asked) == len(lost)
+    evaluate(str(tiny_model_folder), output_path=str(tmp_path / "out"), store=store, from_store=True, **logged)
+    assert content(tmp_path / "out") == content(tmp_path / "one")
+
+
+def keys_of(store: ResponseStore) -> list[bytes]:
+    return [key for (key,) in store._connection.execute("SELECT key FROM responses")]
+
+
 def command(base: Path, store: Path, *more: str) -> list[str]:
     return [
         "eval", "--model_args", f"pretrained={base}", "--tasks", *TASKS, "--limit", "8", "--log_samples",
