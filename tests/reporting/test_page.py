@@ -21,9 +21,9 @@ from report_page import Page
 from harness_ext import cli
 from harness_ext.comparison.compare import compare_runs
 from harness_ext.render.verdict import sentence
+from harness_ext.report import write_report
 from harness_ext.reporting.collect import collect
 from harness_ext.reporting.samples import Budget
-from harness_ext.report import write_report
 from harness_ext.results.load import load_runs
 
 HOSTILE = (
