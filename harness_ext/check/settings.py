@@ -28,7 +28,7 @@ from harness_ext.protocol.lm_eval_api import (
 )
 
 STRUCTURE_KEYS = {"include", "group", "task_list", "class"}
-TASK_KEYS = {field.name for field in dataclasses.fields(TaskConfig)} | STRUCTURE_KEYS
+TASK_KEYS = {field.name for field in dataclasses.fields(TaskConfig) if not field.name.startswith("_")} | STRUCTURE_KEYS
 GROUP_KEYS = {field.name for field in dataclasses.fields(GroupConfig)}
 FEWSHOT_KEYS = {field.name for field in dataclasses.fields(FewshotConfig)}
 # Keys that change a score when mistyped; others are passed to `generate` of transformers unchanged.

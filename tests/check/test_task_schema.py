@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from versions import LM_EVAL_05
 
 from harness_ext.check import task_schema
 from harness_ext.check.settings import GROUP_KEYS, TASK_KEYS
@@ -32,11 +33,13 @@ def problems(values: Any) -> list[str]:
     return [error.message for error in found]
 
 
+@pytest.mark.skipif(LM_EVAL_05, reason="the schema has the keys of lm-eval 0.4.13")
 def test_it_is_current() -> None:
     """`python docs/generate.py` writes it."""
     assert json.loads(SCHEMA_FILE.read_text(encoding="utf-8")) == task_schema.task_schema()
 
 
+@pytest.mark.skipif(LM_EVAL_05, reason="the schema has the keys of lm-eval 0.4.13")
 def test_every_key_of_the_check_is_explained() -> None:
     assert task_schema.DESCRIPTIONS.keys() >= TASK_KEYS | GROUP_KEYS
     assert task_schema.task_schema()["properties"].keys() == TASK_KEYS | GROUP_KEYS
