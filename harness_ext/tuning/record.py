@@ -119,7 +119,7 @@ class Record:
     @property
     def digest(self) -> str:
         """Names the tournament in the winner's card."""
-        return hashlib.sha256(json.dumps(self.design, sort_keys=True).encode()).hexdigest()
+        return _sha256(self.design)
 
     def write(self) -> None:
         """Write the file, completely or not at all.
@@ -133,7 +133,7 @@ class Record:
             "rungs": [{str(entry): asdict(scored) for entry, scored in rung.items()} for rung in self.rungs],
             "winner": None if self.winner is None else asdict(self.winner),
         }
-        write_text(self.folder / FILE, json.dumps(content) + "\n")
+        write_text(self.folder / FILE, json.dumps({"sha256": _sha256(content), "state": content}) + "\n")
 
     def describe(self, documents: Documents) -> None:
         """Note what is scored, or make sure that it is still the same.
@@ -148,6 +148,11 @@ class Record:
                 f"the documents or the metric of {self.folder.name} have changed since the tournament began; bring "
                 "them back, or start again with --overwrite"
             )
+
+
+def _sha256(value: Any) -> str:
+    """Hash of a value as JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def documents_of(evaluator: Evaluator) -> Documents:
@@ -178,13 +183,16 @@ def read_record(folder: Path, design: Mapping[str, Any], output: str) -> Record 
     if not file.is_file():
         return None
     try:
-        content = read_json_object(file)
+        sealed = read_json_object(file)
+        content = sealed["state"]
+        if sealed["sha256"] != _sha256(content):
+            raise ValueError("another checksum")
         record = Record(
             folder,
             content["design"],
             None if content["documents"] is None else _documents(content["documents"]),
-            [{int(entry): _scored(scored) for entry, scored in rung.items()} for rung in content["rungs"]],
-            None if content["winner"] is None else _scored(content["winner"]),
+            [{int(entry): Scored(**scored) for entry, scored in rung.items()} for rung in content["rungs"]],
+            None if content["winner"] is None else Scored(**content["winner"]),
         )
         differing = _differing(record.design, design)
     except (InputError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -203,13 +211,6 @@ def _documents(values: Mapping[str, Any]) -> Documents:
     metric = EvaluatedMetric(**values["metric"])
     low, high = metric.limits
     return Documents(**{**values, "metric": dataclasses.replace(metric, limits=(low, high))})
-
-
-def _scored(values: Mapping[str, Any]) -> Scored:
-    scored = Scored(**values)
-    if not all(isinstance(score, (int, float)) for score in scored.scores):
-        raise TypeError("a score is no number")
-    return scored
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
