@@ -3,6 +3,7 @@
 The public API, for notebooks and scripts; each name is imported on first use:
 
 - `Recipe`, `train_adapter`: train a LoRA adapter on any lm-eval task with a training split
+- `make_entries`, `tune`: train several recipes in a tournament, and keep the best
 - `evaluate`: evaluate a base and its adapters on the same tasks, in one process
 - `load_runs`, `compare_runs`: load results, and compare them document by document, with tests and a verdict
 - `write_report`: comparison, figures, findings, samples and provenance in one HTML file
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from harness_ext.results.load import load_runs
     from harness_ext.selection.train import train_adapter
     from harness_ext.training.recipe import Recipe
+    from harness_ext.tuning.entries import make_entries
+    from harness_ext.tuning.tournament import tune
 
 __all__ = [
     "Recipe",
@@ -34,7 +37,9 @@ __all__ = [
     "evaluate",
     "examine_batches",
     "load_runs",
+    "make_entries",
     "train_adapter",
+    "tune",
     "write_report",
 ]
 
@@ -45,7 +50,9 @@ _MODULES = {
     "evaluate": "harness_ext.engine.evaluate",
     "examine_batches": "harness_ext.doctor.preflight.batches",
     "load_runs": "harness_ext.results.load",
+    "make_entries": "harness_ext.tuning.entries",
     "train_adapter": "harness_ext.selection.train",
+    "tune": "harness_ext.tuning.tournament",
     "write_report": "harness_ext.report",
 }
 

@@ -13,8 +13,8 @@ from harness_ext.models.fetch import fetch_model
 from harness_ext.protocol import documents
 from harness_ext.report import write_report
 from harness_ext.results.load import load_runs
+from harness_ext.selection.train import train_adapter
 from harness_ext.training.recipe import Recipe
-from harness_ext.training.trainer import train_adapter
 
 MODEL = "smollm2-135m-instruct"
 TASKS = ("sst2_choice", "sst2_generate")

@@ -80,7 +80,7 @@ def tiny_lm(tiny_model_folder: Path) -> HFLM:
 collect_ignore = ["support"]  # modules that tests import; to import them a second time would register models twice
 
 _MODEL_FIXTURES = {"tiny_model_folder", "tiny_lm"}  # of which all other models are made
-_MODEL_TESTS = {"cpu", "differential", "doctor", "engine", "models", "training", "trees"}
+_MODEL_TESTS = {"cpu", "differential", "doctor", "engine", "models", "training", "trees", "tuning"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -546,7 +546,7 @@ def parse(words: list[str]) -> None:
     """Parse as `main` does, without running anything."""
     assert words[0] in cli.COMMANDS, f"no command {words[0]!r}"
     if "--help" not in words:
-        rest = [cli.dashed(word) for word in words[1:]] if words[0] == "train" else words[1:]
+        rest = [cli.dashed(word) for word in words[1:]] if words[0] in ("train", "tune") else words[1:]
         cli.parser_of(words[0]).parse_args(rest)
 
 

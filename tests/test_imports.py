@@ -17,8 +17,8 @@ from harness_ext.protocol import lm_eval_api
 PACKAGE = Path(harness_ext.__file__).parent
 MODULES = sorted(file.relative_to(PACKAGE).with_suffix("").as_posix() for file in PACKAGE.rglob("*.py"))
 WINGS = (
-    "training", "selection", "engine", "doctor", "leaderboard", "comparison", "results", "stats", "protocol", "models",
-    "metrics",
+    "training", "selection", "tuning", "engine", "doctor", "leaderboard", "comparison", "results", "stats", "protocol",
+    "models", "metrics",
 )  # fmt: skip
 
 HOOKS_USE = ("documents", "fewshot", "lm_eval_api", "requests")
@@ -72,6 +72,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "metrics",
         "errors",
     ),
+    "tuning": ("tuning", "selection", "training", "stats", "models", "atomic", "errors"),
     "engine": ("engine", "version", "atomic", "protocol", "models", "trees", "cpu", "metrics", "stats", "errors"),
     "engine/sequential": ("engine", "comparison", "results", "stats", "protocol", "metrics", "errors"),
     "doctor": ("doctor", "comparison", "results", "stats", "protocol", "metrics", "findings", "errors"),
@@ -303,8 +304,8 @@ def test_entry_points_lead_somewhere() -> None:
 
 
 def test_public_surface() -> None:
-    names = "Recipe compare_runs diagnose evaluate examine_batches load_runs train_adapter write_report"
-    assert harness_ext.__all__ == names.split()
+    names = "Recipe compare_runs diagnose evaluate examine_batches load_runs make_entries train_adapter tune"
+    assert harness_ext.__all__ == [*names.split(), "write_report"]
     for name in harness_ext.__all__:
         assert getattr(harness_ext, name).__name__ == name
         assert name in dir(harness_ext)

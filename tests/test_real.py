@@ -17,8 +17,9 @@ from harness_ext.leaderboard import compare_runs
 from harness_ext.models.fetch import fetch_model
 from harness_ext.protocol.task_folders import tasks_path
 from harness_ext.results.load import load_runs
+from harness_ext.selection.train import train_adapter
 from harness_ext.training.recipe import Recipe
-from harness_ext.training.trainer import TrainedAdapter, train_adapter
+from harness_ext.training.trainer import TrainedAdapter
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 

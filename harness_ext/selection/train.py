@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from harness_ext.selection.live import live_evaluator
-from harness_ext.training import trainer
 from harness_ext.training.recipe import Recipe
-from harness_ext.training.trainer import TrainedAdapter, TrainingStart
+from harness_ext.training.trainer import TrainedAdapter, Training, TrainingStart, start_training
+from harness_ext.training.workspace import claimed
 
 
 def train_adapter(
@@ -34,6 +34,11 @@ def train_adapter(
     Raises:
         HarnessExtError: the run cannot start or fails; no adapter folder is left behind.
     """
-    return trainer.train_adapter(
-        recipe, resume=resume, overwrite=overwrite, inspect=inspect, evaluating=live_evaluator(on_evaluation)
-    )
+    with claimed(recipe.output, resume=resume, overwrite=overwrite) as claim:
+        start = start_training(recipe)
+        evaluator = None if recipe.evaluate_every is None else live_evaluator(start, report=on_evaluation)
+        training = Training(start, claim, evaluator)
+        if inspect is not None and not resume:
+            inspect(start)
+        training.fit()
+        return training.write()

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from harness_ext.training.recipe import Recipe
-from harness_ext.training.schedule import few_steps_advice
+from harness_ext.training.schedule import few_steps_advice, pause_step
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,22 @@ class StopOnInterrupt(TrainerCallback):
         received = torch.tensor(self.signal or 0, device=device)
         torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
         self.signal = int(received) or None
+
+
+class PauseAt(TrainerCallback):
+    """Saves a checkpoint and stops where a share of the planned steps is done.
+
+    Args:
+        share: of the planned steps; 1: training goes on to its end.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+
+    def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Save and stop if this is the step."""
+        if state.global_step == pause_step(state.max_steps, self._share) < state.max_steps:
+            control.should_save = control.should_training_stop = control.should_log = True
 
 
 class FewSteps(TrainerCallback):

@@ -21,7 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from harness_ext.errors import TrainingError, WriteError, first_line
 from harness_ext.training.batches import GroupedBatches
 from harness_ext.training.checkpoints import seal
-from harness_ext.training.schedule import make_schedule
+from harness_ext.training.schedule import make_schedule, pause_step
 
 
 class PackTrainer(Trainer):
@@ -44,18 +44,19 @@ class PackTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # makes Trainer count the label tokens of a whole step
         self._loss_shifts_labels = False
 
-    def restore_finished(self, checkpoint: Path, *, stopped: bool = False) -> bool:
-        """Load the checkpoint if it is of the last step, after which `train` would still run one more.
+    def restore_finished(self, checkpoint: Path, *, until: float = 1.0, stopped: bool = False) -> bool:
+        """Load the checkpoint if no step is to follow; `train` would still run one more after the last.
 
         Args:
             checkpoint: its folder.
+            until: share of the planned steps that are wanted.
             stopped: the training was stopped at this checkpoint for good.
 
         Returns:
-            Whether it was of the last step.
+            Whether no step is to follow.
         """
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        if state.global_step < state.max_steps and not stopped:
+        if state.global_step < pause_step(state.max_steps, until) and not stopped:
             return False
         self.state = state
         self._load_from_checkpoint(str(checkpoint))

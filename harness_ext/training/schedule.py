@@ -24,6 +24,15 @@ def warmup_steps(total: int, ratio: float) -> int:
     return min(math.ceil(total * ratio), total - 1)
 
 
+def pause_step(total: int, share: float) -> int:
+    """The optimiser step at which a share of a training is done, rounded up.
+
+    >>> [pause_step(60, share) for share in (1 / 12, 1 / 6, 0.99, 1.0)], pause_step(3, 0.01)
+    ([5, 10, 60, 60], 1)
+    """
+    return min(total, max(1, math.ceil(total * share - 1e-9)))
+
+
 def make_schedule(
     name: str, optimizer: Optimizer, *, total: int, ratio: float, options: Mapping[str, Any] | None = None
 ) -> LRScheduler:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from harness_ext.errors import RecipeError, TrainingError
 from harness_ext.models.card import CARD_FILE, read_card
-from harness_ext.training.checkpoints import damaged_checkpoint, last_checkpoint
+from harness_ext.training.checkpoints import last_checkpoint
 from harness_ext.training.recipe import Recipe, recorded
-from harness_ext.training.trainer import TrainedAdapter, TrainingStart, train_adapter
-from harness_ext.training.workspace import FREE_TO_CHANGE, workspace_of
+from harness_ext.training.trainer import TrainedAdapter, TrainingStart
+from harness_ext.training.workspace import FREE_TO_CHANGE, has_checkpoint, workspace_of
 
 
 def seed_recipes(recipe: Recipe, count: int) -> list[Recipe]:
@@ -38,20 +38,20 @@ def train_seeds(
     recipe: Recipe,
     count: int,
     *,
+    train: Callable[..., TrainedAdapter],
     resume: bool = False,
     overwrite: bool = False,
     inspect: Callable[[TrainingStart], None] | None = None,
-    train: Callable[..., TrainedAdapter] = train_adapter,
 ) -> Iterator[TrainedAdapter]:
     """Train one adapter per seed, and yield it as soon as it is written.
 
     Args:
         recipe: its seed is the first one.
         count: number of seeds.
+        train: trains one adapter, as `harness_ext.train_adapter` does.
         resume: keep finished adapters, continue the interrupted one, and train the others.
         overwrite: replace existing adapters.
         inspect: called before the first step of the first seed that is trained; see `train_adapter`.
-        train: function that trains one adapter.
 
     Raises:
         HarnessExtError: training fails, or a folder is in use (raised before the first seed is trained).
@@ -64,11 +64,8 @@ def train_seeds(
         if resume and (trained := _trained(seed_recipe)):
             yield trained
             continue
-        workspace = workspace_of(seed_recipe.output)
-        has_checkpoint = bool(
-            last_checkpoint(workspace) or damaged_checkpoint(workspace)
-        )  # training refuses the latter
-        yield train(seed_recipe, resume=resume and has_checkpoint, overwrite=overwrite, inspect=inspect)
+        goes_on = resume and has_checkpoint(workspace_of(seed_recipe.output))
+        yield train(seed_recipe, resume=goes_on, overwrite=overwrite, inspect=inspect)
         inspect = None
 
 

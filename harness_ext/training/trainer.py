@@ -5,7 +5,6 @@ Uses a `transformers.Trainer` on batches of packs, which handles checkpoints, re
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import logging
@@ -45,21 +44,19 @@ from harness_ext.protocol.render import training_docs
 from harness_ext.protocol.tasks import load_task
 from harness_ext.protocol.token_settings import check_appends_nothing
 from harness_ext.training.batches import Collator, ExampleSet, GroupedBatches, build_examples, group_by_prefix
-from harness_ext.training.callbacks import FewSteps, StopOnInterrupt, TrainingBar
+from harness_ext.training.callbacks import FewSteps, PauseAt, StopOnInterrupt, TrainingBar
 from harness_ext.training.checkpoints import checkpoint_step, last_checkpoint
 from harness_ext.training.evaluating import StateEvaluation
 from harness_ext.training.evaluator import Evaluator
-from harness_ext.training.lock import OutputLock
 from harness_ext.training.model_card import model_card
 from harness_ext.training.pack_trainer import PackTrainer
 from harness_ext.training.recipe import Recipe
 from harness_ext.training.workspace import (
     INITIAL_FOLDER,
     RECIPE_FILE,
-    claim_workspace,
+    Claim,
     kept_only_with_checkpoint,
     prepare,
-    workspace_of,
 )
 from harness_ext.trees.support import why_no_trees
 
@@ -80,6 +77,17 @@ class TrainedAdapter:
 
     folder: Path
     card: AdapterCard
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training has come, and what the whole of it takes."""
+
+    step: int
+    planned_steps: int
+    examples: int  # that the planned steps see
+    parameters: int  # that are trained
+    training_seconds: float
 
 
 @dataclass(frozen=True)
@@ -108,111 +116,105 @@ def start_training(recipe: Recipe) -> TrainingStart:
     return TrainingStart(recipe, base, task, docs, lm)
 
 
-def train_adapter(
-    recipe: Recipe,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    inspect: Callable[[TrainingStart], None] | None = None,
-    evaluating: Callable[[TrainingStart], Evaluator] | None = None,
-) -> TrainedAdapter:
-    """Train a LoRA adapter on a task and write it to `recipe.output`.
+class Training:
+    """A training of an adapter in a workspace that has been claimed: examples, fit, write.
 
     Args:
-        recipe: all settings of the run.
-        resume: continue from the last checkpoint of an interrupted run.
-        overwrite: replace an existing adapter.
-        inspect: called before the first step of a run that is not resumed; what it raises stops the run. It has to
-            leave the model and all random generators as they are.
-        evaluating: makes the evaluator of checkpoints, for a recipe with `evaluate_every`; `harness_ext.train_adapter`
-            brings one.
-
-    Returns:
-        The adapter's folder, which is written only at the end, and its card.
+        start: what it starts from.
+        claim: of the output folder.
+        evaluator: scores the model; what it holds out is not trained on. A recipe with `evaluate_every` needs one.
 
     Raises:
-        HarnessExtError: the run cannot start or fails; no adapter folder is left behind.
+        HarnessExtError: there is nothing to train on.
     """
-    processes = PartialState(cpu=choose_device().type == "cpu")  # for `accelerate launch`; also selects this one's GPU
-    with contextlib.ExitStack() as stack:
-        lock = None
-        if processes.is_main_process:
-            lock = stack.enter_context(OutputLock(workspace_of(recipe.output), recipe.output).held())
-        with processes.main_process_first():
-            workspace = claim_workspace(recipe.output, lock, resume=resume, overwrite=overwrite)
-        return _train(recipe, processes, workspace, lock, resume=resume, overwrite=overwrite, inspect=inspect,
-                      evaluating=evaluating)  # fmt: skip
 
+    def __init__(self, start: TrainingStart, claim: Claim, evaluator: Evaluator | None = None) -> None:
+        assert evaluator is not None or start.recipe.evaluate_every is None, "nobody could score the checkpoints"
+        recipe, lm = start.recipe, start.lm
+        self._start, self._claim, self._evaluator = start, claim, evaluator
+        self._learning_rate = recipe.learning_rate_for(lm.model.num_parameters())
+        self._examples = build_examples(
+            start.task, start.docs, recipe.prompt, lm,
+            limit=recipe.limit, validation_size=recipe.validation_size, max_length=lm.max_length, seed=recipe.seed,
+            excluded=frozenset() if evaluator is None else evaluator.excluded,
+        )  # fmt: skip
+        self._selection: Mapping[str, Any] | None = None
+        self.model: Any = None  # the base with its LoRA, from `fit` on
+        self.trainer: Any = None
 
-def _train(
-    recipe: Recipe,
-    processes: PartialState,
-    workspace: Path,
-    lock: OutputLock | None,
-    *,
-    resume: bool,
-    overwrite: bool,
-    inspect: Callable[[TrainingStart], None] | None,
-    evaluating: Callable[[TrainingStart], Evaluator] | None,
-) -> TrainedAdapter:
-    """Train in a workspace that has been claimed, and write the adapter."""
-    start = start_training(recipe)
-    task, lm = start.task, start.lm
-    evaluator = _evaluator(start, evaluating, processes)
-    learning_rate = recipe.learning_rate_for(lm.model.num_parameters())
-    examples = build_examples(
-        task, start.docs, recipe.prompt, lm,
-        limit=recipe.limit, validation_size=recipe.validation_size, max_length=lm.max_length, seed=recipe.seed,
-        excluded=frozenset() if evaluator is None else evaluator.excluded,
-    )  # fmt: skip
-    if inspect is not None and not resume:
-        inspect(start)
-    peft_model = add_lora(lm.model, recipe)
-    use_fast_paths(peft_model)
-    before = _starting_point(peft_model)
-    evaluation = None if evaluator is None else StateEvaluation(evaluator, recipe, workspace)
-    with kept_only_with_checkpoint(workspace, lock):
-        if processes.is_main_process:
-            held_out = None if evaluator is None else evaluator.data_sha256
-            prepare(workspace, peft_model, recipe, examples, resume=resume, held_out=held_out)
-        trainer, interrupt = _make_trainer(peft_model, lm.tokenizer, examples, recipe, workspace, learning_rate)
-        if evaluation is not None:
-            evaluation.trainer = trainer
-            trainer.add_callback(evaluation)
-        _fit(trainer, interrupt, recipe, workspace, evaluation, resume=resume)
-        selection = None if evaluation is None else evaluation.finish(peft_model)
-    weights = trainer.trained_weights()
-    if _all_say(processes, lambda: _changes_nothing(weights or _by_name(peft_model), before, _save_dtype(recipe))):
+    def fit(self, *, until: float = 1.0) -> None:
+        """Put the LoRA on the base, and train it.
+
+        Args:
+            until: share of the planned steps at which training pauses; a checkpoint holds what has been reached, and
+                a later run goes on from it bit-identically.
+
+        Raises:
+            HarnessExtError: it fails; without a checkpoint the workspace is emptied.
+        """
+        recipe, lm, claim, evaluator = self._start.recipe, self._start.lm, self._claim, self._evaluator
+        self.model = add_lora(lm.model, recipe)
+        use_fast_paths(self.model)
+        self._before = _starting_point(self.model)
+        evaluation = None
+        if evaluator is not None and recipe.evaluate_every is not None:
+            evaluation = StateEvaluation(evaluator, recipe, claim.workspace)
+        with kept_only_with_checkpoint(claim):
+            if claim.lock is not None:
+                held_out = None if evaluator is None else evaluator.data_sha256
+                prepare(claim, self.model, recipe, self._examples, held_out=held_out)
+            self.trainer, interrupt = _make_trainer(
+                self.model, lm.tokenizer, self._examples, recipe, claim.workspace, self._learning_rate
+            )
+            if evaluation is not None:
+                evaluation.trainer = self.trainer
+                self.trainer.add_callback(evaluation)
+            self.trainer.add_callback(PauseAt(until))
+            _fit(self.trainer, interrupt, recipe, claim, evaluation, until=until)
+            self._selection = None if evaluation is None else evaluation.finish(self.model)
+
+    def progress(self) -> Progress:
+        """How far `fit` has come."""
+        recipe, state = self._start.recipe, self.trainer.state
+        batch = recipe.batch_size * recipe.gradient_accumulation_steps * self.trainer.args.world_size
+        seconds = [entry["seconds"] for entry in state.log_history if "seconds" in entry]
+        return Progress(
+            state.global_step,
+            state.max_steps,
+            state.max_steps * batch,
+            _trainable(self.model),
+            max(seconds, default=0.0),
+        )
+
+    def write(self, **records: Any) -> TrainedAdapter:
+        """Write the adapter to its folder.
+
+        Args:
+            records: further fields of its card.
+
+        Raises:
+            TrainingError: training changed nothing, or the folder cannot be written.
+        """
+        recipe, lock, trainer, start = self._start.recipe, self._claim.lock, self.trainer, self._start
+        weights, dtype = trainer.trained_weights(), _save_dtype(recipe)
+        if _all_say(lambda: _changes_nothing(weights or _by_name(self.model), self._before, dtype)):
+            if lock is not None:
+                lock.clear_workspace()
+            steps = trainer.state.global_step
+            raise TrainingError(
+                f"training of {recipe.output} changed nothing: after {steps} optimiser step{'' if steps == 1 else 's'} "
+                "the adapter equals its initialisation and is not written; raise --learning-rate "
+                f"({self._learning_rate:g})"
+            )
+        protocol = fingerprint(start.task, recipe.prompt, start.lm)
+        config = start.task.config
+        sample = documents.is_sample(config.custom_dataset, config.dataset_kwargs, config.metadata)
+        card = _card(recipe, start.base, protocol, self._examples, trainer, sample)
+        card = dataclasses.replace(card, selection=self._selection, **records)
         if lock is not None:
-            lock.clear_workspace()
-        steps = trainer.state.global_step
-        raise TrainingError(
-            f"training of {recipe.output} changed nothing: after {steps} optimiser step{'' if steps == 1 else 's'} the "
-            f"adapter equals its initialisation and is not written; raise --learning-rate ({learning_rate:g})"
-        )
-    sample = documents.is_sample(task.config.custom_dataset, task.config.dataset_kwargs, task.config.metadata)
-    card = _card(recipe, start.base, fingerprint(task, recipe.prompt, lm), examples, trainer, sample)
-    card = dataclasses.replace(card, selection=selection)
-    if lock is not None:
-        _write(trainer, weights, recipe, card, workspace, lock, overwrite=overwrite)
-    processes.wait_for_everyone()
-    return TrainedAdapter(Path(recipe.output).expanduser(), card)
-
-
-def _evaluator(
-    start: TrainingStart, evaluating: Callable[[TrainingStart], Evaluator] | None, processes: PartialState
-) -> Evaluator | None:
-    """The evaluator of checkpoints, if the recipe wants any evaluated."""
-    if start.recipe.evaluate_every is None:
-        return None
-    if evaluating is None:
-        raise RecipeError("--evaluate-every needs an evaluator; train with `harness_ext.train_adapter`")
-    if processes.num_processes > 1:
-        raise RecipeError(
-            f"--evaluate-every works in one process, and {processes.num_processes} were launched; leave it out, or "
-            "train without accelerate or torchrun"
-        )
-    return evaluating(start)
+            _write(trainer, weights, recipe, card, self._claim)
+        PartialState().wait_for_everyone()
+        return TrainedAdapter(Path(recipe.output).expanduser(), card)
 
 
 def _load_base(base: str, recipe: Recipe) -> tuple[Any, Any]:
@@ -283,9 +285,9 @@ def _changes_nothing(weights: Mapping[str, Tensor], start: Mapping[str, Tensor],
     return all(torch.equal(weights[name].detach().cpu().to(dtype), before.to(dtype)) for name, before in start.items())
 
 
-def _all_say(processes: PartialState, ask: Callable[[], bool]) -> bool:
+def _all_say(ask: Callable[[], bool]) -> bool:
     """What the first process, which alone may know, answers."""
-    answer = [ask() if processes.is_main_process else False]
+    answer = [ask() if PartialState().is_main_process else False]
     broadcast_object_list(answer)
     return answer[0]
 
@@ -368,19 +370,20 @@ def _fit(
     trainer: PackTrainer,
     interrupt: StopOnInterrupt,
     recipe: Recipe,
-    workspace: Path,
+    claim: Claim,
     evaluation: StateEvaluation | None,
     *,
-    resume: bool,
+    until: float,
 ) -> None:
     """Run the training; if a signal or an error stops it, raise an error that says how to continue."""
-    checkpoint = last_checkpoint(workspace) if resume else None
+    workspace = claim.workspace
+    checkpoint = last_checkpoint(workspace) if claim.resume else None
     if checkpoint is not None and evaluation is not None:
         evaluation.resume(checkpoint_step(checkpoint))
     stopped = evaluation is not None and evaluation.has_stopped()
     try:
         with interrupt.listening():
-            if checkpoint is None or not trainer.restore_finished(checkpoint, stopped=stopped):
+            if checkpoint is None or not trainer.restore_finished(checkpoint, until=until, stopped=stopped):
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except KeyboardInterrupt as error:
         number = interrupt.signal or signal.SIGINT
@@ -411,26 +414,20 @@ def _next_step(workspace: Path) -> str:
 
 
 def _write(
-    trainer: PackTrainer,
-    weights: Mapping[str, Tensor] | None,
-    recipe: Recipe,
-    card: AdapterCard,
-    workspace: Path,
-    lock: OutputLock,
-    *,
-    overwrite: bool,
+    trainer: PackTrainer, weights: Mapping[str, Tensor] | None, recipe: Recipe, card: AdapterCard, claim: Claim
 ) -> None:
-    """Write the finished adapter to its folder."""
-    output = Path(recipe.output).expanduser().absolute()
+    """Write the finished adapter to its folder; by the process that holds the lock."""
+    output, lock = Path(recipe.output).expanduser().absolute(), claim.lock
+    assert lock is not None
     readme = model_card(card, output.name)
-    initial = workspace / INITIAL_FOLDER if recipe.changes_base else None
+    initial = claim.workspace / INITIAL_FOLDER if recipe.changes_base else None
     try:
         with replacing_folder(output) as partial:
             saved = trainer.accelerator.unwrap_model(trainer.model)
             dtype = _save_dtype(recipe)
             save_adapter(saved, partial, card=card, readme=readme, dtype=dtype, initial=initial, weights=weights)
             lock.check()
-            if not overwrite and output.is_dir() and any(output.iterdir()):
+            if not claim.overwrite and output.is_dir() and any(output.iterdir()):
                 raise TrainingError(
                     f"{recipe.output} was written by something else during the training and is not replaced; move it "
                     "away, then run again with --resume"
@@ -462,13 +459,18 @@ def _card(
         sample_data=sample,
         examples=len(examples.training),
         tokens=progress["label_tokens"],
-        trainable_parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        trainable_parameters=_trainable(trainer.model),
         seed=recipe.seed,
         seconds=progress["seconds"],
         train_loss=round(train_loss, 5),
         validation_loss=validation,
         versions={name: importlib.metadata.version(name) for name in REPORTED_PACKAGES},
     )
+
+
+def _trainable(model: Any) -> int:
+    """Number of parameters that are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def _base_name(model: str, resolved: str) -> str:

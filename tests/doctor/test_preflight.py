@@ -29,8 +29,9 @@ from harness_ext.findings import Finding
 from harness_ext.models.base_proof import checksums
 from harness_ext.protocol.render import PromptSettings
 from harness_ext.protocol.task_folders import tasks_path
+from harness_ext.selection.train import train_adapter
 from harness_ext.training.recipe import Recipe
-from harness_ext.training.trainer import start_training, train_adapter
+from harness_ext.training.trainer import start_training
 from harness_ext.trees.packs import TokenPair
 
 SST2_GENERATE = tasks_path() / "sst2" / "sst2_generate.yaml"

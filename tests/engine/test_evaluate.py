@@ -120,8 +120,8 @@ def test_an_adapter_alone_finds_its_base(tiny_model_folder: Path, make_adapter: 
 def test_another_prompt_than_in_training_is_reported(
     tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    from harness_ext.selection.train import train_adapter
     from harness_ext.training.recipe import Recipe
-    from harness_ext.training.trainer import train_adapter
 
     output = tmp_path / "prompted"
     recipe = Recipe(

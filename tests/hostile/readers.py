@@ -242,6 +242,40 @@ def _read_recipe(folder: Path) -> None:
     json.dumps(recipe_from(read_recipe(folder / "recipe.yaml")).for_card())
 
 
+def _tournament(folder: Path) -> tuple[list[Any], dict[str, Any]]:
+    """The entries of a space, and the design of their tournament."""
+    from harness_ext.tuning.entries import check_entries, make_entries, read_space
+    from harness_ext.tuning.record import design_of
+
+    base = {"task": "sst2_choice", "model": "b", "output": "o"}
+    entries = make_entries([("train", base)], space=read_space(folder / "space.yaml"))
+    check_entries(entries)
+    return entries, design_of(entries, 1 / 12)
+
+
+def _write_tournament(folder: Path) -> None:
+    from harness_ext.training.evaluator import EvaluatedMetric
+    from harness_ext.tuning.record import Documents, Record, Scored
+
+    (folder / "space.yaml").write_text(
+        "learning_rate: [1e-4, 3e-4]\ntarget_modules: [all-linear, [q_proj]]\nseeds: 2\n"
+    )
+    entries, design = _tournament(folder)
+    scored = Scored(2, 24, 64, 100, [1.0, 0.0, 1.0, 1.0], 1.5, 0.5)
+    documents = Documents("d", [0, 0, 1, 2], None, EvaluatedMetric("acc", (0, 1), True, True))
+    record = Record(folder, design, documents, [dict.fromkeys(range(len(entries)), scored), {0: scored}], scored)
+    record.write()
+
+
+def _read_tournament(folder: Path) -> None:
+    from harness_ext.tuning.record import read_record
+    from harness_ext.tuning.summary import summary_lines, summary_of
+
+    record = read_record(folder, _tournament(folder)[1], "o")
+    if record is not None:
+        summary_lines(summary_of(record, 0))
+
+
 ROWS = [{"text": f"text number {n}", "label": "ab"[n % 2], "more": n} for n in range(12)]
 
 
@@ -389,6 +423,7 @@ READERS: dict[str, Reader] = {
     "table": Reader(_write_table, _read_table),
     "adapter": Reader(_write_adapter, _read_adapter),
     "recipe": Reader(_write_recipe, _read_recipe),
+    "tournament": Reader(_write_tournament, _read_tournament),
     "rows": Reader(_write_rows, _read_rows),
     "task": Reader(_write_task, _read_task),
     "model": Reader(_write_model, _read_model),

@@ -90,6 +90,33 @@ def test_cards_with_and_without_evaluated_checkpoints(tmp_path: Path) -> None:
             read_card(folder)
 
 
+def test_the_record_of_a_tournament_is_checked(tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "adapter")
+    values = json.loads((folder / "card.json").read_text())
+    score = {"score": 0.8, "low": 0.7, "high": 0.9}
+    entry = {"name": "seed=0", "rung": 1, "step": 2, "planned_steps": 8, "standing": "winner", **score}
+    loser = {
+        **entry, "name": "seed=1", "standing": "worse", "difference": -0.1, "difference_low": -0.2,
+        "difference_high": -0.01, "p_value": 0.03,
+    }  # fmt: skip
+    tournament = {
+        "design_sha256": "d", "metric": "acc", "is_share": True, "higher_is_better": True, "documents": 60, "units": 60,
+        "data_sha256": "e", "rungs": [{"share": 0.25, "entries": 2}], "entries": [entry, loser], "winner": 1,
+        "winner_again": {"documents": 60, "units": 60, **score}, "trained_share": 0.6, "training_seconds": 3.0,
+        "full_training_seconds": 5.0, "scoring_seconds": 1.0,
+    }  # fmt: skip
+    (folder / "card.json").write_text(json.dumps({**values, "tournament": tournament}))
+    assert read_card(folder) == card(tournament=tournament)
+    for damage in (
+        [], {}, {**tournament, "rungs": []}, {**tournament, "metric": "<b>"}, {**tournament, "winner": 3},
+        {**tournament, "entries": [entry, {**loser, "standing": "fine"}]}, {**tournament, "winner_again": {}},
+        {**tournament, "entries": [entry, {**entry, "standing": "worse"}]}, {**tournament, "entries": [entry, 3]},
+    ):  # fmt: skip
+        (folder / "card.json").write_text(json.dumps({**values, "tournament": damage}))
+        with pytest.raises(AdapterError, match=r"card\.json is damaged \(tournament"):
+            read_card(folder)
+
+
 def test_a_saved_adapter_is_complete_and_says_nothing_of_this_machine(tmp_path: Path) -> None:
     model = tiny()
     model.config._name_or_path = model.name_or_path = str(tmp_path / "secret-place" / "tiny")

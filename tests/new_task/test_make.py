@@ -25,8 +25,8 @@ from harness_ext.new_task.make import NewTask, new_task
 from harness_ext.protocol.documents import SAMPLE_FOLDER
 from harness_ext.protocol.render import training_docs
 from harness_ext.protocol.tasks import load_task
+from harness_ext.selection.train import train_adapter
 from harness_ext.training.recipe import Recipe
-from harness_ext.training.trainer import train_adapter
 
 TOPICS = ("World", "Sports", "Business", "Science")
 

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from harness_ext.models.card import read_card
 from harness_ext.protocol.content import content_keys
 from harness_ext.protocol.task_folders import tasks_path
 from harness_ext.selection.carve import carve
-from harness_ext.selection.live import LiveEvaluator, untouched
+from harness_ext.selection.live import LiveEvaluator, live_evaluator, untouched
 from harness_ext.selection.train import train_adapter
 from harness_ext.training import trainer as trainers
 from harness_ext.training.batches import build_examples
@@ -438,16 +439,11 @@ def test_a_disk_that_runs_full_at_a_state(recipe_for: RecipeMaker, monkeypatch: 
     assert [point["step"] for point in selection["curve"]] == [2, 4, 6, 8]
 
 
-def test_several_processes_are_refused_by_name(recipe_for: RecipeMaker) -> None:
+def test_several_processes_are_refused_by_name(recipe_for: RecipeMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     start = start_training(recipe_for())
-    with pytest.raises(RecipeError, match="--evaluate-every works in one process"):
-        trainers._evaluator(start, LiveEvaluator, type("Processes", (), {"num_processes": 2})())
-
-
-def test_without_an_evaluator_it_is_refused(recipe_for: RecipeMaker) -> None:
-    with pytest.raises(RecipeError, match=r"harness_ext\.train_adapter"):
-        trainers.train_adapter(recipe_for())
-    assert not Path(recipe_for().output).exists()
+    monkeypatch.setattr("harness_ext.selection.live.PartialState", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(RecipeError, match=r"--evaluate-every .* in one process, and 2 were launched"):
+        live_evaluator(start)
 
 
 # -- what it costs ---------------------------------------------------------------------------------------------------

@@ -63,6 +63,34 @@ def test_the_curve_of_the_checkpoints_is_a_table() -> None:
     assert "| 20 | 0.7 | 0.63 to 0.76 | 200 |  |" in model_card(replace(CARD, selection=perplexity), "sst2")
 
 
+ENTRY = {"rung": 2, "step": 10, "planned_steps": 60, "score": 0.8, "low": 0.75, "high": 0.85}
+LOSER = {**ENTRY, "difference": -0.031, "difference_low": -0.05, "difference_high": -0.012, "p_value": 0.01}
+TOURNAMENT = {
+    "design_sha256": "d", "metric": "acc", "is_share": True, "higher_is_better": True, "documents": 1200, "units": 1200,
+    "data_sha256": "e", "rungs": [{"share": 1 / 12, "entries": 4}, {"share": 1 / 6, "entries": 2}], "winner": 1,
+    "entries": [
+        {**ENTRY, "name": "lora_rank=8", "standing": "winner"}, {**LOSER, "name": "lora_rank=4", "standing": "worse"},
+        {**LOSER, "name": 'system_instruction=a | <!-- "b" -->', "standing": "not distinguishable"},
+    ],
+    "winner_again": {"documents": 1201, "units": 1201, "score": 0.79, "low": 0.74, "high": 0.84}, "trained_share": 0.33,
+    "training_seconds": 3.0, "full_training_seconds": 9.0, "scoring_seconds": 1.0,
+}  # fmt: skip
+
+
+def test_the_entries_of_a_tournament_are_a_table() -> None:
+    assert "tournament" not in model_card(CARD, "best")
+    text = model_card(replace(CARD, tournament=TOURNAMENT), "best")
+    for fact in (
+        "winner of 3 trainings", "in 2 rungs: after\n8.33 % and 16.7 % of the steps", "scored on 1,200 documents",
+        "| lora_rank=8 | 10 of 60 | 80.0 (75.0 to 85.0) |  | **winner** |",
+        "| lora_rank=4 | 10 of 60 | 80.0 (75.0 to 85.0) | -3.1 (-5.0 to -1.2) | worse |",
+        "| system_instruction=a ? ??-- ?b? --? | 10 of 60 |", "On 1,201 other documents", "it is 79.0 (74.0 to 84.0)",
+        "Trained: 33 %",
+    ):  # fmt: skip
+        assert fact in text, fact
+    assert "tournament" in sections(replace(CARD, tournament=TOURNAMENT), "best")
+
+
 @pytest.mark.parametrize("base", ["someone/model-1b", "1e3", "yes", "a: b", *FETCHABLE])
 def test_front_matter(base: str) -> None:
     _, front, body = model_card(replace(CARD, base=base), "sst2").split("---\n", 2)

@@ -208,7 +208,7 @@ def test_the_flag_is_the_field(
         seen.append(each)
         raise RecipeError("seen")
 
-    monkeypatch.setattr("harness_ext.training.trainer.train_adapter", remember)
+    monkeypatch.setattr("harness_ext.selection.train.train_adapter", remember)
     (tmp_path / "mine.yaml").write_text("model: m\noutput: x\ninclude_path: tasks/recipe\n")
     assert cli.main(["train", "sst2_choice", "--recipe", str(tmp_path / "mine.yaml"), *flags]) == 2
     assert [each.include_path for each in seen] == [expected]

@@ -33,7 +33,8 @@ class Recorder:
         self.calls.append((Path(each.output).name, each.seed, resume))
         plain = {"str": "", "int": 0, "float": 0.0, "bool": False}
         made = {field.name: plain.get(str(field.type), {}) for field in dataclasses.fields(AdapterCard)}
-        made |= {"base_revision": None, "base_sha256": None, "validation_loss": None, "selection": None}
+        made |= {"base_revision": None, "base_sha256": None, "validation_loss": None}
+        made |= {"selection": None, "tournament": None}
         made |= {"recipe": {**each.for_card(), "learning_rate": 0.001}, "seed": each.seed}
         Path(each.output).mkdir(exist_ok=True)
         (Path(each.output) / "card.json").write_text(json.dumps(made))
@@ -48,7 +49,7 @@ def test_seeds_count_from_the_recipes_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [0, -1])
 def test_no_seed_is_refused(tmp_path: Path, count: int) -> None:
     with pytest.raises(RecipeError, match="--seeds must be positive"):
-        list(train_seeds(recipe(tmp_path), count))
+        list(train_seeds(recipe(tmp_path), count, train=Recorder()))
 
 
 def test_every_seed_is_trained_in_turn(tmp_path: Path) -> None:

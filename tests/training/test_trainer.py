@@ -35,11 +35,12 @@ from harness_ext.models.base_proof import BaseProof
 from harness_ext.models.card import read_card
 from harness_ext.models.sources import weights_sha256
 from harness_ext.new_task.make import new_task
+from harness_ext.selection.train import train_adapter
 from harness_ext.training import workspace as workspaces
 from harness_ext.training.callbacks import StopOnInterrupt
 from harness_ext.training.pack_trainer import PackTrainer
 from harness_ext.training.recipe import Recipe
-from harness_ext.training.trainer import TrainedAdapter, train_adapter
+from harness_ext.training.trainer import TrainedAdapter
 
 RecipeMaker = Callable[..., Recipe]
 STEP = re.compile(r"step (\d+) of \d+, loss (\d+\.\d+)")
@@ -245,7 +246,7 @@ import logging, sys
 logging.basicConfig(level=logging.WARNING)
 logging.getLogger("harness_ext").setLevel(logging.INFO)
 from harness_ext.training.recipe import recipe_from, read_recipe
-from harness_ext.training.trainer import train_adapter
+from harness_ext.selection.train import train_adapter
 made = train_adapter(recipe_from(read_recipe(sys.argv[1])))
 assert (made.folder / "card.json").is_file()  # on every process
 """

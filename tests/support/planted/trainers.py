@@ -20,6 +20,7 @@ from harness_ext.doctor.preflight import examples
 from harness_ext.doctor.preflight.batches import examine_batches
 from harness_ext.doctor.preflight.run import examine_task
 from harness_ext.protocol.render import PromptSettings
+from harness_ext.selection.train import train_adapter
 from harness_ext.training import trainer as our_trainer
 from harness_ext.training.recipe import Recipe
 from harness_ext.trees.packs import TokenPair
@@ -209,7 +210,7 @@ def _train_ours(training: Training, base: Path, folder: Path) -> None:
         limit=training.documents, apply_chat_template=training.form is world.chatml, dtype="float32",
     )  # fmt: skip
     with planted_in_ours(training):
-        our_trainer.train_adapter(recipe)
+        train_adapter(recipe)
 
 
 @contextlib.contextmanager

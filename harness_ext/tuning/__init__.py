@@ -1,0 +1,1 @@
+"""Tournaments of trainings: several recipes or seeds, successive halving, one adapter."""
