@@ -228,6 +228,10 @@ class EndpointHost:
         except requests.RequestException as error:
             raise ModelError(f"{self._url} does not answer ({_reason(error)})") from error
 
+    def about(self) -> Mapping[str, Any]:
+        """Nobody can tell what runs on the server."""
+        return {}
+
     def check(self) -> None:
         """Nothing is known beforehand."""
 
