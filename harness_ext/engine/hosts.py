@@ -278,7 +278,7 @@ def probe_prompts(tasks: Sequence[Task], settings: PromptSettings, lm: HFLM) -> 
 
     Where a chat template is asked for that the base does not have, an adapter may bring it: they go without.
     """
-    if not lm.tokenizer.chat_template:
+    if not getattr(lm.tokenizer, "chat_template", None):
         settings = replace(settings, apply_chat_template=False, fewshot_as_multiturn=False)
     probed: list[list[str]] = []
     for task in tasks:

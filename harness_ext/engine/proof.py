@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from harness_ext.errors import AdapterError, ModelError
 
+logger = logging.getLogger(__name__)
+
 PROBED_TOKENS = 8  # generated behind each probe
 LEAST_CHANGE = 1e-6  # nats
 MOST_DRIFT = 1e-2  # nats
+LEAST_TEXT = 64  # characters: shorter answers may well be equal by chance, where nothing is known of their probability
 
 
 class Answer(NamedTuple):
@@ -41,7 +45,15 @@ class Proof:
             AdapterError: it does not.
         """
         answers = self._ask()
-        if answers and largest_change(self._base, answers) <= max(LEAST_CHANGE, 2 * self._noise):
+        if not answers or largest_change(self._base, answers) > max(LEAST_CHANGE, 2 * self._noise):
+            return
+        if not any(answer.logprob is not None for answer in answers) and _characters(answers) < LEAST_TEXT:
+            logger.warning(
+                "%s gives no log-probabilities, and its answers with %s are too short to tell whether it applies it",
+                self._engine,
+                adapter,
+            )
+        else:
             raise AdapterError(
                 f"{self._engine} answers {len(answers)} prompts of the tasks with {adapter} exactly as without it: it "
                 f"does not apply the adapter; {hint}"
@@ -60,6 +72,10 @@ class Proof:
 def largest_change(before: Sequence[Answer], after: Sequence[Answer]) -> float:
     """The largest difference between two sets of answers, in nats; infinite where something else was generated."""
     return max((_change(*pair) for pair in zip(before, after, strict=True)), default=0.0)
+
+
+def _characters(answers: Sequence[Answer]) -> int:
+    return sum(len(str(answer.generated)) for answer in answers)
 
 
 def _change(before: Answer, after: Answer) -> float:
