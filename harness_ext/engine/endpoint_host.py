@@ -97,11 +97,12 @@ class EndpointHost:
         scoring = [task for task in tasks if task.OUTPUT_TYPE in SCORED_KINDS]
         if scoring:
             self._check_scores(str(scoring[0].task_name))
-        settings = prompt_settings(config)
-        if config.model == CHAT:
-            settings = replace(settings, apply_chat_template=False, fewshot_as_multiturn=False)
-        self._prompts = probe_prompts(tasks, settings, lm)
-        self._proof = Proof(self._url, self._answers)
+        if any(variant.adapter for variant in self.variants):
+            settings = prompt_settings(config)
+            if config.model == CHAT:
+                settings = replace(settings, apply_chat_template=False, fewshot_as_multiturn=False)
+            self._prompts = probe_prompts(tasks, settings, lm)
+            self._proof = Proof(self._url, self._answers)
 
     def _check_replies(self, lm: Any) -> None:
         """Let a reply that is no answer, or not all of the answers, be an error instead of a wrong score."""
