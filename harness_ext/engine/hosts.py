@@ -69,6 +69,9 @@ class Host(Protocol):
     def active(self, variant: Variant) -> AbstractContextManager[Mapping[str, str]]:
         """Let the model answer as this variant; gives what a reader should know of its tokenizer."""
 
+    def about(self) -> Mapping[str, Any]:
+        """What the results should say of the engine: its version, and what identifies its files."""
+
     def check(self) -> None:
         """Raise for settings that the active variant could not be evaluated with."""
 
@@ -120,6 +123,10 @@ class ArgumentsHost:
     def active(self, _variant: Variant) -> Iterator[Mapping[str, str]]:
         """The only variant always is."""
         yield {}
+
+    def about(self) -> Mapping[str, Any]:
+        """Nothing that lm-eval does not say."""
+        return {}
 
     def check(self) -> None:
         """Nothing is known beforehand."""
@@ -200,6 +207,10 @@ class PeftHost:
         """See `AdapterSwitch.active`."""
         return self._switch.active(variant)
 
+    def about(self) -> Mapping[str, Any]:
+        """Nothing that lm-eval does not say."""
+        return {}
+
     def check(self) -> None:
         """Raise for a chat template that the tokenizer does not have."""
         check_chat_template(self.lm, self._config.apply_chat_template)
@@ -267,7 +278,7 @@ def probe_prompts(tasks: Sequence[Task], settings: PromptSettings, lm: HFLM) -> 
 
     Where a chat template is asked for that the base does not have, an adapter may bring it: they go without.
     """
-    if not lm.tokenizer.chat_template:
+    if not getattr(lm.tokenizer, "chat_template", None):
         settings = replace(settings, apply_chat_template=False, fewshot_as_multiturn=False)
     probed: list[list[str]] = []
     for task in tasks:

@@ -70,6 +70,7 @@ def provenance(
             documents.is_sample(task.config.custom_dataset, task.config.dataset_kwargs, task.config.metadata)
             for task in tasks
         ),
+        **({"engine": dict(about)} if (about := host.about()) else {}),
         "seconds": round(seconds, 2),
         "threads": torch.get_num_threads(),
     }

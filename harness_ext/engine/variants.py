@@ -17,7 +17,7 @@ class Variant:
 
     name: str
     adapter: str | None = None  # as it was named: a folder or a Hub id
-    folder: Path | None = None  # where it lies on this machine
+    folder: Path | None = None  # where it lies on this machine; for an engine that reads GGUF, that file
 
 
 def base_and_adapters(
@@ -36,20 +36,33 @@ def base_and_adapters(
     """
     named = [*([only] if only else []), *expand_adapters(adapters)]
     folders = [adapter_folder(name, revision=revision) for name in named]
-    seen: set[Path] = set()
-    for name, folder in zip(named, folders, strict=True):
-        if (resolved := folder.resolve()) in seen:
-            raise AdapterError(f"{name} is named twice; name each adapter once")
-        seen.add(resolved)
+    for folder in folders:
         if len(named) == 1 or not is_adapter(folder):
             check_adapter(folder)
     short = [_short_name(name, folder) for name, folder in zip(named, folders, strict=True)]
+    return [*([] if only else [Variant("base")]), *named_variants(named, folders, short)]
+
+
+def named_variants(named: Sequence[str], places: Sequence[Path], short: Sequence[str]) -> list[Variant]:
+    """Adapters under their short names, where these are unique.
+
+    Args:
+        named: as the user named them.
+        places: where they lie.
+        short: their names, if nothing else has them.
+
+    Raises:
+        AdapterError: one is named twice.
+    """
+    resolved = [place.resolve() for place in places]
+    for name, place in zip(named, resolved, strict=True):
+        if resolved.count(place) > 1:
+            raise AdapterError(f"{name} is named twice; name each adapter once")
     counts = Counter(short)
-    variants = [] if only else [Variant("base")]
-    for name, label, folder in zip(named, short, folders, strict=True):
-        unique = counts[label] == 1 and label != "base"
-        variants.append(Variant(label if unique else str(Path(name)), name, folder))
-    return variants
+    return [
+        Variant(label if counts[label] == 1 and label != "base" else str(Path(name)), name, place)
+        for name, label, place in zip(named, short, places, strict=True)
+    ]
 
 
 def _short_name(name: str, folder: Path) -> str:

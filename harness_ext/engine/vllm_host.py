@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import math
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,8 +18,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from harness_ext.engine.answer_hook import GenerationRecord, RequestKey
+from harness_ext.engine.content import package_versions
 from harness_ext.engine.generation_records import add_generation_records
 from harness_ext.engine.hosts import SCORED_KINDS, Selected, probe_prompts, prompt_settings, resolve_base
+from harness_ext.engine.proof import PROBED_TOKENS, Answer, Proof
 from harness_ext.engine.variants import Variant, base_and_adapters
 from harness_ext.errors import AdapterError, ModelError, first_line
 from harness_ext.models.adapters import CONFIG_FILE
@@ -31,11 +32,6 @@ from harness_ext.reading.json_input import read_json_object
 logger = logging.getLogger(__name__)
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes for max_lora_rank
-PROBED_TOKENS = 8  # generated behind each probe
-LEAST_CHANGE = 1e-6  # nats
-
-
-Answer = tuple[tuple[int, ...], float]  # generated tokens, and their log-probability
 
 
 class VllmHost:
@@ -98,9 +94,7 @@ class VllmHost:
         _keep_records(self.lm)
         _without_bar(self.lm)
         self._prompts = probe_prompts(tasks, prompt_settings(config), cast(HFLM, self.lm))
-        self._answers = self._asked()
-        again = self._asked()
-        self._noise = _largest_change(self._answers, again)
+        self._proof = Proof("vLLM", self._asked)
 
     def _asked(self) -> list[Answer]:
         """Greedy continuations of the probes, with their log-probabilities."""
@@ -111,7 +105,8 @@ class VllmHost:
         settings = _sampling(temperature=0, max_tokens=PROBED_TOKENS, logprobs=1)
         outputs = lm._model_generate(requests=ids, generate=True, sampling_params=settings)
         return [
-            (tuple(done.token_ids), float(done.cumulative_logprob)) for done in (each.outputs[0] for each in outputs)
+            Answer(tuple(done.token_ids), float(done.cumulative_logprob))
+            for done in (each.outputs[0] for each in outputs)
         ]
 
     def model_args(self, variant: Variant) -> dict[str, Any]:
@@ -144,28 +139,25 @@ class VllmHost:
             yield {}
         finally:
             self.snapshot = lm.lora_request = None
-        self._prove_base(variant)
+        self._proof.check_base(variant.name)
 
     def _prove_active(self, variant: Variant) -> None:
         try:
-            answers = self._asked()
+            self._proof.check_applied(
+                str(variant.adapter),
+                "are its layers among those that vLLM supports for this model? evaluate it with hf-tree",
+            )
+        except AdapterError:
+            raise
         except Exception as error:  # whatever vLLM raises of an adapter
             raise AdapterError(
                 f"vLLM cannot load {variant.adapter} ({type(error).__name__}: {first_line(error):.200}); evaluate it "
                 "with hf-tree"
             ) from error
-        if answers and _largest_change(self._answers, answers) <= max(LEAST_CHANGE, 2 * self._noise):
-            raise AdapterError(
-                f"vLLM answers {len(answers)} prompts of the tasks with {variant.adapter} exactly as without it: it "
-                "does not apply the adapter (are its layers among those that vLLM supports for this model?); evaluate "
-                "it with hf-tree"
-            )
 
-    def _prove_base(self, variant: Variant) -> None:
-        if _largest_change(self._answers, self._asked()) > max(1e-2, 4 * self._noise):
-            raise ModelError(
-                f"after {variant.name} the base no longer gives the answers it gave before; evaluate each alone"
-            )
+    def about(self) -> Mapping[str, Any]:
+        """vLLM's version."""
+        return package_versions(["vllm"])
 
     def check(self) -> None:
         """Nothing is known beforehand."""
@@ -183,13 +175,6 @@ def _check_tasks(tasks: Sequence[Task]) -> None:
             f"vLLM on a CPU gives no log-probabilities of prompts with LoRA, which {', '.join(scoring)} needs; use "
             "tasks that generate, a GPU, or hf-tree"
         )
-
-
-def _largest_change(before: Sequence[Answer], after: Sequence[Answer]) -> float:
-    """The largest difference between two sets of answers, in nats; infinite where other tokens were generated."""
-    return max(
-        (abs(a[1] - b[1]) if a[0] == b[0] else math.inf for a, b in zip(before, after, strict=True)), default=0.0
-    )
 
 
 def _is_cpu() -> bool:

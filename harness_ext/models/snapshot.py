@@ -28,20 +28,22 @@ class AdapterSnapshot:
     _identities: Mapping[Path, _Identity] = field(repr=False)
 
     @classmethod
-    def of(cls, folder: Path) -> AdapterSnapshot:
-        """Read a folder.
+    def of(cls, place: Path) -> AdapterSnapshot:
+        """Read a folder, or a file with an adapter, such as a GGUF; its card is the one of the folder that it is in.
 
         Raises:
             AdapterError: a file cannot be read.
         """
-        identities = {folder / name: _identity(folder / name) for name in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)}
+        folder, weights = (place, place / WEIGHTS_FILE) if place.is_dir() else (place.parent, place)
+        names = (weights, folder / CONFIG_FILE, folder / CARD_FILE)
+        identities = {file: _identity(file) for file in names}
         try:
             files = [file for file, identity in identities.items() if identity is not None and file.name != CARD_FILE]
             hashes = {file.name: files_sha256(file) for file in files}
-            size = sum(file.stat().st_size for file in files if file.name == WEIGHTS_FILE)
+            size = weights.stat().st_size if weights in files else 0
             return cls(read_card(folder), size, hashes, identities)
         except OSError as error:
-            raise AdapterError(f"{folder} cannot be read ({first_line(error)}); copy it again") from error
+            raise AdapterError(f"{place} cannot be read ({first_line(error)}); copy it again") from error
 
     def check(self) -> None:
         """Make sure that the folder still is what was read.
@@ -55,13 +57,13 @@ class AdapterSnapshot:
 
 
 @contextmanager
-def snapshot(folder: Path) -> Iterator[AdapterSnapshot]:
-    """What a folder holds, while the block reads it, too.
+def snapshot(place: Path) -> Iterator[AdapterSnapshot]:
+    """What a folder or a file holds, while the block reads it, too.
 
     Raises:
-        AdapterError: the folder changed before the end of the block, which may have read something else.
+        AdapterError: it changed before the end of the block, which may have read something else.
     """
-    taken = AdapterSnapshot.of(folder)
+    taken = AdapterSnapshot.of(place)
     yield taken
     taken.check()
 

@@ -30,7 +30,7 @@ def ask(
 ) -> list[VariantResults]:
     arguments = {
         "model": "base", "base_url": server.url, "tokenizer_backend": "huggingface", "tokenizer": str(server.base),
-        "max_retries": 1,
+        "max_retries": 1, **settings.pop("model_args", {}),
     }  # fmt: skip
     return evaluate(
         tasks=[task], model="local-completions", model_args=arguments, adapters=adapters, limit=6,
@@ -120,3 +120,61 @@ def test_chat_endpoints(tiny_model_folder: Path, adapters: dict[str, Path]) -> N
             tasks=["sst2_choice"], model="local-chat-completions", adapters=["first"], apply_chat_template=True,
             model_args={"model": "base", "base_url": server.url.replace("/completions", "/chat/completions")},
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("faults", [{}, {"without_logprobs": True}, {"refuses_logprobs": True}])
+def test_equal_short_answers_are_no_proof(
+    faults: dict[str, bool], tiny_model_folder: Path, adapters: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Base and adapter may both answer by one number: their log-probabilities differ, or nothing can be said."""
+    with served(tiny_model_folder, adapters, says="7", **faults).running() as server:
+        done = ask(server, ["first"], task="sst2_generate")
+    assert done[1].error is None
+    assert ("too short to tell" in caplog.text) == bool(faults)
+
+
+@pytest.mark.parametrize("faults", [{"says": "7"}, {"without_logprobs": True}, {"refuses_logprobs": True}])
+def test_an_adapter_that_is_not_applied_to_texts(
+    faults: dict[str, Any], tiny_model_folder: Path, adapters: dict[str, Path]
+) -> None:
+    with (
+        served(tiny_model_folder, adapters, ignores_adapters=True, **faults).running() as server,
+        pytest.raises(HarnessExtError, match="does not apply the adapter"),
+    ):
+        ask(server, ["first"], task="sst2_generate")
+
+
+PROBES = 4  # the base is asked twice for two documents
+
+
+@pytest.mark.parametrize(
+    ("fault", "task", "settings", "message"),
+    [
+        ("limits", "sst2_choice", {}, r"limits the rate of requests \(429\); lower num_concurrent"),
+        ("limits", "sst2_generate", {"num_concurrent": 2}, r"limits the rate of requests \(429\)"),
+        ("slow", "sst2_choice", {"timeout": 1}, "does not answer within 1 s; raise timeout="),
+        ("slow", "sst2_generate", {"timeout": 1, "num_concurrent": 2}, "does not answer within 1 s"),
+        ("nonsense", "sst2_choice", {}, "which is no completion"),
+        ("nonsense", "sst2_generate", {"num_concurrent": 2}, "does not answer"),
+        ("short", "sst2_choice", {"batch_size": 2}, "gives 1 answers to 2 prompts"),
+        ("short", "sst2_generate", {"batch_size": 2}, "gives 1 answers to 2 prompts"),
+        ("short", "sst2_generate", {"batch_size": 2, "num_concurrent": 2}, "gives 1 answers to 2 prompts"),
+        ("cut", "sst2_choice", {}, r"gives \d+ log-probabilities for \d+ tokens and a new one"),
+    ],
+)
+def test_a_server_that_stops_answering_well(
+    fault: str, task: str, settings: dict[str, Any], message: str, tiny_model_folder: Path,
+    adapters: dict[str, Path], tmp_path: Path,
+) -> None:  # fmt: skip
+    """One line says why; what it has answered is kept, and the rest is asked later."""
+    first = PROBES + (task == "sst2_choice")  # whether it scores at all
+    arguments = {name: value for name, value in settings.items() if name != "batch_size"}
+    options = {"model_args": arguments, "store": str(tmp_path / "store"), "batch_size": settings.get("batch_size", 1)}
+    with served(tiny_model_folder, adapters, answers=first + 2, fault=fault).running() as server:
+        with pytest.raises(HarnessExtError, match=message):
+            ask(server, ["first"], tmp_path / "results", task, **options)
+        server.answers = 10**9
+        done = ask(server, ["first"], tmp_path / "results", task, **options)
+    again = [each.results["harness_ext"]["answers_from_store"] for each in done]
+    assert again[0] >= 1
+    assert again[1] == 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +26,12 @@ class OpenAIServer:
     adapters: Mapping[str, Path]
     without_echo: bool = False  # no log-probabilities of prompts, as llama-server
     ignores_adapters: bool = False  # takes their names and answers as the base
+    without_logprobs: bool = False  # of generated texts
+    refuses_logprobs: bool = False  # with status 400
     leaves_out: bool = False  # every second text
+    says: str | None = None  # instead of what was generated
+    answers: int = 10**9  # to as many requests, then `fault`
+    fault: str = ""  # limits, slow, short (fewer answers than prompts), nonsense, cut (fewer scores than tokens)
     requests: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
 
@@ -36,10 +43,27 @@ class OpenAIServer:
             self._models[name] = PeftModel.from_pretrained(model, str(folder)).eval()
         self._lock = threading.Lock()
 
+    def reply(self, asked: dict[str, Any]) -> tuple[int, Any]:
+        """Status and body of a reply of /v1/completions, with its fault."""
+        self.requests.append(asked)
+        if self.refuses_logprobs and asked.get("logprobs") and not asked.get("echo"):
+            return 400, {"error": "logprobs are not supported"}
+        if len(self.requests) <= self.answers:
+            return 200, self.complete(asked)
+        if self.fault == "limits":
+            return 429, {"error": "too many requests"}
+        if self.fault == "slow":
+            time.sleep(2)
+        body = {"error": "busy"} if self.fault == "nonsense" else self.complete(asked)
+        if self.fault == "short":
+            body["choices"].pop()
+        for choice in body["choices"] if self.fault == "cut" else ():
+            choice["logprobs"]["token_logprobs"].pop(1)
+        return 200, body
+
     @torch.no_grad()
     def complete(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """The reply of /v1/completions."""
-        self.requests.append(asked)
+        """What the model says."""
         model = self._models["base" if self.ignores_adapters else asked["model"]]
         prompts = asked["prompt"]
         if isinstance(prompts, str) or isinstance(prompts[0], int):
@@ -51,7 +75,9 @@ class OpenAIServer:
             if asked.get("echo") and not self.without_echo:
                 choice |= {"text": "", "logprobs": self._scores(model, ids)}
             else:
-                choice["text"] = self._text(model, ids, asked)
+                choice["text"] = self._text(model, ids, asked) if self.says is None else self.says
+                if asked.get("logprobs") and not self.without_logprobs:
+                    choice["logprobs"] = {"token_logprobs": self._scores(model, ids)["token_logprobs"][-1:]}
                 if self.leaves_out and len(self.requests) % 2:
                     choice["text"] = None
             choices.append(choice)
@@ -86,11 +112,15 @@ class OpenAIServer:
             def do_POST(self) -> None:
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with served._lock:
-                    self._reply(served.complete(asked) if self.path == "/v1/completions" else None)
+                    status, body = served.reply(asked) if self.path == "/v1/completions" else (404, None)
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    self._reply(body, status)
 
-            def _reply(self, body: Any) -> None:
+            def _reply(self, body: Any, status: int = 200) -> None:
                 content = json.dumps(body).encode()
-                self.send_response(200 if body is not None else 404)
+                self.send_response(status if body is not None else 404)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Retry-After", "0")
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
