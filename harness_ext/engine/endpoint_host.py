@@ -21,7 +21,7 @@ import requests
 
 from harness_ext.engine.hosts import SCORED_KINDS, Selected
 from harness_ext.engine.variants import Variant
-from harness_ext.errors import AdapterError, ModelError, first_line, suggest
+from harness_ext.errors import AdapterError, ModelError, NotAppliedError, first_line, suggest
 from harness_ext.models.adapters import is_adapter
 from harness_ext.models.snapshot import AdapterSnapshot, snapshot
 from harness_ext.protocol.lm_eval_api import LM, EvaluatorConfig, Task, get_model
@@ -215,7 +215,7 @@ class EndpointHost:
         lm.model = self.base
         if base and base == adapter:
             what = "log-probabilities" if isinstance(base[0], float) else "greedy answers"
-            raise AdapterError(
+            raise NotAppliedError(
                 f"{self._url} gives the same {what} for {variant.name} as for {self.base} on {len(base)} prompts of "
                 "the tasks: it does not apply the adapter; look at the server's messages and its LoRA settings"
             )

@@ -22,7 +22,7 @@ from harness_ext.engine.answer_hook import GenerationRecord, RequestKey
 from harness_ext.engine.generation_records import add_generation_records
 from harness_ext.engine.hosts import SCORED_KINDS, Selected, probe_prompts, prompt_settings, resolve_base
 from harness_ext.engine.variants import Variant, base_and_adapters
-from harness_ext.errors import AdapterError, ModelError, first_line
+from harness_ext.errors import AdapterError, ModelError, NotAppliedError, first_line
 from harness_ext.models.adapters import CONFIG_FILE
 from harness_ext.models.snapshot import AdapterSnapshot, snapshot
 from harness_ext.protocol.lm_eval_api import HFLM, LM, EvaluatorConfig, Instance, Task, get_model
@@ -155,7 +155,7 @@ class VllmHost:
                 "with hf-tree"
             ) from error
         if answers and _largest_change(self._answers, answers) <= max(LEAST_CHANGE, 2 * self._noise):
-            raise AdapterError(
+            raise NotAppliedError(
                 f"vLLM answers {len(answers)} prompts of the tasks with {variant.adapter} exactly as without it: it "
                 "does not apply the adapter (are its layers among those that vLLM supports for this model?); evaluate "
                 "it with hf-tree"

@@ -41,6 +41,7 @@ class AdapterCard:
     validation_loss: float | None
     versions: Mapping[str, str]
     selection: Mapping[str, Any] | None = None  # the curve and the choice, if checkpoints were scored in training
+    parity: Mapping[str, Any] | None = None  # by how it is served: what `harness-ext parity` found on each task
 
 
 def read_card(adapter: str | Path) -> AdapterCard | None:

@@ -25,6 +25,7 @@ class OpenAIServer:
     without_echo: bool = False  # no log-probabilities of prompts, as llama-server
     ignores_adapters: bool = False  # takes their names and answers as the base
     leaves_out: bool = False  # every second text
+    goes_on: bool = False  # behind the end of each text
     requests: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
 
@@ -71,7 +72,7 @@ class OpenAIServer:
         text = self._tokenizer.decode(made, skip_special_tokens=True)
         for stop in asked.get("stop") or []:
             text = text.split(stop)[0]
-        return str(text)
+        return f"{text} and more" if self.goes_on else str(text)
 
     @contextmanager
     def running(self) -> Iterator[OpenAIServer]:
