@@ -109,10 +109,9 @@ def _arguments(given: str) -> dict[str, Any]:
         return {}
     from harness_ext.protocol.lm_eval_api import simple_parse_args_string
 
-    try:
-        return dict(simple_parse_args_string(given))
-    except (ValueError, AssertionError) as error:
-        raise HarnessExtError(f"--model_args {given!r:.80} must have the form name=value,name=value") from error
+    if not all("=" in part for part in given.split(",") if part):
+        raise HarnessExtError(f"--model_args {given!r:.80} must have the form name=value,name=value")
+    return dict(simple_parse_args_string(given))
 
 
 def _print(parity: Parity) -> None:

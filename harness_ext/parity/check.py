@@ -24,7 +24,7 @@ import torch
 
 from harness_ext.doctor.replay.questions import Questions
 from harness_ext.errors import AdapterError, NotAppliedError, TaskError
-from harness_ext.findings import Finding, Level
+from harness_ext.findings import CATALOGUE, Finding, Level
 from harness_ext.models.adapters import adapter_folder, check_adapter
 from harness_ext.models.card import AdapterCard, read_card
 from harness_ext.parity.answers import Answer, Form, Noise, ask, beyond, distances, total, typical
@@ -139,7 +139,8 @@ def _drawn(task: ConfigurableTask, documents: int, seed: int) -> list[int]:
 
 def _refused(task: ConfigurableTask, reason: str) -> TaskParity:
     """A task of which an engine showed beforehand that it answers as the base."""
-    finding = Finding("P01", "error", task.task_name, f"the adapter is not applied: {reason}", {"documents": 0})
+    text = f"the adapter is not applied: {reason}"
+    finding = Finding("P01", "error", str(task.task_name), text, {"documents": 0}, CATALOGUE["P01"].remedy)
     return TaskParity(str(task.task_name), "as the base", "answers to its first prompts", findings=[finding])
 
 
@@ -264,9 +265,9 @@ class _Comparison:
         elif verdict == "otherwise":
             yield self._cause()
 
-    def _finding(self, id: str, level: Level, text: str, next_step: str | None = None, **numbers: Any) -> Finding:
+    def _finding(self, id: str, level: Level, text: str, **numbers: Any) -> Finding:
         numbers = {"documents": len(self.outputs), "differing": self._count(), **numbers}
-        return Finding(id, level, str(self.task.task_name), text, numbers, next_step)
+        return Finding(id, level, str(self.task.task_name), text, numbers, CATALOGUE[id].remedy)
 
     def _count(self) -> int:
         """Documents that are answered otherwise than by the adapter."""

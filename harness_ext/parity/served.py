@@ -156,8 +156,10 @@ def _host(target: Target, reference: Reference) -> tuple[Host, bool]:
                 f"--against FILE.gguf needs the engine {LLAMA_CPP}, which this version does not have; serve the file "
                 "with llama-server, and name its URL"
             ) from error
-        arguments = {"pretrained": target.place, "tokenizer": reference.base, **target.arguments}
-        return host_for(EvaluatorConfig(model=LLAMA_CPP, model_args=arguments)), False
+        # a file of an adapter comes with that of its base among the arguments
+        adapters = [target.place] if "pretrained" in target.arguments else []
+        arguments = {"pretrained": target.place, **target.arguments}
+        return host_for(EvaluatorConfig(model=LLAMA_CPP, model_args=arguments), adapters), bool(adapters)
     arguments = {
         "model": target.name or reference.folder.resolve().name,
         "base_url": target.place,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from openai_server import OpenAIServer
@@ -169,6 +170,20 @@ def test_a_server_that_does_not_stop(adapter: Path, tiny_model_folder: Path) -> 
     assert "go on behind" in finding.text
 
 
+def chat(server: OpenAIServer) -> Target:
+    return Target.of(server.url.replace("/completions", "/chat/completions"), name="mine")
+
+
+def test_a_chat_server(adapter: Path, tiny_model_folder: Path) -> None:
+    """Prompts go through the server's own template, which the evaluation has to use, too."""
+    with OpenAIServer(tiny_model_folder, {"mine": adapter}).running() as server:
+        alike = checked(adapter, chat(server), "sst2_generate", apply_chat_template=True)
+        plain = checked(adapter, chat(server), "sst2_generate")
+    assert (alike.verdict, alike.compared) == ("as evaluated", "texts")
+    finding = named(plain)
+    assert (finding.id, finding.numbers["change"]) == ("P03", "with the tokenizer's chat template")
+
+
 # -- the command ---------------------------------------------------------------------------------------------------
 
 
@@ -218,9 +233,8 @@ def test_bad_input_is_one_line(
     arguments: list[str], message: str, adapter: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert parity(*[str(adapter) if word == "ADAPTER" else word for word in arguments]) == 2
-    error = capsys.readouterr().err.strip()
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("harness-ext: ")]
     assert message in error
-    assert "\n" not in error
 
 
 def test_4_bits_need_a_library(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +247,7 @@ def test_4_bits_need_a_library(adapter: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_rounding_explains_no_more_than_a_few_times_the_noise() -> None:
-    noise = torch.tensor([0.0, 0.01, 0.02, 0.5]).numpy()
+    noise = np.array([0.0, 0.01, 0.02, 0.5])
     assert limits(noise).tolist() == pytest.approx([0.06, 0.06, 0.08, 2.0])
     assert limits(0 * noise).tolist() == [1e-3] * 4
 

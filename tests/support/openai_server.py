@@ -15,6 +15,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+PATHS = ("completions", "chat/completions")
+
 
 @dataclass
 class OpenAIServer:
@@ -42,6 +44,8 @@ class OpenAIServer:
         """The reply of /v1/completions."""
         self.requests.append(asked)
         model = self._models["base" if self.ignores_adapters else asked["model"]]
+        if "messages" in asked:
+            return {"choices": [{"index": 0, "message": {"content": self._chat(model, asked)}}]}
         prompts = asked["prompt"]
         if isinstance(prompts, str) or isinstance(prompts[0], int):
             prompts = [prompts]
@@ -65,6 +69,12 @@ class OpenAIServer:
         tops = [None, *({"top": best[place], "own": scores[place + 1]} for place in range(len(ids)))]
         return {"token_logprobs": scores, "top_logprobs": tops}
 
+    def _chat(self, model: Any, asked: dict[str, Any]) -> str:
+        """The reply to messages, in the tokenizer's own template."""
+        text = self._tokenizer.apply_chat_template(asked["messages"], tokenize=False, add_generation_prompt=True)
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._text(model, ids, {"max_tokens": 16, **asked})
+
     def _text(self, model: Any, ids: list[int], asked: dict[str, Any]) -> str:
         made = model.generate(torch.tensor([ids]), max_new_tokens=asked["max_tokens"], do_sample=False, pad_token_id=2)[
             0, len(ids) :
@@ -87,7 +97,7 @@ class OpenAIServer:
             def do_POST(self) -> None:
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with served._lock:
-                    self._reply(served.complete(asked) if self.path == "/v1/completions" else None)
+                    self._reply(served.complete(asked) if self.path.removeprefix("/v1/") in PATHS else None)
 
             def _reply(self, body: Any) -> None:
                 content = json.dumps(body).encode()

@@ -208,7 +208,8 @@ def _scaled(model: Any, factor: float, kinds: Sequence[str] | None = None) -> It
 def _request(arguments: Any, generation: Mapping[str, Any]) -> Request:
     """A request from its arguments: as lm-eval logs them (`{"arg_0": ..., "arg_1": ...}`) or passes them."""
     values = list(arguments.values()) if isinstance(arguments, Mapping) else list(arguments)
-    context, second = str(values[0]), values[1] if len(values) > 1 else {}
+    context: Any = values[0] if isinstance(values[0], tuple) else str(values[0])  # lm-eval's messages to a chat server
+    second = values[1] if len(values) > 1 else {}
     if isinstance(second, str):
         return Request(SCORE, context, second)
     return Request(GENERATION, context, generation={**(second or {}), **generation})
