@@ -103,8 +103,8 @@ The exit code is 1 if a finding is an error. `harness-ext doctor --explain D5` p
 PARITY = """\
 # Parity: is what is served what was evaluated?
 
-An adapter is evaluated with peft, then merged, quantised, converted or loaded into a server. `harness-ext parity` asks both the
-same documents:
+An adapter is evaluated with peft, then merged, quantised, converted or loaded into a server. `harness-ext parity`
+asks both the same documents:
 
 ```
 harness-ext parity adapters/sst2 --against merged --dtype bfloat16
@@ -116,38 +116,43 @@ harness-ext parity adapters/sst2 --against http://localhost:8000/v1/completions 
 |---|---|---|
 | `merged` | peft's `merge_and_unload`, made here, in `--dtype` | yes |
 | `4bit` | the adapter on its base in NF4; needs bitsandbytes | yes |
-| a folder | merged weights, with the tokenizer and chat template beside them | yes |
+| a folder | merged weights, with their own tokenizer and template | yes |
 | `vllm` | vLLM with the adapter by request | with a GPU |
-| `FILE.gguf` | a merged model in llama.cpp; for a LoRA file add `--model_args pretrained=BASE.gguf` | yes |
-| a URL | the model called `--served-name` on an OpenAI-compatible server; chat endpoints, too | if the server gives them |
+| `FILE.gguf` | a merged model in llama.cpp | yes |
+| a URL | a model of an OpenAI-compatible server, chat endpoints included | if the server gives them |
 
-Documents and prompts are those of the evaluation: the task, the number of examples, the chat template and the system instruction
-come from the adapter's card. `--task`, `--num_fewshot`, `--apply_chat_template` and `--system_instruction` say otherwise.
+A GGUF file with an adapter alone needs `--model_args pretrained=BASE.gguf`. `--served-name` is the model's name on a
+server. Merging, folders and a small server that the tests start were run here; `4bit`, `vllm` and `FILE.gguf` were not.
+
+Documents and prompts are those of the evaluation: the task, the number of examples, the chat template and the system
+instruction come from the adapter's card. `--task`, `--num_fewshot`, `--apply_chat_template` and
+`--system_instruction` say otherwise.
 
 ## What it asks, in which order
 
 1. **Does it answer as the base?** Then the adapter is not applied (P01).
-2. **Does it answer as the adapter?** peft is asked twice: once as evaluated, once in another order and in other batches. One of the
-   two is in float32, the other in the precision of what is served. Their difference is the noise floor. A document differs if
-   what is served is more than four times the noise floor away from peft, and more than 0.001 nats. So rounding an export to
-   bfloat16 is no difference.
-3. **If neither: why?** peft is asked with one thing changed until it answers as what is served does: 0, 1 or 2 begin tokens, the chat
-   template, the tokenizer beside the served weights, eight common templates, a system instruction, white space before the
-   answer; then the scale; then some kinds of layers without the adapter. A change that explains at least 85 % of the distance, or
-   after which documents no longer differ, is a **proof**. Texts that begin alike and end elsewhere are P08. Weights in this
-   process are compared with those of the base. What is left is damage, as large as rounding the base to 4 bits makes it (P07), or
-   other weights (P06).
+2. **Does it answer as the adapter?** peft is asked twice: once as evaluated, once in another order and in other
+   batches. One of the two is in float32, the other in the precision of what is served. Their difference is the noise
+   floor. A document differs if what is served is more than four times the noise floor away from peft, and more than
+   0.001 nats. So rounding an export to bfloat16 is no difference.
+3. **If neither: why?** peft is asked with one thing changed until it answers as what is served does: 0, 1 or 2 begin
+   tokens, the chat template, the tokenizer beside the served weights, eight common templates, a system instruction,
+   white space before the answer; then the scale; then some kinds of layers without the adapter. A change that
+   explains at least 85 % of the distance, or after which documents no longer differ, is a **proof**. Texts that begin
+   alike and end elsewhere are P08. Weights in this process are compared with those of the base. What is left is
+   damage, as large as rounding the base to 4 bits makes it (P07), or other weights (P06).
 
-A task that compares choices is judged by the log-probabilities of its choices. A task that generates is judged by its texts, and by the
-log-probabilities of the adapter's own texts. Where an engine gives no log-probabilities, greedy texts are compared, which shows less:
-4-bit weights often give the same short texts.
+A task that compares choices is judged by the log-probabilities of its choices. A task that generates is judged by its
+texts, and by the log-probabilities of the adapter's own texts. Where an engine gives no log-probabilities, greedy
+texts are compared, which shows less: 4-bit weights often give the same short texts.
 
-It asks ten documents at a time, and stops when it is sure: Wald's sequential test between 5 % and 40 % of documents that differ, with an
-error of 1 %. Ten documents are enough if none of them differs, or if at least four do. At most 50 are asked (`--documents`).
+It asks ten documents at a time, and stops when it is sure: Wald's sequential test between 5 % and 40 % of documents
+that differ, with an error of 1 %. Ten documents are enough if none of them differs, or if at least four do. At most
+50 are asked (`--documents`).
 
 ## Example
 
-SmolLM2-135M-Instruct with `adapters/sst2`, on two CPU cores. Merged in bfloat16 (10 documents, 18 s of CPU time):
+SmolLM2-135M-Instruct with `adapters/sst2`, on one CPU core. Merged in bfloat16 (10 documents, 18 s of CPU time):
 
 ```text
 merged in bfloat16 beside adapters/sst2 by peft
@@ -183,8 +188,8 @@ without the adapter in it.
   document 430, 1.1 nats apart (limit 0.19): adapter [-6.63, -0.00], served [-8.25, 0.00]
 ```
 
-An export on a base that was rounded to 4 bits is found with 10 documents, too (P07, 74 s of CPU time). On 50 documents, one differs in the
-sound bfloat16 export.
+An export on a base that was rounded to 4 bits is found with 10 documents, too (P07, 74 s of CPU time). On 50
+documents, one differs in the sound bfloat16 export.
 
 ## Exit codes and the card
 
@@ -194,9 +199,9 @@ sound bfloat16 export.
 | 1 | it does not |
 | 2 | error of use, or something is missing; one line says what |
 
-`--write-card` keeps the result in the adapter's `card.json` under `parity`, by how it is served; a later result for the same kind of
-serving takes its place. `--format json` has the answers to the documents that differ most. `harness-ext parity --explain P02` prints an
-entry of the list below.
+`--write-card` keeps the result in the adapter's `card.json` under `parity`, by how it is served; a later result for
+the same kind of serving takes its place. `--format json` has the answers to the documents that differ most.
+`harness-ext parity --explain P02` prints an entry of the list below.
 """
 
 COMMAND_LINE = """\
@@ -207,7 +212,7 @@ COMMAND_LINE = """\
 | exit code | meaning |
 |---|---|
 | 0 | done |
-| 1 | the command worked, but something did not pass: `check`, `parity`, `compare --fail-on`, or one of the adapters of `eval` |
+| 1 | it worked, but something did not pass: `check`, `parity`, `compare --fail-on`, or one of the adapters of `eval` |
 | 2 | error of use, or the command could not finish; one line on standard error says what is wrong and what to do |
 | 130 | stopped by Ctrl-C |
 | 143 | stopped by SIGTERM, as Slurm and spot instances send it |
