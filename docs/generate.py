@@ -137,10 +137,11 @@ instruction come from the adapter's card. `--task`, `--num_fewshot`, `--apply_ch
    0.001 nats. So rounding an export to bfloat16 is no difference.
 3. **If neither: why?** peft is asked with one thing changed until it answers as what is served does: 0, 1 or 2 begin
    tokens, the chat template, the tokenizer beside the served weights, eight common templates, a system instruction,
-   white space before the answer; then the scale; then some kinds of layers without the adapter. A change that
-   explains at least 85 % of the distance, or after which documents no longer differ, is a **proof**. Texts that begin
-   alike and end elsewhere are P08. Weights in this process are compared with those of the base. What is left is
-   damage, as large as rounding the base to 4 bits makes it (P07), or other weights (P06).
+   white space before the answer; then the scale; then some kinds of layers, or the first or last blocks, without the
+   adapter. A change that explains at least 85 % of the distance, or two thirds where documents then no longer differ,
+   is a **proof**. Texts that begin alike and end elsewhere are P08. Weights in this process are compared with those
+   of the base. What is left is damage, as large as rounding the base to 4 bits makes it (P07), or other weights
+   (P06).
 
 A task that compares choices is judged by the log-probabilities of its choices. A task that generates is judged by its
 texts, and by the log-probabilities of the adapter's own texts. Where an engine gives no log-probabilities, greedy
@@ -152,7 +153,7 @@ that differ, with an error of 1 %. Ten documents are enough if none of them diff
 
 ## Example
 
-SmolLM2-135M-Instruct with `adapters/sst2`, on one CPU core. Merged in bfloat16 (10 documents, 18 s of CPU time):
+SmolLM2-135M-Instruct with `adapters/sst2`, on one CPU core. Merged in bfloat16 (10 documents, 20 s of CPU time):
 
 ```text
 merged in bfloat16 beside adapters/sst2 by peft
@@ -166,7 +167,7 @@ nats: median difference of a document's log-probabilities; rounding: two askings
 batches and in float32 and the precision of what is served.
 ```
 
-An export whose `lora_alpha` was doubled (10 documents, 26 s of CPU time):
+An export whose `lora_alpha` was doubled (10 documents, 34 s of CPU time):
 
 ```text
 exports/sst2-merged in bfloat16 beside adapters/sst2 by peft
@@ -178,9 +179,9 @@ exports/sst2-merged in bfloat16 beside adapters/sst2 by peft
  ───────────────────────────────────────────────────────────
 nats: median difference of a document's log-probabilities; rounding: two askings of peft, in other
 batches and in float32 and the precision of what is served.
-error P02 proved its updates are scaled by 4 instead of 2: it may be put on a base that it is merged
-into already: on 10 documents it answers as the adapter does at 2 times its scale (93 % of the
-difference is explained)
+error P02 proved its updates are scaled by 4 instead of 2: perhaps it is put on a base that it is
+merged into already: on 10 documents it answers as the adapter does at 2 times its scale (93 % of
+the difference is explained)
   next: Set `lora_alpha`, `r` and `use_rslora` as in `adapter_config.json`, and serve the base
 without the adapter in it.
   document 414, 1.3 nats apart (limit 0.61): adapter [-4.88, -0.01], served [-6.75, 0.00]

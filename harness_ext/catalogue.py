@@ -778,7 +778,7 @@ CATALOGUE: Mapping[str, Rule] = {
         "Served at another scale",
         "LoRA adds alpha / r · B·A to a weight. An engine that ignores alpha, reads rsLoRA as LoRA, or adds the "
         "adapter to a base that it is merged into already, applies it too weakly or too strongly.",
-        "sst2_choice: its updates are scaled by 4 instead of 2: it may be put on a base that it is merged into "
+        "sst2_choice: its updates are scaled by 4 instead of 2: perhaps it is put on a base that it is merged into "
         "already: on 10 documents it answers as the adapter does at 2 times its scale (100 % of the difference is "
         "explained)",
         "Set `lora_alpha`, `r` and `use_rslora` as in `adapter_config.json`, and serve the base without the adapter"

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from harness_ext.doctor.replay.questions import Questions, begin_tokens, layers_by_kind
+from harness_ext.doctor.replay.questions import Questions, begin_tokens, lora_layers, lora_layers_by_name
 from harness_ext.doctor.replay.variants import JOINS, SYSTEM, TEMPLATES, Asking, Change
 from harness_ext.errors import HarnessExtError
 from harness_ext.parity.answers import Answer, Form, Noise, ask, beyond, other_texts, total
@@ -29,9 +30,13 @@ logger = logging.getLogger(__name__)
 
 PROBED = 10  # documents on which changes are ranked
 RESTORED = 0.15  # of the distance: a change that leaves no more is the cause
+ALIKE = 1 / 3  # of the distance, where documents no longer differ: in a coarse precision that alone proves little
 PROMISING = 0.5  # of the distance, on the probed documents: a change that leaves more is not tried on all
+NOTHING = 0.001  # of the distance: nothing more to explain
+MORE = 0.9  # times what is left: only less than that is better
 BEHIND = 0.9  # share of the differing texts that begin alike
 FACTORS = (0.125, 0.25, 0.5, 2.0, 4.0, 8.0)  # of the scale; those that a configuration suggests are added
+BLOCK = re.compile(r"\w+\.\d+")  # in the name of a layer: layers.3, h.11
 CANNOT = (HarnessExtError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 
 
@@ -58,7 +63,7 @@ class Compared:
         """Whether what is served answers so."""
         counts = [int(kind.sum()) for kind in beyond(self.form, self.served, answers, self.noise)]
         alike = all(ShareTest().decide(count, len(self.outputs)) == "low" for count in counts)
-        return alike or self.left(answers) <= RESTORED
+        return self.left(answers) <= (ALIKE if alike else RESTORED)
 
 
 @dataclass(frozen=True)
@@ -88,20 +93,21 @@ class Search:
 
     def scale(self) -> Cause | None:
         """Another scale of the adapter."""
-        layers = [layer for _, layer in layers_by_kind(self.questions.lm.model)]
+        layers = lora_layers(self.questions.lm.model)
         if not layers:
             return None
         rank, scale = (float(next(iter(each.values()))) for each in (layers[0].r, layers[0].scaling))
         factors = {*FACTORS, rank**0.5, rank**-0.5, 1 / scale, rank, 1 / rank} - {1.0}
         lefts = {factor: self._left(Asking(scale=factor)) for factor in sorted(factors)}
         best = min(lefts, key=lambda factor: lefts[factor])
-        if self.compared.form.has_scores and lefts[best] > RESTORED / 2:
-            best = self._refined(best)
+        if self.compared.form.has_scores and lefts[best] > NOTHING:
+            refined = self._refined(best)
+            best = refined if self._left(Asking(scale=refined)) < MORE * lefts[best] else best
         self.tried.append("scale")
         return self._confirmed(_scale_change(best, rank, scale))
 
     def _refined(self, factor: float) -> float:
-        """The factor around this one that explains most; a named one is kept if it is as good."""
+        """The factor around this one that explains most."""
 
         def left(logarithm: float) -> float:
             return self._left(Asking(scale=math.exp(logarithm)))
@@ -113,32 +119,40 @@ class Search:
         return float(math.exp(found.x))
 
     def layers(self) -> Cause | None:
-        """Some kinds of layers without the adapter: one kind after another is left out as long as that explains more.
-
-        Both ends are tried: from all kinds, and from none.
-        """
-        kinds = list(dict.fromkeys(kind for kind, _ in layers_by_kind(self.questions.lm.model)))
-        if len(kinds) < 2:
-            return None
-        self.tried.append("kinds of layers")
+        """Some layers without the adapter: some kinds, or the first or last blocks."""
+        names = list(lora_layers_by_name(self.questions.lm.model))
+        kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+        self.tried.append("kinds of layers and blocks" if names else "no layers")
         for without, grows in (((), True), (tuple(kinds), False)):
             found = self._left_out(without, kinds, grows=grows)
             if 0 < len(found) < len(kinds) and (cause := self._confirmed(_layers_change(found, kinds))):
                 return cause
-        return None
+        return self._blocks(list(dict.fromkeys(block[0] for name in names if (block := BLOCK.search(name)))))
 
     def _left_out(self, without: tuple[str, ...], kinds: Sequence[str], *, grows: bool) -> tuple[str, ...]:
-        """The kinds to leave out, from these on: one more (or one fewer) at a time, as long as that explains more."""
+        """The kinds to leave out, from these on: one more (or one fewer) at a time, as long as that explains more.
+
+        It is begun with none of them, and with all.
+        """
         best = self._left(Asking(without=without))
-        while best > RESTORED / 10:
+        while best > NOTHING:
             others = [kind for kind in kinds if (kind in without) != grows]
             steps = [tuple(kind for kind in kinds if (kind in without) != (kind == other)) for other in others]
             lefts = {step: self._left(Asking(without=step)) for step in steps}
-            if not lefts or min(lefts.values()) >= best:
+            if not lefts or min(lefts.values()) >= MORE * best:
                 break
             without = min(lefts, key=lambda step: lefts[step])
             best = lefts[without]
         return without
+
+    def _blocks(self, blocks: Sequence[str]) -> Cause | None:
+        """The first or the last blocks without the adapter."""
+        cuts = [cut for place in range(1, len(blocks)) for cut in (tuple(blocks[:place]), tuple(blocks[place:]))]
+        lefts = {cut: self._left(Asking(without=cut)) for cut in cuts}
+        if not lefts:
+            return None
+        best = min(lefts, key=lambda cut: lefts[cut])
+        return self._confirmed(_layers_change(best, blocks)) if lefts[best] <= PROMISING else None
 
     # -- asking --------------------------------------------------------------------------------------------------
 
@@ -203,22 +217,27 @@ def _prompt_changes(questions: Questions, output: Output, has_other_tokenizer: b
 
 def _scale_change(factor: float, rank: float, scale: float) -> Change:
     """A scale, and what it may come from."""
-    known = {
-        rank**0.5: "alpha / sqrt(r) instead of alpha / r",
-        rank**-0.5: "alpha / r instead of alpha / sqrt(r)",
-        1 / scale: "alpha is ignored",
-        rank: "the rank is ignored",
-        2.0: "it may be put on a base that it is merged into already",
-    }
-    reason = next((text for value, text in known.items() if math.isclose(factor, value, rel_tol=0.02)), "")
+    known = (
+        (rank**0.5, "alpha / sqrt(r) instead of alpha / r"),
+        (rank**-0.5, "alpha / r instead of alpha / sqrt(r)"),
+        (1 / scale, "alpha is ignored"),
+        (rank, "the rank is ignored"),
+        (2.0, "it is put on a base that it is merged into already"),
+    )
+    reason = " or ".join(text for value, text in known if math.isclose(factor, value, rel_tol=0.02))
+    reason = f"perhaps {reason}" if reason else ""
     cause = f"its updates are scaled by {factor * scale:.3g} instead of {scale:.3g}" + (f": {reason}" if reason else "")
     return Change(f"at {factor:.3g} times its scale", "P02", cause, {"scale": factor})
 
 
 def _layers_change(without: Sequence[str], kinds: Sequence[str]) -> Change:
     used = [kind for kind in kinds if kind not in without]
-    cause = f"the adapter is applied to {', '.join(used)} only; its weights for {', '.join(without)} are dropped"
-    return Change(f"without its weights for {', '.join(without)}", "P05", cause, {"without": tuple(without)})
+    cause = f"the adapter is applied to {_listed(used)} only; its weights for {_listed(without)} are dropped"
+    return Change(f"without its weights for {_listed(without)}", "P05", cause, {"without": tuple(without)})
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) < 8 else f"{names[0]} to {names[-1]}"
 
 
 def ends_elsewhere(compared: Compared) -> str | None:

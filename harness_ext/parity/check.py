@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 DOCUMENTS = 50
 BLOCK = 10  # documents between two looks
 SHOWN = 5  # differing documents that are kept
+CLOSER = 1 / 3  # of the distance from the adapter: what answers as the base is closer to it
 AS_ROUNDED = 2.0  # times the distance that rounding to four bits makes: more is no matter of precision
 
 
@@ -176,7 +177,7 @@ class _Comparison:
         started = time.monotonic()
         for begin in range(0, len(numbers), BLOCK):
             self._ask(numbers[begin : begin + BLOCK])
-            if self._share_beyond(self.adapter) and self._share_beyond(self.base):
+            if all(self._shares()):
                 break
         verdict = self._verdict()
         findings = list(self._findings(verdict))
@@ -228,8 +229,19 @@ class _Comparison:
             return "high"
         return "low" if all(share == "low" for share in shares) else None
 
-    def _verdict(self) -> Verdict:
+    def _shares(self) -> tuple[Share | None, Share | None]:
+        """How many documents are answered otherwise than by adapter and base.
+
+        Where it is not the adapter, it is the base only if it is much closer to it: a coarse precision is no proof.
+        """
         adapter, base = self._share_beyond(self.adapter), self._share_beyond(self.base)
+        if adapter == "high" and base == "low" and self.form.has_scores:
+            near, far = (total(self.form, self.answers, model) for model in (self.base, self.adapter))
+            base = "low" if near <= CLOSER * far else "high"
+        return adapter, base
+
+    def _verdict(self) -> Verdict:
+        adapter, base = self._shares()
         if adapter == "low":
             return "not told apart" if base == "low" else "as evaluated"
         if base == "low":

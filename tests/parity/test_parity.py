@@ -17,7 +17,7 @@ from tiny_model import save_tiny_model
 from tokenizers.processors import TemplateProcessing
 
 from harness_ext import cli
-from harness_ext.errors import HarnessExtError
+from harness_ext.errors import HarnessExtError, NotAppliedError
 from harness_ext.findings import Finding
 from harness_ext.parity.answers import Answer, Form, Noise, beyond, limits
 from harness_ext.parity.causes import Compared, ends_elsewhere
@@ -136,6 +136,21 @@ def test_layers_of_another_name(adapter: Path, export: Callable[..., Path]) -> N
     finding = named(checked(adapter, export(change_adapter=with_names(".mlp.", ".feed_forward."))))
     assert finding.id == "P05"
     assert "its weights for gate_proj, up_proj, down_proj are dropped" in finding.text
+
+
+def test_blocks_of_another_name(adapter: Path, export: Callable[..., Path]) -> None:
+    finding = named(checked(adapter, export(change_adapter=with_names("layers.1.", "blocks.1."))))
+    assert finding.id == "P05"
+    assert "weights for layers.1 are dropped" in finding.text
+
+
+def test_an_engine_that_proves_that_it_does_not_apply_it(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: Any) -> Any:
+        raise NotAppliedError("answers 4 prompts exactly as without it")
+
+    monkeypatch.setattr("harness_ext.parity.served._host", refuses)
+    found = checked(adapter, "vllm")
+    assert (found.verdict, found.documents, found.findings[0].id) == ("as the base", 0, "P01")
 
 
 def test_all_layers_of_another_name(adapter: Path, export: Callable[..., Path]) -> None:

@@ -145,10 +145,10 @@ def begin_tokens(lm: HFLM, text: str) -> int:
     return next((n for n, token in enumerate(ids) if token != bos), len(ids)) if bos is not None else 0
 
 
-def layers_by_kind(model: Any) -> list[tuple[str, LoraLayer]]:
-    """The LoRA layers of a model, each with the last part of its name, such as `q_proj`."""
+def lora_layers_by_name(model: Any) -> dict[str, LoraLayer]:
+    """The LoRA layers of a model by name."""
     named = model.named_modules() if hasattr(model, "named_modules") else ()
-    return [(name.rpartition(".")[2], module) for name, module in named if isinstance(module, LoraLayer)]
+    return {name: module for name, module in named if isinstance(module, LoraLayer)}
 
 
 @contextmanager
@@ -191,9 +191,10 @@ def _set(target: Any, **values: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _scaled(model: Any, factor: float, kinds: Sequence[str] | None = None) -> Iterator[None]:
-    """Multiply the scale of LoRA layers; of the kinds that are named, such as `q_proj`, or of all."""
-    layers = [layer for kind, layer in layers_by_kind(model) if kinds is None or kind in kinds]
+def _scaled(model: Any, factor: float, parts: Sequence[str] | None = None) -> Iterator[None]:
+    """Multiply the scale of LoRA layers: of those whose names have one of these parts, or of all."""
+    named = lora_layers_by_name(model).items()
+    layers = [layer for name, layer in named if parts is None or any(f".{part}." in f".{name}." for part in parts)]
     before = [dict(layer.scaling) for layer in layers]
     try:
         for layer in layers:
