@@ -1,7 +1,8 @@
-"""The catalogue of findings of `check` (C...) and `compare` (R...): title, reason, example and remedy of each.
+"""The catalogue of findings of `check` (C...), `compare` (R...), `doctor` (D...) and `parity` (P...).
 
-An id keeps its meaning from release to release. `docs/checks.md` and `docs/findings.md` are generated from
-this table by `docs/generate.py`; `--explain ID` prints an entry.
+Each has a title, reason, example and remedy. An id keeps its meaning from release to release. `docs/checks.md`,
+`docs/findings.md`, `docs/doctor.md` and `docs/parity.md` are generated from this table by `docs/generate.py`;
+`--explain ID` prints an entry.
 """
 
 from __future__ import annotations
@@ -762,5 +763,92 @@ CATALOGUE: Mapping[str, Rule] = {
         "adapters/mine: was trained on other weights of org/base (sha256 a672150fb4f9…) than those of models/base "
         "(09af31c2d7e4…)",
         "Use the base that the card names, at the same revision and precision.",
+    ),
+    # -- what is served: `harness-ext parity` --
+    "P01": Rule(
+        "Served without the adapter",
+        "What is served answers as the base. The adapter was not given to the engine, was refused without a word, "
+        "or its weights have names that the engine does not know, so it drops them all.",
+        "sst2_choice: the adapter is not applied: on 10 documents it is 4.7e-05 nats from the base and 2.3 from the"
+        " adapter (rounding alone: 3.9e-05)",
+        "Look at the engine's messages and its LoRA settings. Compare the names of the adapter's weights with the "
+        "layers that the engine knows; merged weights need none.",
+    ),
+    "P02": Rule(
+        "Served at another scale",
+        "LoRA adds alpha / r · B·A to a weight. An engine that ignores alpha, reads rsLoRA as LoRA, or adds the "
+        "adapter to a base that it is merged into already, applies it too weakly or too strongly.",
+        "sst2_choice: its updates are scaled by 4 instead of 2: perhaps it is put on a base that it is merged into "
+        "already: on 10 documents it answers as the adapter does at 2 times its scale (100 % of the difference is "
+        "explained)",
+        "Set `lora_alpha`, `r` and `use_rslora` as in `adapter_config.json`, and serve the base without the adapter"
+        " in it.",
+    ),
+    "P03": Rule(
+        "Served with other prompts",
+        "The prompt that reaches the served model is not the one of the evaluation: another chat template, an older"
+        " copy of it, a system instruction, or other white space.",
+        "sst2_choice: its chat template is another: on 10 documents it answers as the adapter does with the chat "
+        "template of what is served (100 % of the difference is explained)",
+        "Serve the tokenizer and chat template of the evaluation, or evaluate with those that are served.",
+    ),
+    "P04": Rule(
+        "Served with another number of begin tokens",
+        "If both the chat template and the tokenizer (or the server) add a begin token, there are two; if neither "
+        "does, there is none.",
+        "sst2_choice: its prompts begin with two begin tokens instead of one begin token: on 10 documents it "
+        "answers as the adapter does with two begin tokens (100 % of the difference is explained)",
+        "Let only one of them add it: `add_bos_token` of the tokenizer, `--no-bos` or the like of the server.",
+    ),
+    "P05": Rule(
+        "Only some layers have the adapter",
+        "An engine that names or fuses layers otherwise (`qkv_proj` for `q_proj`, `k_proj`, `v_proj`) may drop the "
+        "weights that it does not find, without an error.",
+        "sst2_choice: the adapter is applied to q_proj, v_proj only; its weights for gate_proj, up_proj, down_proj "
+        "are dropped: on 10 documents it answers as the adapter does without its weights for gate_proj, up_proj, "
+        "down_proj (100 % of the difference is explained)",
+        "Convert the adapter to the engine's names, train only layers that it supports, or serve merged weights.",
+    ),
+    "P06": Rule(
+        "Served from other weights",
+        "What is served answers neither as the base nor as the adapter, and no change of prompt, scale or layers "
+        "explains it. It is another base (base for instruct, another revision), another adapter, or damaged "
+        "weights. Where its weights are at hand, one that the adapter leaves alone and that differs proves another "
+        "base.",
+        "sst2_choice: its base is another one: model.norm.weight is not that of org/base; on 10 documents it is 5.1"
+        " nats from the base and 4.8 from the adapter (rounding alone: 3.9e-05)",
+        "Compare the checksums of the served base with `base_sha256` in the adapter's card, and export again.",
+    ),
+    "P07": Rule(
+        "Damage by few bits",
+        "Rounding weights to few bits moves the answers further than the precision of the engine alone does. It is "
+        "as large as rounding the base to 4 bits makes it here, or smaller.",
+        "sst2_choice: its answers are as damaged as by rounding the base's weights to 4 bits (0.31 nats from the "
+        "adapter; 4 bits make 0.29, rounding to bfloat16 makes 0.02)",
+        "Evaluate what is served (`harness-ext eval` on the quantised model) and report that score; or serve in "
+        "more bits, or train on the quantised base (QLoRA).",
+    ),
+    "P08": Rule(
+        "Answers end elsewhere",
+        "The answers are those of the adapter up to where one of the two stops: an end token that the engine does "
+        "not know, a stop string that is not sent, or another token limit.",
+        "squad_v2_generate: its answers end elsewhere: 10 of 10 texts go on behind the adapter's answer",
+        "Set the end token in `generation_config.json`, and send the task's stop strings and `max_gen_toks`.",
+    ),
+    "P09": Rule(
+        "Base and adapter answer alike",
+        "What is served answers as the adapter, and as the base, too: on these documents nothing tells the two "
+        "apart beyond rounding, so nothing is shown.",
+        "sst2_choice: base and adapter answer these documents alike, so nothing is shown: on 50 documents it is "
+        "0.0008 nats from the base and 0.0007 from the adapter (rounding alone: 0.0009)",
+        "Name a task that the adapter was trained for with --task.",
+    ),
+    "P10": Rule(
+        "Not decided",
+        "Some documents are answered otherwise than rounding explains, too many for a sound export and too few for "
+        "a fault.",
+        "sst2_generate: 50 documents do not decide whether it answers as the adapter: of 50 texts 31 differ from "
+        "the base's and 8 from the adapter's (1 by rounding alone)",
+        "Ask more of them: --documents 200. Look at the documents that are listed.",
     ),
 }

@@ -8,6 +8,7 @@ HarnessExtError            an error that users can fix; the command line prints 
 ├── ModelError             a model that is missing, corrupt or of an unsupported kind
 │   ├── FetchError         a model that could not be downloaded, verified or converted
 │   └── AdapterError       an adapter that is missing, does not fit its base or has no effect
+│       └── NotAppliedError  an adapter that an engine takes and then answers without
 ├── RecipeError            a training recipe with unknown or invalid settings
 ├── TrainingError          training that cannot start or continue
 │   └── StoppedError       training that was stopped by a signal, after a checkpoint
@@ -65,6 +66,10 @@ class FetchError(ModelError):
 
 class AdapterError(ModelError):
     """An adapter that is missing, does not fit its base or has no effect."""
+
+
+class NotAppliedError(AdapterError):
+    """An adapter that an engine takes and then answers without."""
 
 
 class RecipeError(HarnessExtError):

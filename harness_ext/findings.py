@@ -1,7 +1,7 @@
 """Findings: what is or may be wrong with a task or a number. The catalogue explains every id.
 
-`docs/checks.md` and `docs/findings.md` are generated from the catalogue by `docs/generate.py`; `--explain ID` prints an
-entry.
+`docs/checks.md`, `docs/findings.md`, `docs/doctor.md` and `docs/parity.md` are generated from the catalogue
+by `docs/generate.py`; `--explain ID` prints an entry.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ __all__ = ["CATALOGUE", "Finding", "Level", "Rule", "explain"]
 
 Level = Literal["error", "warning", "note"]
 
-LETTERS = (
-    "CRD"  # first letters of ids: C for `harness-ext check`, R for `harness-ext compare`, D for `harness-ext doctor`
-)
+LETTERS = "CRDP"  # first letters of ids: of `harness-ext check`, `compare` (R), `doctor` and `parity`
 
 
 @dataclass(frozen=True)

@@ -216,10 +216,10 @@ def generator() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("file", ["checks.md", "cli.md", "doctor.md", "findings.md"])
+@pytest.mark.parametrize("file", ["checks.md", "cli.md", "doctor.md", "findings.md", "parity.md"])
 def test_generated_pages_are_current(file: str) -> None:
     pages = generator().pages()
-    assert len(pages) == 4
+    assert len(pages) == 5
     assert (DOCS / file).read_text(encoding="utf-8") == pages[file], "out of date; run: make pages"
 
 

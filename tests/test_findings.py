@@ -15,7 +15,7 @@ from harness_ext.errors import HarnessExtError
 from harness_ext.findings import Finding, explain
 
 PACKAGE = Path(harness_ext.__file__).parent
-ID = re.compile(r"[CR]\d\d|D\d{1,2}")
+ID = re.compile(r"[CPR]\d\d|D\d{1,2}")
 RULES = pytest.mark.parametrize(("id", "rule"), CATALOGUE.items(), ids=CATALOGUE)
 
 
@@ -35,7 +35,7 @@ def test_every_id_in_the_code_is_explained_and_every_entry_is_used() -> None:
 
 
 def test_ids_have_no_gaps() -> None:
-    for letter in "CR":
+    for letter in "CPR":
         ids = [id for id in CATALOGUE if id.startswith(letter)]
         assert ids == [f"{letter}{n:02}" for n in range(1, len(ids) + 1)]
 
@@ -53,7 +53,7 @@ def test_no_entry_is_empty(id: str, rule: Rule) -> None:
 
 @RULES
 def test_entries_refer_to_entries(id: str, rule: Rule) -> None:
-    mentioned = set(re.findall(r"\b[CR]\d\d\b", f"{rule.why} {rule.remedy}"))
+    mentioned = set(re.findall(r"\b[CPR]\d\d\b", f"{rule.why} {rule.remedy}"))
     assert mentioned <= set(CATALOGUE) - {id}
 
 
@@ -75,12 +75,12 @@ def test_explain_prints_the_whole_entry(id: str, rule: Rule) -> None:
 
 @pytest.mark.parametrize("id", ["C99", "R0", "", "zebra"])
 def test_unknown_ids_are_refused(id: str) -> None:
-    last = [max((id for id in CATALOGUE if id.startswith(letter)), key=lambda id: int(id[1:])) for letter in "CRD"]
-    with pytest.raises(HarnessExtError, match=f"C01 to {last[0]}, R01 to {last[1]}, D1 to {last[2]}"):
+    last = [max((id for id in CATALOGUE if id.startswith(letter)), key=lambda id: int(id[1:])) for letter in "CRDP"]
+    with pytest.raises(HarnessExtError, match=f"C01 to {last[0]}, R01 to {last[1]}, D1 to {last[2]}, P01 to {last[3]}"):
         explain(id)
 
 
-@pytest.mark.parametrize("command", ["check", "compare", "doctor"])
+@pytest.mark.parametrize("command", ["check", "compare", "doctor", "parity"])
 @pytest.mark.parametrize("id", ["C20", "R07", "D5"])
 def test_commands_explain_every_id(command: str, id: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([command, "--explain", id]) == 0

@@ -30,6 +30,7 @@ Does this LoRA adapter really beat its base, under the same protocol?
   eval        evaluate a base and its adapters with lm-eval, in one process
   compare     compare results document by document: intervals, tests, a verdict
   doctor      say why a score is what it is; examine adapters and training examples
+  parity      say whether what is served is what was evaluated
   report      write one HTML file: verdict, figures, findings, samples, provenance
   card        write the README.md of an adapter, with its results
   push        publish an adapter on the Hugging Face Hub
@@ -51,6 +52,7 @@ COMMANDS = {
     "eval": "evaluate",
     "compare": "compare",
     "doctor": "doctor",
+    "parity": "parity",
     "report": "report",
     "card": "card",
     "push": "push",

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from harness_ext.errors import AdapterError, ModelError
+from harness_ext.errors import ModelError, NotAppliedError
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Proof:
         """Make sure that the engine, which is to apply an adapter now, answers otherwise than the base.
 
         Raises:
-            AdapterError: it does not.
+            NotAppliedError: it does not.
         """
         answers = self._ask()
         if not answers or largest_change(self._base, answers) > max(LEAST_CHANGE, 2 * self._noise):
@@ -54,7 +54,7 @@ class Proof:
                 adapter,
             )
         else:
-            raise AdapterError(
+            raise NotAppliedError(
                 f"{self._engine} answers {len(answers)} prompts of the tasks with {adapter} exactly as without it: it "
                 f"does not apply the adapter; {hint}"
             )

@@ -42,6 +42,7 @@ class AdapterCard:
     versions: Mapping[str, str]
     selection: Mapping[str, Any] | None = None  # the curve and the choice, if checkpoints were scored in training
     tournament: Mapping[str, Any] | None = None  # the rungs and the entries, if it won one
+    parity: Mapping[str, Any] | None = None  # by how it is served: what `harness-ext parity` found on each task
 
 
 def read_card(adapter: str | Path) -> AdapterCard | None:

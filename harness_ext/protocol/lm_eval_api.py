@@ -34,6 +34,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "handle_non_serializable": ("lm_eval.utils",),
     "hash_string": ("lm_eval.utils",),
     "sanitize_list": ("lm_eval.utils",),
+    "simple_parse_args_string": ("lm_eval.utils",),
     "make_table": ("lm_eval.utils",),
     "Run": ("lm_eval._cli.run",),  # the flags of `lm_eval run`; no public function gives its parser
     # models

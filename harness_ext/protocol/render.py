@@ -125,8 +125,8 @@ def _check_shots(task: Task, num_fewshot: int, *, leaves_out: bool) -> None:
 
 
 def check_chat_template(lm: HFLM, template: bool | str) -> None:
-    """Raise ModelError if the requested chat template is not in the model's tokenizer."""
-    if not template:
+    """Raise ModelError if the requested chat template is not in the model's tokenizer; a chat server has its own."""
+    if not template or lm.tokenizer is None:
         return
     own = getattr(lm.tokenizer, "chat_template", None)
     base = getattr(lm.tokenizer, "name_or_path", "") or "this model"

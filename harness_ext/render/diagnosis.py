@@ -32,7 +32,7 @@ def render(diagnoses: Sequence[Diagnosis], width: int) -> Iterator[Any]:
         if diagnosis.decomposition is not None:
             yield Padding(_factors(diagnosis), (0, 0, 0, 2))
         for finding in diagnosis.findings:
-            yield Padding(_finding(finding, f"{diagnosis.task}, {diagnosis.run}"), (0, 0, 0, 2))
+            yield Padding(finding_text(finding, f"{diagnosis.task}, {diagnosis.run}"), (0, 0, 0, 2))
             yield from (Padding(example, (0, 0, 0, 6)) for example in _examples(finding, width))
         if not diagnosis.findings and diagnosis.decomposition is not None:
             yield Text("  nothing found", style="green")
@@ -58,7 +58,7 @@ def render_examination(examination: Examination, width: int) -> Iterator[Any]:
     for example in examination.examples:
         yield Padding(_marked(example), (0, 0, 0, 2))
     for finding in examination.findings:
-        yield Padding(_finding(finding, finding.where), (0, 0, 0, 2))
+        yield Padding(finding_text(finding, finding.where), (0, 0, 0, 2))
         yield from (Padding(example, (0, 0, 0, 6)) for example in _examples(finding, width))
     if not examination.findings:
         yield Text("  nothing found", style="green")
@@ -73,7 +73,8 @@ def _marked(example: MarkedExample) -> Text:
     return line.append(f"[[{example.supervised!r}]]", style="bold")
 
 
-def _finding(finding: Finding, subject: str) -> Text:
+def finding_text(finding: Finding, subject: str = "") -> Text:
+    """A finding with its level, id and next step; the subject that it begins with is left out."""
     line = Text(f"{finding.level} {finding.id} ", style=_STYLES[finding.level])
     if finding.numbers.get("proved"):
         line.append("proved ", style="bold green")

@@ -17,6 +17,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+PATHS = ("completions", "chat/completions")
+
 
 @dataclass
 class OpenAIServer:
@@ -32,6 +34,7 @@ class OpenAIServer:
     says: str | None = None  # instead of what was generated
     answers: int = 10**9  # to as many requests, then `fault`
     fault: str = ""  # limits, slow, short (fewer answers than prompts), nonsense, cut (fewer scores than tokens)
+    goes_on: bool = False  # behind the end of each text
     requests: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
 
@@ -65,6 +68,8 @@ class OpenAIServer:
     def complete(self, asked: dict[str, Any]) -> dict[str, Any]:
         """What the model says."""
         model = self._models["base" if self.ignores_adapters else asked["model"]]
+        if "messages" in asked:
+            return {"choices": [{"index": 0, "message": {"content": self._chat(model, asked)}}]}
         prompts = asked["prompt"]
         if isinstance(prompts, str) or isinstance(prompts[0], int):
             prompts = [prompts]
@@ -90,6 +95,12 @@ class OpenAIServer:
         tops = [None, *({"top": best[place], "own": scores[place + 1]} for place in range(len(ids)))]
         return {"token_logprobs": scores, "top_logprobs": tops}
 
+    def _chat(self, model: Any, asked: dict[str, Any]) -> str:
+        """The reply to messages, in the tokenizer's own template."""
+        text = self._tokenizer.apply_chat_template(asked["messages"], tokenize=False, add_generation_prompt=True)
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._text(model, ids, {"max_tokens": 16, **asked})
+
     def _text(self, model: Any, ids: list[int], asked: dict[str, Any]) -> str:
         made = model.generate(torch.tensor([ids]), max_new_tokens=asked["max_tokens"], do_sample=False, pad_token_id=2)[
             0, len(ids) :
@@ -97,7 +108,7 @@ class OpenAIServer:
         text = self._tokenizer.decode(made, skip_special_tokens=True)
         for stop in asked.get("stop") or []:
             text = text.split(stop)[0]
-        return str(text)
+        return f"{text} and more" if self.goes_on else str(text)
 
     @contextmanager
     def running(self) -> Iterator[OpenAIServer]:
@@ -112,7 +123,8 @@ class OpenAIServer:
             def do_POST(self) -> None:
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with served._lock:
-                    status, body = served.reply(asked) if self.path == "/v1/completions" else (404, None)
+                    is_known = self.path.removeprefix("/v1/") in PATHS
+                    status, body = served.reply(asked) if is_known else (404, None)
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     self._reply(body, status)
 

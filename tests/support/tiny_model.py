@@ -21,10 +21,10 @@ CHAT_TEMPLATE = (
 )
 
 
-def save_tiny_model(folder: Path) -> None:
+def save_tiny_model(folder: Path, *, seed: int = 0) -> None:
     """Save a Llama (2 layers, width 32) and a byte-level BPE tokenizer that adds a begin token."""
     tokenizer = _tokenizer()
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = transformers.LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,

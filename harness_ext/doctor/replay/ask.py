@@ -4,40 +4,34 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from peft.tuners.lora.layer import LoraLayer
-from transformers import GenerationConfig
 
 from harness_ext.doctor.case import Case
+from harness_ext.doctor.replay.questions import (
+    DECODING,
+    DEFAULT_LIMIT,
+    GENERATION,
+    SCORE,
+    Questions,
+    Request,
+    first_line,
+)
 from harness_ext.doctor.replay.restore import LoggedSettings
 from harness_ext.doctor.replay.variants import Asking
 from harness_ext.engine.answer_hook import RequestKey
 from harness_ext.engine.hf_tree import TreeLM
 from harness_ext.errors import TaskError
 from harness_ext.protocol.lm_eval_api import HFLM, ConfigurableTask, Instance, document_scores
-from harness_ext.protocol.render import PromptSettings, render, requests
+from harness_ext.protocol.render import PromptSettings, render
 from harness_ext.results.outputs import Output
 
 Scores = NDArray[np.float64]
-GENERATION, SCORE = "generate_until", "loglikelihood"
-DEFAULT_LIMIT = 256  # lm-eval's own max_gen_toks
-MODEL_SIDE = ("scale", "generation_config", "whole_prompt", "skips_blank")  # fields that token ids do not show
-DECODING = ("until", "max_gen_toks", "do_sample")  # all that is left of generation_kwargs in plain greedy decoding
-
-
-class Request(NamedTuple):
-    """One question to the model."""
-
-    kind: str  # generate_until or loglikelihood
-    context: str
-    continuation: str = ""  # that is scored
-    generation: Mapping[str, Any] | None = None  # generation_kwargs
+MODEL_SIDE = ("scale", "without", "generation_config", "whole_prompt", "skips_blank")  # not shown by token ids
 
 
 class Gold(NamedTuple):
@@ -66,7 +60,7 @@ class Answers:
         )
 
 
-class Asker:
+class Asker(Questions):
     """Asks the documents of one task of one run.
 
     Args:
@@ -80,77 +74,9 @@ class Asker:
     def __init__(
         self, lm: HFLM, case: Case, task: ConfigurableTask, settings: LoggedSettings, own_tokenizer: Any = None
     ) -> None:
-        self.lm, self.case, self.task, self.settings = lm, case, task, settings
-        self._own_tokenizer = own_tokenizer
+        super().__init__(lm, task, settings, own_tokenizer)
+        self.case = case
         self._golds: dict[int, Gold] = {}
-
-    # -- what is asked -------------------------------------------------------------------------------------------
-
-    def logged(self, output: Output) -> list[Request]:
-        """The requests of a document as the run made them."""
-        entries = output.logged.get("arguments") or []
-        arguments = entries.values() if isinstance(entries, Mapping) else entries
-        return [_request(each, self.settings.generation) for each in arguments]
-
-    def requests(self, asking: Asking, output: Output) -> list[Request]:
-        """The requests of a document with something changed."""
-        if asking.same_prompts:
-            asked = self.logged(output)
-        else:
-            asked = [self._edited(request, asking) for request in self._rendered(asking, output)]
-        return [self._ended(request, asking) for request in asked]
-
-    def _rendered(self, asking: Asking, output: Output) -> list[Request]:
-        logged = self.settings.prompts
-        if not asking.renders_anew or (asking.changed().keys() <= {"template"} and not logged.apply_chat_template):
-            return self.logged(output)
-        chat = bool(logged.apply_chat_template) if asking.chat is None else asking.chat
-        chat = chat and asking.template is None
-        settings = PromptSettings(
-            num_fewshot=logged.num_fewshot if asking.num_fewshot is None else asking.num_fewshot,
-            apply_chat_template=chat,
-            fewshot_as_multiturn=logged.fewshot_as_multiturn if chat else False,
-            system_instruction=logged.system_instruction if asking.system is None else asking.system or None,
-            fewshot_seed=logged.fewshot_seed,
-        )
-        # one document at a time: its few-shot examples are then those of all others, and computed once
-        (asked,) = requests(self.task, [output.doc], settings, self.lm)
-        return [_request(request.args, self.settings.generation) for request in asked]
-
-    def _edited(self, request: Request, asking: Asking) -> Request:
-        """A request with the text of its prompt changed."""
-        context, continuation = request.context, request.continuation
-        if not context:
-            return request
-        if asking.template is not None:
-            context = asking.template.around(context)
-            continuation = asking.template.delimiter + continuation.lstrip()
-        if asking.join is not None:
-            context = context.rstrip() + (asking.join if request.kind == GENERATION else "")
-            continuation = asking.join + continuation.lstrip()
-        if asking.bos is not None and (token := self.lm.tokenizer.bos_token):
-            while context.startswith(token):
-                context = context.removeprefix(token)
-            context = token * asking.bos + context
-        return request._replace(context=context, continuation=continuation if request.kind == SCORE else "")
-
-    def _ended(self, request: Request, asking: Asking) -> Request:
-        """A generation that ends elsewhere."""
-        if request.generation is None:
-            return request
-        settings = dict(request.generation)
-        until = settings.get("until") or []
-        stops = [until] if isinstance(until, str) else list(until)
-        if asking.stops is not None:
-            stops = [*stops, *asking.stops] if asking.stops else []
-        if asking.template is not None:
-            stops.append(asking.template.end)
-        settings["until"] = list(dict.fromkeys(stops))
-        if asking.longer is not None:
-            settings["max_gen_toks"] = asking.longer * int(settings.get("max_gen_toks", DEFAULT_LIMIT))
-        if asking.generation_config is False:
-            settings = {**{name: settings[name] for name in DECODING if name in settings}, "do_sample": False}
-        return request._replace(generation=settings)
 
     def gold(self, output: Output) -> Gold:
         """The reference answer of a document."""
@@ -173,24 +99,6 @@ class Asker:
         return self._golds[output.doc_id]
 
     # -- asking --------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def changed_model(self, asking: Asking) -> Iterator[None]:
-        """Let the model be what an asking says; afterwards it is as before."""
-        lm = cast("Any", self.lm)
-        with ExitStack() as stack:
-            if asking.tokenizer and self._own_tokenizer is not None:
-                stack.enter_context(_set(lm, tokenizer=self._own_tokenizer, vocab_size=self._own_tokenizer.vocab_size))
-            if asking.bos is not None:
-                stack.enter_context(_set(lm, add_bos_token=False))
-            if asking.whole_prompt:
-                stack.enter_context(_set(lm, _max_length=None))
-            if asking.generation_config is False:
-                for model in _generating(lm.model):
-                    stack.enter_context(_set(model, generation_config=_plain(model.generation_config)))
-            if asking.scale is not None:
-                stack.enter_context(_scaled(lm.model, asking.scale))
-            yield
 
     def token_ids(self, asking: Asking, output: Output) -> str:
         """What the model reads and how its answers end, as text: two askings that agree in it are the same."""
@@ -262,7 +170,7 @@ class Asker:
     ) -> list[list[tuple[float, Request]]]:
         """Log-probabilities of the requests that ask for one; NaN for the others."""
         instances = [
-            [self._instance(request, output, idx) for idx, request in enumerate(requests)]
+            [self.instance(request, output, idx) for idx, request in enumerate(requests)]
             for requests, output in zip(asked, outputs, strict=True)
         ]
         flat = [each for row in instances for each in row if each.request_type == SCORE]
@@ -275,7 +183,7 @@ class Asker:
         """Ask documents and score what comes back with the task's own filters and metric."""
         with self.changed_model(asking):
             asked = [
-                [self._instance(request, output, idx) for idx, request in enumerate(self.requests(asking, output))]
+                [self.instance(request, output, idx) for idx, request in enumerate(self.requests(asking, output))]
                 for output in outputs
             ]
             flat = [instance for row in asked for instance in row]
@@ -285,7 +193,7 @@ class Asker:
                 if wanted := [instance for instance in flat if instance.request_type == kind]:
                     for instance, answer in zip(wanted, ask(wanted, disable_tqdm=True), strict=True):
                         skips = asking.skips_blank and kind == GENERATION
-                        instance.resps.append(_first_line(str(answer)) if skips else answer)
+                        instance.resps.append(first_line(str(answer)) if skips else answer)
             at_limit = np.array([any(self._is_at_limit(instance) for instance in row) for row in asked])
         texts = tuple(next((each.resps[0] for each in row if each.request_type == GENERATION), None) for row in asked)
         prompts = tuple(row[0].args[0] for row in asked)
@@ -298,18 +206,11 @@ class Asker:
             return answers
         asked = []
         for output, text in zip(outputs, texts, strict=True):
-            instance = self._instance(self.logged(output)[0], output, 0)
+            instance = self.instance(self.logged(output)[0], output, 0)
             instance.resps.append(text)
             asked.append([instance])
         at_limit = answers.at_limit & np.array([a == b for a, b in zip(texts, answers.texts, strict=True)])
         return Answers(self._score(asked), tuple(texts), answers.prompts, at_limit)
-
-    def _instance(self, request: Request, output: Output, idx: int) -> Instance:
-        second = request.continuation if request.kind == SCORE else dict(request.generation or {})
-        return Instance(
-            request_type=cast("Any", request.kind), doc=dict(output.doc), arguments=(request.context, second), idx=idx,
-            metadata=(self.task.task_name, output.doc_id, 1),
-        )  # fmt: skip
 
     def _is_at_limit(self, instance: Instance) -> bool:
         if instance.request_type != GENERATION:
@@ -335,17 +236,6 @@ class Asker:
         return np.array(values, dtype=float) * self.case.factor
 
 
-def begin_tokens(lm: HFLM, text: str) -> int:
-    """How many begin tokens a model reads before a text."""
-    ids, bos = lm.tok_encode(text), lm.tokenizer.bos_token_id
-    return next((n for n, token in enumerate(ids) if token != bos), len(ids)) if bos is not None else 0
-
-
-def lora_layers(model: Any) -> list[LoraLayer]:
-    """The LoRA layers of a model."""
-    return [module for module in model.modules() if isinstance(module, LoraLayer)]
-
-
 def decodes_otherwise(model: Any, generation: Mapping[str, Any]) -> bool:
     """Whether a model's generation_config.json or a task's settings do more than greedy decoding."""
     config = getattr(model, "generation_config", None)
@@ -355,60 +245,10 @@ def decodes_otherwise(model: Any, generation: Mapping[str, Any]) -> bool:
     return bool({name for name, value in own.items() if value not in (None, False)} | (generation.keys() - {*DECODING}))
 
 
-def _plain(config: Any) -> GenerationConfig:
-    names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-    return GenerationConfig(**{name: getattr(config, name, None) for name in names})
-
-
-def _generating(model: Any) -> list[Any]:
-    """A model and the model inside its PEFT wrapper: both have a generation_config."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return [each for each in {id(one): one for one in (model, inner)}.values() if hasattr(each, "generation_config")]
-
-
-@contextmanager
-def _set(target: Any, **values: Any) -> Iterator[None]:
-    before = {name: getattr(target, name) for name in values}
-    try:
-        for name, value in values.items():
-            setattr(target, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(target, name, value)
-
-
-@contextmanager
-def _scaled(model: Any, factor: float) -> Iterator[None]:
-    layers = lora_layers(model)
-    before = [dict(layer.scaling) for layer in layers]
-    try:
-        for layer in layers:
-            for name in layer.scaling:
-                layer.scaling[name] *= factor
-        yield
-    finally:
-        for layer, scaling in zip(layers, before, strict=True):
-            layer.scaling.update(scaling)
-
-
-def _request(arguments: Any, generation: Mapping[str, Any]) -> Request:
-    """A request from its arguments: as lm-eval logs them (`{"arg_0": ..., "arg_1": ...}`) or passes them."""
-    values = list(arguments.values()) if isinstance(arguments, Mapping) else list(arguments)
-    context, second = str(values[0]), values[1] if len(values) > 1 else {}
-    if isinstance(second, str):
-        return Request(SCORE, context, second)
-    return Request(GENERATION, context, generation={**(second or {}), **generation})
-
-
 def _cut(text: str, stops: Sequence[str]) -> str:
     for stop in stops:
         text = text.split(stop, maxsplit=1)[0]
     return text
-
-
-def _first_line(text: str) -> str:
-    return next((line for line in text.splitlines() if line.strip()), "")
 
 
 def _number(value: Any) -> float:

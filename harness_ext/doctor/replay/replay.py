@@ -19,7 +19,8 @@ from harness_ext.comparison.units import cluster_column
 from harness_ext.doctor.case import Case
 from harness_ext.doctor.diagnose import Examined, examine, in_order
 from harness_ext.doctor.diagnosis import Diagnosis
-from harness_ext.doctor.replay.ask import Answers, Asker, begin_tokens, decodes_otherwise, lora_layers
+from harness_ext.doctor.replay.ask import Answers, Asker, decodes_otherwise
+from harness_ext.doctor.replay.questions import begin_tokens, lora_layers
 from harness_ext.doctor.replay.report import again, proved_findings
 from harness_ext.doctor.replay.restore import LoggedSettings, Restored, logged_settings, restored
 from harness_ext.doctor.replay.search import LOOKS, Outcome, Search

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from harness_ext.doctor.case import MAX_EXAMPLES, Case
-from harness_ext.doctor.replay.ask import DEFAULT_LIMIT
+from harness_ext.doctor.replay.questions import DEFAULT_LIMIT
 from harness_ext.doctor.replay.restore import LoggedSettings, model_arguments
 from harness_ext.doctor.replay.search import Outcome, Proof
 from harness_ext.doctor.replay.variants import Asking, Template, own_template

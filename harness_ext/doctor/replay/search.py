@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from harness_ext.doctor.evidence import MARGIN, Gain, gains
-from harness_ext.doctor.replay.ask import Answers, Asker, lora_layers
+from harness_ext.doctor.replay.ask import Answers, Asker
+from harness_ext.doctor.replay.questions import in_other_packs, lora_layers
 from harness_ext.doctor.replay.variants import AS_LOGGED, TRAINED_WITH, Asking, Change
 from harness_ext.engine.hf_tree import TreeLM
 from harness_ext.errors import HarnessExtError, described
@@ -127,15 +128,10 @@ class Search:
 
     def _noise(self, baseline: Answers, documents: Sequence[Output]) -> float | None:
         """How much the score differs when the same documents are asked in another order and in other packs."""
-        lm = self.asker.lm
-        if not isinstance(lm, TreeLM):
+        if not isinstance(self.asker.lm, TreeLM):
             return None
-        sizes = lm.pack_tokens, lm.cache_tokens
-        try:
-            lm.pack_tokens, lm.cache_tokens = max(64, sizes[0] // 2), max(128, sizes[1] // 2)
+        with in_other_packs(self.asker.lm):
             again = self.asker.answers(AS_LOGGED, documents[::-1])
-        finally:
-            lm.pack_tokens, lm.cache_tokens = sizes
         return noise_floor(again.scores[::-1] - baseline.scores)
 
     def _distinct(self, changes: Sequence[Change]) -> list[Change]:

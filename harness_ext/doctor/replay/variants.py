@@ -95,6 +95,7 @@ class Asking:
     generation_config: bool | None = None  # False: plain greedy decoding, whatever the model's own file says
     whole_prompt: bool | None = None  # True: max_length is that of the model
     scale: float | None = None  # of the adapter, times its own; 0: without the adapter
+    without: tuple[str, ...] | None = None  # layers that go without the adapter: q_proj, layers.3, ...
     model_args: tuple[tuple[str, Any], ...] | None = None  # of a model that is loaded anew
 
     def changed(self) -> dict[str, Any]:
