@@ -46,7 +46,8 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--adapters", nargs="+", default=[], metavar="ADAPTER", help="adapters to evaluate after the base: folders, "
-        "patterns of folders ('adapters/*'), or Hub ids (org/name, org/name@revision)",
+        "patterns of folders ('adapters/*'), or Hub ids (org/name, org/name@revision); for --model llama-cpp GGUF "
+        "files, for a server the names of its models (see docs/engines.md)",
     )  # fmt: skip
     add_no_code(parser)
     store = parser.add_mutually_exclusive_group()
