@@ -64,6 +64,16 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert not [command for command in cli.COMMANDS if f"\n  {command} " not in text]
 
 
+@pytest.mark.parametrize("words", [["sst2_nosuch", "--recipe", "FILE"], ["--recipe", "FILE", "sst2_nosuch"]])
+def test_the_task_stands_before_or_behind_the_recipe(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("task: sst2_choice\nmodel: m\noutput: o\n")
+    assert run("train", *(str(recipe) if word == "FILE" else word for word in words)) == 2
+    assert_one_line(capsys, ("unknown task 'sst2_nosuch'",))
+
+
 def test_every_recipe_field_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     run("train", "--help")
     text = capsys.readouterr().out

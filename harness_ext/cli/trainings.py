@@ -81,6 +81,8 @@ def recipe_values(options: argparse.Namespace) -> list[tuple[str, dict[str, Any]
     """The values of each recipe file, or of the flags alone, and where they come from; flags take precedence."""
     from harness_ext.training.recipe import Recipe, from_text, read_recipe
 
+    if options.task is None and len(options.recipe) > 1 and not options.recipe[-1].endswith((".yaml", ".yml")):
+        options.task = options.recipe.pop()  # `--recipe FILE TASK`: argparse takes both for files
     flags = {}
     for field in dataclasses.fields(Recipe):
         given = getattr(options, field.name)
