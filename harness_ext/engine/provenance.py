@@ -53,6 +53,12 @@ def provenance(
     """The key `harness_ext` of a results file, for some of its tasks."""
     settings = prompt_settings(config)
     prints = {task.task_name: fingerprint(task, settings, host.hf) for task in tasks}
+    sources = {
+        task.task_name: documents.source_of(
+            task.config.custom_dataset, task.config.dataset_kwargs, task.config.metadata
+        )
+        for task in tasks
+    }
     adapter = host.snapshot
     if adapter is not None and adapter.card is not None:
         _warn_of_other_prompts(variant.name, adapter.card, prints)
@@ -66,10 +72,8 @@ def provenance(
         "token_settings": {**token_settings(config.model_args), **tokenizer_notes},
         "fingerprints": {name: each.digest for name, each in prints.items()},
         "fingerprint_fields": {name: each.fields for name, each in prints.items()},
-        "sample_data": any(
-            documents.is_sample(task.config.custom_dataset, task.config.dataset_kwargs, task.config.metadata)
-            for task in tasks
-        ),
+        "sample_data": any(source is not None and source.is_sample for source in sources.values()),
+        "local_data": [name for name, source in sources.items() if source is not None and source.is_local],
         **({"engine": dict(about)} if (about := host.about()) else {}),
         "seconds": round(seconds, 2),
         "threads": torch.get_num_threads(),

@@ -109,6 +109,11 @@ class Source:
         """Whether these are the bundled sample documents."""
         return self.kind == "sample"
 
+    @property
+    def is_local(self) -> bool:
+        """Whether these are files of this machine, which may hold anything, whatever the data set is called."""
+        return self.kind in ("files", "folder")
+
 
 def resolve_source(
     dataset: str,
@@ -160,19 +165,27 @@ def is_available(dataset: str) -> bool:
     return True
 
 
-def is_sample(
+def source_of(
     custom_dataset: Any, dataset_kwargs: Mapping[str, Any] | None, metadata: Mapping[str, Any] | None = None
-) -> bool:
-    """Whether a task with this `custom_dataset`, `dataset_kwargs` and `metadata` reads the bundled sample."""
+) -> Source | None:
+    """Where a task with this `custom_dataset`, `dataset_kwargs` and `metadata` reads from; None if not from here."""
     if custom_dataset is not load_documents:
-        return False
+        return None
     kwargs = {**(metadata or {}), **(dataset_kwargs or {})}  # as lm-eval merges them
     return resolve_source(
         kwargs["dataset"],
         data_files=kwargs.get("data_files"),
         data_dir=kwargs.get("data_dir"),
         yaml_file=kwargs.get("config_source"),
-    ).is_sample
+    )
+
+
+def is_sample(
+    custom_dataset: Any, dataset_kwargs: Mapping[str, Any] | None, metadata: Mapping[str, Any] | None = None
+) -> bool:
+    """Whether a task with this `custom_dataset`, `dataset_kwargs` and `metadata` reads the bundled sample."""
+    source = source_of(custom_dataset, dataset_kwargs, metadata)
+    return source is not None and source.is_sample
 
 
 def load_documents(

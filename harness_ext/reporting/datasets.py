@@ -38,6 +38,8 @@ def dataset_of(result: TaskResult) -> Dataset:
     path, name = config.get("dataset_path"), kwargs.get("dataset")
     if isinstance(name, str) and not (kwargs.get("data_files") or kwargs.get("data_dir")):
         hub = hub_dataset(name)
+        if hub is not None and result.local_data:
+            return Dataset(f"{hub.path} (local files)", False, hub.config, split)
         if hub is not None:
             return Dataset(hub.path, True, hub.config, split, hub.revision)
     elif isinstance(path, str) and hub_dataset(path) is not None and not Path(path).exists():

@@ -3,8 +3,8 @@
 Files of `harness-ext eval` have one more key than those of stock lm-eval: `harness_ext`. All of its entries are
 optional: `variant` (base, or the adapter's name), `base`, `adapter`, `card` (the adapter's card), `adapter_sha256`
 {file: sha256}, `fingerprints` {task: sha256}, `fingerprint_fields` {task: {field: hash or value}}, `token_settings`
-{setting: value}, `sample_data`, and `sequential` (the design and the looks of an evaluation with `--until-decided`; see
-`harness_ext.stats.sequential.record`).
+{setting: value}, `sample_data`, `local_data` [tasks whose documents came from files of the machine], and `sequential`
+(the design and the looks of an evaluation with `--until-decided`; see `harness_ext.stats.sequential.record`).
 """
 
 from __future__ import annotations
@@ -170,6 +170,7 @@ def _parse_task(task: str, file: Path, payload: Mapping[str, Any], records: Mapp
         config=_mapping(_mapping(payload, "configs"), task),
         fingerprint_fields=_mapping(_mapping(extension, "fingerprint_fields"), task),
         sample_data=extension.get("sample_data"),
+        local_data=_is_listed(task, extension.get("local_data")),
         source=file,
         limit=_limit(_mapping(payload, "config").get("limit")),
         settings=_settings(payload),
@@ -182,6 +183,10 @@ def _parse_task(task: str, file: Path, payload: Mapping[str, Any], records: Mapp
         adapter_sha256={name: str(value) for name, value in _mapping(extension, "adapter_sha256").items()},
         evaluation=_evaluation(payload),
     )
+
+
+def _is_listed(task: str, names: Any) -> bool:
+    return isinstance(names, list) and task in names
 
 
 def _limit(value: Any) -> float | None:

@@ -55,6 +55,7 @@ class TaskResult:
     config: Mapping[str, Any] = field(repr=False)
     fingerprint_fields: Mapping[str, Any] = field(default_factory=dict, repr=False)
     sample_data: bool | None = None  # whether the results file says that the bundled sample was used
+    local_data: bool = False  # whether the results file says that the documents came from files of that machine
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)  # dtype, chat_template …, as far as logged
     token_settings: Mapping[str, str] | None = None  # as the model arguments ask for; None if those were not logged
     resolved_token_settings: Mapping[str, str] | None = None  # as used; None in stock and older results
