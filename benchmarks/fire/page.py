@@ -179,9 +179,9 @@ def _real(records: Sequence[Record]) -> list[str]:
             ]),
             f"The rest takes {share:.0%} of the uninterrupted run: {new / killed['answers']:.0%} of the answers, and "
             "what every command takes (imports, loading the model, its checks; the last line). Results and samples are "
-            f"{'byte-identical but for dates and durations' if killed['identical'] else 'NOT identical'}. Texts are stored "
-            "as they end. Those that are generated together end at about the same time, so a kill costs at most one KV "
-            "cache full of them. The clock is that of a machine with other load.",
+            f"{'byte-identical but for dates and durations' if killed['identical'] else 'NOT identical'}. Texts are "
+            "stored as they end. Those that are generated together end at about the same time, so a kill costs at most "
+            "one KV cache full of them. The clock is that of a machine with other load.",
         ]  # fmt: skip
     if pairs := [record for record in records if record["what"] == "pair"]:
         stored = [100 * pair["with"]["store"] / pair["with"]["wall"] for pair in pairs]
@@ -219,8 +219,8 @@ def _fuzz(records: Sequence[Record]) -> list[str]:
     rows = [f"| {each['reader']} | {each['cases']:,} | {each['refused']:,} | {each['problems']} |" for each in records]
     return [
         "`python tests/hostile/run.py --minutes 60` changes valid files of each kind at random and reads them as the "
-        "commands do. A file is read, or refused with one line; anything else is an unexpected error. Each one that was "
-        "found is mended, and its case is a test (`tests/hostile/seeds.jsonl`).",
+        "commands do. A file is read, or refused with one line; anything else is an unexpected error. Each one that "
+        "was found is mended, and its case is a test (`tests/hostile/seeds.jsonl`).",
         _table("| files | tried | refused | unexpected errors |", "|---|---:|---:|---:|", rows),
     ]
 
