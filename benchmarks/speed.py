@@ -14,6 +14,7 @@ from pathlib import Path
 
 import curves
 import decided
+import engines
 import evaluation
 import memory
 import training
@@ -70,6 +71,7 @@ def measurements(base: str, limit: int | None, steps: int) -> Iterator[tuple[str
     yield "i", lambda: decided.of_one_adapter(base, limit)
     yield "i", lambda: decided.of_two_adapters(base, limit)
     yield "j", lambda: decided.of_training(base, EVALUATED * steps)
+    yield "k", lambda: engines.of_vllm(base, limit or 30)
 
 
 if __name__ == "__main__":
