@@ -192,9 +192,9 @@ without the adapter in it.
 An export on a base that was rounded to 4 bits is found with 10 documents, too (P07, 74 s of CPU time). On 50
 documents, one differs in the sound bfloat16 export.
 
-In llama.cpp, the adapter as a LoRA GGUF on an f16 GGUF of the base answers as evaluated: 0.042 nats from the adapter, which is
-the rounding, and 2.4 from the base. The base's GGUF alone is P01: 0.028 nats from the base, and 2.4 from the adapter. Both
-take 10 documents.
+In llama.cpp, the adapter as a LoRA GGUF on an f16 GGUF of the base answers as evaluated: 0.042 nats from the adapter,
+which is the rounding, and 2.4 from the base. The base's GGUF alone is P01: 0.028 nats from the base, and 2.4 from the
+adapter. Both take 10 documents.
 
 ## Exit codes and the card
 

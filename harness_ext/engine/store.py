@@ -39,6 +39,7 @@ FILE = "responses.sqlite"
 APPLICATION_ID = int.from_bytes(b"hxrs", "big")  # in the header of the file: https://sqlite.org/pragma.html
 FORMAT = 1
 BUSY_SECONDS = 60.0  # how long to wait for another process that writes
+AGAIN_SECONDS = 1.0  # the same, once that was in vain
 AT_ONCE = 500  # keys in one query
 SCHEMA = """
 CREATE TABLE responses (key BLOB PRIMARY KEY, batch INT, response TEXT NOT NULL, crc INT NOT NULL) WITHOUT ROWID;
@@ -285,8 +286,8 @@ class ResponseStore:
             if self._problem is None:
                 self._problem = f"{self.path} {what} ({_reason(error)})"
                 logger.warning("%s; the evaluation goes on, and answers stay in memory", self._problem)
-            with suppress(sqlite3.Error):
-                self._connection.execute("PRAGMA busy_timeout = 1000")  # the next failure need not take as long
+            with suppress(sqlite3.Error):  # the next failure need not take as long
+                self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * AGAIN_SECONDS)}")
 
 
 def _response(text: str, batch: int | None) -> Response | None:

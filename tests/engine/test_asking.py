@@ -443,7 +443,7 @@ def test_a_killed_run_goes_on_where_it_stood(
     assert content(tmp_path / "killed") == content(tmp_path / "fresh")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("model", ["hf-tree", "hf"])
 def test_killed_at_random_times(
     model: str, many_batches: None, tiny_model_folder: Path, make_adapter: Callable[..., Path], tmp_path: Path

@@ -16,6 +16,7 @@ import pytest
 from tqdm import tqdm
 
 from harness_ext.engine import asking
+from harness_ext.engine import store as store_module
 from harness_ext.engine.evaluate import evaluate
 from harness_ext.engine.store import FILE, ResponseStore
 
@@ -94,6 +95,7 @@ def test_the_store_fails_in_the_middle(
 
     with monkeypatch.context() as patch:
         patch.setattr(ResponseStore, "add", failing)
+        patch.setattr(store_module, "AGAIN_SECONDS", 0.05)
         done = evaluate(str(tiny_model_folder), store=tmp_path / "store", **run)
     assert samples(done) == samples(plain)
     assert len([record for record in caplog.records if "the evaluation goes on" in record.getMessage()]) == 1

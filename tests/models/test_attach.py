@@ -14,6 +14,7 @@ from typing import Any
 
 import peft
 import pytest
+import setuptools  # noqa: F401  BOFT imports it, and fails if the standard library's distutils was imported before
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model

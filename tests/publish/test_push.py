@@ -180,6 +180,7 @@ def test_no_network(
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between huggingface_hub's tries
     assert run("push", carded, TARGET) == 2
     assert "cannot be reached" in one_line(capsys)
 

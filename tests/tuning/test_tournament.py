@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 from torch import Tensor
+from tqdm import tqdm
 
 from harness_ext import cli
 from harness_ext.errors import HarnessExtError
@@ -196,6 +198,7 @@ def in_child(work: Callable[[], object]) -> int:
     """Run something in a child process; its exit code."""
     child = os.fork()
     if not child:
+        tqdm.set_lock(threading.RLock())  # a thread of the parent may hold the lock that is copied here
         try:
             work()
         except BaseException:
@@ -219,7 +222,7 @@ KILLS = [  # each goes on where the one before it was killed
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills child processes")
 def test_killed_at_every_rung_and_within(
     entries_for: EntriesMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

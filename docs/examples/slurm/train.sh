@@ -9,7 +9,7 @@
 #SBATCH --signal=TERM@120
 set -euo pipefail
 
-MASTER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 export MASTER
 # shellcheck disable=SC2016  # the variables are those of each node
 srun bash -c 'accelerate launch --config_file docs/examples/accelerate/ddp.yaml \
