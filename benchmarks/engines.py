@@ -13,6 +13,8 @@ from pathlib import Path
 from evaluation import SHIPPED, timed
 from lines import Line
 
+from harness_ext.results.load import load_runs
+
 ROOT = Path(__file__).resolve().parents[1]
 VLLM_PYTHON = Path(os.environ.get("VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
 TASKS = ("sst2_generate", "squad_v2_generate")
@@ -62,11 +64,11 @@ def _by_vllm(arguments: Sequence[str]) -> float:
 def _texts(output: Path) -> dict[tuple[str, str, int], str]:
     """What was generated, by variant, task and document."""
     found = {}
-    for folder in output.iterdir():
-        variant = folder.name.rsplit("__", 1)[-1]
-        for task in TASKS:
-            for file in folder.glob(f"samples_{task}_*.jsonl"):
-                for line in file.read_text(encoding="utf-8").splitlines():
-                    sample = json.loads(line)
-                    found[variant, task, sample["doc_id"]] = sample["resps"][0][0]
+    for run in load_runs(output):
+        variant = "base" if run.adapter is None else Path(run.adapter).name
+        for task, result in run.tasks.items():
+            assert result.samples_path is not None
+            for line in result.samples_path.read_text(encoding="utf-8").splitlines():
+                sample = json.loads(line)
+                found[variant, task, sample["doc_id"]] = sample["resps"][0][0]
     return found
