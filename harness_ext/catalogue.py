@@ -750,7 +750,7 @@ CATALOGUE: Mapping[str, Rule] = {
     "D33": Rule(
         "The logged score is not reproduced",
         "Asked again with nothing changed, the model does not score as logged. It is then not the model that was "
-        "evaluated (another base, another adapter, another scale), or its engine answered otherwise. Nothing can be "
+        "evaluated (another base, another adapter, another scale), or its engine answered differently. Nothing can be "
         "proved about the logged score with it.",
         "sst2_generate, mine: acc is 51.6 in the results and 89.1 when the same 64 documents are asked again with "
         "nothing changed",
@@ -845,8 +845,7 @@ CATALOGUE: Mapping[str, Rule] = {
     ),
     "P10": Rule(
         "Not decided",
-        "Some documents are answered otherwise than rounding explains, too many for a sound export and too few for "
-        "a fault.",
+        "Some documents differ by more than rounding explains: too many for a sound export, and too few for a fault.",
         "sst2_generate: 50 documents do not decide whether it answers as the adapter: of 50 texts 31 differ from "
         "the base's and 8 from the adapter's (1 by rounding alone)",
         "Ask more of them: --documents 200. Look at the documents that are listed.",

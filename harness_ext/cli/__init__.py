@@ -150,9 +150,18 @@ def _run(arguments: list[str]) -> int:
     else:
         _parser_of_commands().parse_args(arguments or ["--help"])
         return 0
-    code = int(options.run(options))
+    run = _explain if getattr(options, "explain", None) else options.run
+    code = int(run(options))
     sys.stdout.flush()  # a full disk may say so only now
     return code
+
+
+def _explain(options: argparse.Namespace) -> int:
+    """Print the entry of a finding; see `add_explain`."""
+    from harness_ext.findings import explain
+
+    print(explain(options.explain))
+    return 0
 
 
 def _end_progress_bars() -> None:

@@ -28,12 +28,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the findings about the tasks, or explain one finding."""
-    from harness_ext.findings import explain
-
-    if options.explain:
-        print(explain(options.explain))
-        return 0
+    """Print the findings about the tasks."""
     if not options.tasks:
         raise HarnessExtError("check needs a TASK: a name, a YAML file or a folder; see harness-ext check --help")
     return _check(options)

@@ -127,13 +127,9 @@ def comparison_options(options: argparse.Namespace) -> dict[str, Any]:
 def run(options: argparse.Namespace) -> int:
     """Compare and print or write the result; --fail-on decides the exit code."""
     from harness_ext.comparison.gate import why_it_fails
-    from harness_ext.findings import explain
     from harness_ext.leaderboard import compare_runs
     from harness_ext.results.load import load_results
 
-    if options.explain:
-        print(explain(options.explain))
-        return 0
     if not options.results:
         raise HarnessExtError("compare needs RESULTS, folders or results files; see harness-ext compare --help")
     loaded = load_results(*options.results)

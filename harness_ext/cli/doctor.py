@@ -58,12 +58,8 @@ def run(options: argparse.Namespace) -> int:
     """Print what was found; 1 if a finding is an error."""
     from rich.console import Console
 
-    from harness_ext.findings import explain
     from harness_ext.render.diagnosis import render, render_examination
 
-    if options.explain:
-        print(explain(options.explain))
-        return 0
     if not (options.results or options.adapter or options.task):
         raise HarnessExtError(
             "doctor needs RESULTS (folders or results files), --adapter DIR, or --task TASK --model MODEL; see "

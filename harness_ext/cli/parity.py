@@ -70,11 +70,6 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Print what was found; 1 if a finding is an error."""
-    if options.explain:
-        from harness_ext.findings import explain
-
-        print(explain(options.explain))
-        return 0
     if not options.adapter or not options.against:
         raise HarnessExtError("parity needs ADAPTER and --against WHAT; see harness-ext parity --help")
     from harness_ext.cli.trust import task_code

@@ -52,7 +52,7 @@ def command_parser(
 
 
 def add_explain(parser: argparse.ArgumentParser) -> None:
-    """Add --explain, which explains a finding instead of running the command."""
+    """Add --explain, which explains a finding instead of running the command (see `cli._explain`)."""
     parser.add_argument("--explain", metavar="ID", help="explain a finding (C20, R07, ...) and exit")
 
 

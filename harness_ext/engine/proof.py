@@ -39,7 +39,7 @@ class Proof:
         self._noise = largest_change(self._base, ask())
 
     def check_applied(self, adapter: str, hint: str) -> None:
-        """Make sure that the engine, which is to apply an adapter now, answers otherwise than the base.
+        """Make sure that the engine, which should apply an adapter now, does not answer as the base.
 
         Raises:
             NotAppliedError: it does not.

@@ -21,7 +21,7 @@ from harness_ext.results.outputs import Output
 
 Distances = NDArray[np.float64]
 
-TOLERANCE = 4.0  # times the noise floor: a sound export may round otherwise than peft does
+TOLERANCE = 4.0  # times the noise floor: a sound export may round differently than peft does
 LEAST = 1e-3  # nats: less is no difference in any precision
 EMPTY = " none"  # scored in place of an answer without text
 SHORT = {"until": ["\n"], "max_gen_toks": 16, "do_sample": False}  # a text behind a prompt of choices
@@ -155,7 +155,7 @@ class Noise:
 
 
 def beyond(form: Form, served: Sequence[Answer], model: Sequence[Answer], noise: Noise) -> list[NDArray[np.bool_]]:
-    """Which documents are answered otherwise than rounding explains, (n,) for each kind of answer that is compared."""
+    """Which documents differ by more than rounding explains, (n,) for each kind of answer that is compared."""
     found = []
     if form.has_scores:
         found.append(distances(served, model) > noise.limits)

@@ -4,8 +4,9 @@
 prompt: begin tokens, chat template, tokenizer, white space ──> scale ──> kinds of layers ──> weights rounded to 4 bits
 ```
 
-The change after which peft answers as what is served is the cause, whichever engine serves: nothing has to be changed
-there. Where the served model reads the same token ids, the prompt is no cause and is not tried.
+If peft, with one thing changed, answers as the served model does, that change is the cause. This works for every
+engine, since only peft is changed. Where the served model reads the same token ids, the prompt is not the cause and is
+not tried.
 """
 
 from __future__ import annotations

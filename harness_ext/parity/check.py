@@ -128,7 +128,7 @@ def _other_protocol(
         return None
     now = fingerprint(task, settings, evaluated.lm).fields
     names = differing_fields(card.fingerprint_fields, now, PROMPT_FIELDS)
-    return f"{task.task_name} is asked otherwise than in training: {', '.join(names)} differ" if names else None
+    return f"{task.task_name} is prompted differently than in training: {', '.join(names)} differ" if names else None
 
 
 def _drawn(task: ConfigurableTask, documents: int, seed: int) -> list[int]:
@@ -196,7 +196,7 @@ class _Comparison:
         )
 
     def _ask(self, numbers: Sequence[int]) -> None:
-        """Ask everyone a block of documents."""
+        """Ask the adapter, the base and the served model a block of documents."""
         outputs = documents_of(self.task, numbers, self.settings, self.evaluated.lm)
         adapter = ask(self.own, self.form, outputs)
         expected = [answer.text for answer in adapter]
@@ -222,7 +222,7 @@ class _Comparison:
         return Noise(self.adapter, self.again)
 
     def _share_beyond(self, model: Sequence[Answer]) -> Share | None:
-        """Whether few or many documents are answered otherwise than a model answers them; None: not sure."""
+        """Whether the served model's answers to few or many documents differ from this model's; None: not sure."""
         kinds = beyond(self.form, self.answers, model, self.noise)
         shares = [ShareTest().decide(int(kind.sum()), len(kind)) for kind in kinds]
         if "high" in shares:
@@ -230,9 +230,9 @@ class _Comparison:
         return "low" if all(share == "low" for share in shares) else None
 
     def _shares(self) -> tuple[Share | None, Share | None]:
-        """How many documents are answered otherwise than by adapter and base.
+        """Whether few or many answers differ from the adapter's, and from the base's.
 
-        Where it is not the adapter, it is the base only if it is much closer to it: a coarse precision is no proof.
+        Where they are not the adapter's, they are the base's only if much closer: a coarse precision is no proof.
         """
         adapter, base = self._share_beyond(self.adapter), self._share_beyond(self.base)
         if adapter == "high" and base == "low" and self.form.has_scores:
@@ -249,7 +249,7 @@ class _Comparison:
         return "otherwise" if adapter == "high" else "undecided"
 
     def _differing(self) -> list[Document]:
-        """Documents that are answered otherwise than by the adapter, the farthest first."""
+        """Documents whose answers differ from the adapter's, the farthest first."""
         kinds = beyond(self.form, self.answers, self.adapter, self.noise)
         differs = np.any(kinds, axis=0)
         far = distances(self.answers, self.adapter) if self.form.has_scores else differs.astype(float)
@@ -282,7 +282,7 @@ class _Comparison:
         return Finding(id, level, str(self.task.task_name), text, numbers, CATALOGUE[id].remedy)
 
     def _count(self) -> int:
-        """Documents that are answered otherwise than by the adapter."""
+        """How many documents have answers that differ from the adapter's."""
         return int(np.any(beyond(self.form, self.answers, self.adapter, self.noise), axis=0).sum())
 
     def _distances(self) -> str:

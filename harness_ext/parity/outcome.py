@@ -13,7 +13,7 @@ Verdict = Literal["as evaluated", "as the base", "otherwise", "not told apart", 
 
 @dataclass(frozen=True)
 class Document:
-    """One document that what is served answers otherwise than the adapter."""
+    """A document whose answer by the served model differs from the adapter's."""
 
     doc_id: int
     distance: float | None  # nats between the log-probabilities; None where there are none
