@@ -850,4 +850,12 @@ CATALOGUE: Mapping[str, Rule] = {
         "the base's and 8 from the adapter's (1 by rounding alone)",
         "Ask more of them: --documents 200. Look at the documents that are listed.",
     ),
+    "P11": Rule(
+        "Answers that are not numbers",
+        "Log-probabilities of what is served are NaN or infinite where those of the evaluation are numbers. Often a "
+        "precision with a small range is the cause: float16 holds no number beyond 65,504.",
+        "sst2_choice: 10 of 10 documents get log-probabilities that are not finite numbers; so do 10 of them by peft in"
+        " float16: numbers of the model are too large for it",
+        "Serve in bfloat16 or float32.",
+    ),
 }

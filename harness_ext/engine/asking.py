@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 from harness_ext.engine.answer_hook import AnswerHook, GenerationRecord, RequestKey
+from harness_ext.engine.finite import check_logprob, finite_generation
 from harness_ext.engine.hf_tree import TreeLM
 from harness_ext.engine.isolation import answered_by
 from harness_ext.engine.store import Response, ResponseStore
@@ -103,7 +104,7 @@ class Answering:
         else:
             served |= {kind: partial(self._texts, kind) for kind in ("loglikelihood", "loglikelihood_rolling")}
         if isinstance(lm, HFLM):  # its batches end where the next is computed
-            served |= dict.fromkeys(("_model_call", "_model_generate"), self._next_batch)
+            served |= {"_model_call": self._next_batch, "_model_generate": self._generated_batch}
         self._hook.commits_anywhere = not isinstance(lm, HFLM)
         functions = {name: partial(function, getattr(lm, name)) for name, function in served.items()}
         with contextlib.ExitStack() as stack:
@@ -118,6 +119,10 @@ class Answering:
     def _next_batch(self, compute: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         self._hook.batch_done()
         return compute(*arguments, **options)
+
+    def _generated_batch(self, compute: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        with finite_generation(self._lm.model):
+            return self._next_batch(compute, *arguments, **options)
 
     # -- kinds of requests ---------------------------------------------------------------------------------------
 
@@ -241,7 +246,7 @@ class Answering:
         places: dict[bytes, int] = {}
         for place, key in enumerate(keys):
             places.setdefault(key, place)
-        known = self._store.get(places) if self._reads() else {}
+        known = {key: _finite(found) for key, found in self._store.get(places).items()} if self._reads() else {}
         mine = places.keys() if wanted is None else {keys[place] for place in wanted}
         self._from_store |= (known.keys() & mine) - self._computed
         missing = [key for key in places if key not in known]
@@ -319,7 +324,7 @@ class _StoreHook(AnswerHook):
         keys.rotate(-1)  # to the next repeat of the request
 
     def _take(self, key: bytes, answer: Any, record: tuple[str, int, int] | None) -> None:
-        response = Response(_plain(answer), record, self._batch)
+        response = _finite(Response(_plain(answer), record, self._batch))
         if response != self._responses.get(key):
             self._responses[key] = response
             self._written.discard(key)
@@ -410,6 +415,14 @@ def _plain(answer: Any) -> Any:
     if isinstance(answer, (tuple, list)) and len(answer) == 2:
         return (float(answer[0]), bool(answer[1]))
     return float(answer) if hasattr(answer, "__float__") else answer
+
+
+def _finite(response: Response) -> Response:
+    """The response; raises ModelError where it is no number."""
+    logprob = response.answer[0] if isinstance(response.answer, tuple) else response.answer
+    if isinstance(logprob, float):
+        check_logprob(logprob)
+    return response
 
 
 def _can_be_stored(answer: Any) -> bool:

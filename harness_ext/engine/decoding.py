@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import EosTokenCriteria, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import GenerationMode, MaxLengthCriteria
 
+from harness_ext.engine.finite import check_logits
 from harness_ext.protocol.lm_eval_api import MultiTokenEOSCriteria
 
 # They look at the scores of one step alone: one list serves all rows.
@@ -161,11 +162,15 @@ class TokenChoice:
         return torch.cat(rows)
 
     def __call__(self, logits: Tensor, prompts: Sequence[int], ids: Iterable[Sequence[int]]) -> Tensor:
-        """Token ids (B,) from logits (B, V); the arguments are those of `scores`."""
+        """Token ids (B,) from logits (B, V); the arguments are those of `scores`.
+
+        Raises:
+            ModelError: the scores are not finite numbers.
+        """
         scores = self.scores(logits, prompts, ids)
-        if self.do_sample:
-            return torch.multinomial(scores.softmax(dim=-1), 1)[:, 0]
-        return scores.argmax(dim=-1)
+        largest, best = scores.max(dim=-1)
+        check_logits(largest)
+        return torch.multinomial(scores.softmax(dim=-1), 1)[:, 0] if self.do_sample else best
 
 
 class StopString(NamedTuple):

@@ -391,6 +391,8 @@ class LlamaCppLM(TemplateLM):
         while True:
             (row,) = self.engine.logits([*prompt, *tokens], 1)
             tokens.append(int(row.argmax()))
+            if not np.isfinite(row[tokens[-1]]):
+                raise ModelError(f"the logits of {self.file.path} are not finite; convert the model again")
             if (reason := rule.reason(tokens)) is not None:
                 return Generated(tokens, reason)
 

@@ -110,7 +110,7 @@ def run_until_decided(
 
     Results hold the documents that were asked, the design, and the looks that were taken. Samples are always logged.
     A task whose primary metric has no score for each document, whose passages repeat without being named as units, or
-    which has too few of them, is evaluated in full; a warning says so.
+    which has too few of them, is evaluated on all its documents, or on `max_documents` of them; a warning says so.
 
     Args:
         config: checked by lm-eval.
@@ -140,18 +140,28 @@ def _check(config: EvaluatorConfig) -> None:
 
 
 @dataclass(frozen=True)
+class _Order:
+    """The documents of a task in the order in which they are asked, at most as many as the rule allows."""
+
+    numbers: NDArray[np.intp]
+    units: Hashes | None  # of all documents of the task: those of one passage have the same
+    cluster: str | None  # the column that names them
+    repeated: Sequence[str]  # columns whose values many documents share, where none is named
+
+    def documents(self, count: int) -> _Indices:
+        """The first ones, as lm-eval wants them: sorted."""
+        return _Indices(sorted(self.numbers[:count].tolist()))
+
+
+@dataclass(frozen=True)
 class _Plan:
     """A task that may be stopped early."""
 
     task: Task
-    order: NDArray[np.intp]  # documents in the order in which they are asked
+    order: _Order
     sizes: Sequence[int]  # documents asked at each look
     design: TaskDesign
     unit: str  # of the metric
-
-    def documents(self, count: int) -> list[int]:
-        """The first documents of the order, as lm-eval wants them: sorted."""
-        return _Indices(sorted(self.order[:count].tolist()))
 
 
 class _Indices(list[int]):
@@ -171,13 +181,14 @@ class _Course:
     def __init__(self, session: Session, rule: UntilDecided) -> None:
         if session.shards.size > 1:
             raise TaskError("--until-decided works in one process; launch it without accelerate or torchrun")
-        self._session = session
+        self._session, self._rule = session, rule
         self._settings = Settings(rule.margin / 100, dict(rule.margins))
         variants = [variant for variant in session.host.variants if session.host.why_not(variant) is None]
         self._base = next((variant for variant in variants if variant.adapter is None), None)
         self._adapters = [variant for variant in variants if variant.adapter is not None]
         if self._base is None or not self._adapters:
             raise TaskError("--until-decided compares adapters with their base; name them with --adapters")
+        self._fixed: dict[str, _Indices] = {}  # documents of the tasks that are not decided early
         self._plans = self._planned(rule)
         self._design = self._begun(rule)
         self._rows = [
@@ -192,15 +203,17 @@ class _Course:
         plans: dict[str, _Plan] = {}
         reasons: dict[str, str] = {}
         for task in leaves(self._session.tasks):
+            course = _order(task, rule)
             try:
-                plans[task.task_name] = _plan(task, rule, self._settings)
+                plans[task.task_name] = _plan(task, course, rule, self._settings)
             except _FixedSizeError as error:
                 reasons[task.task_name] = str(error)
+                self._fixed[task.task_name] = course.documents(len(course.numbers))
         if not plans:
             said = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
             raise TaskError(f"no task can be decided early ({said}); evaluate without --until-decided")
         for name, reason in reasons.items():
-            logger.warning("%s is evaluated in full: %s", name, reason)
+            logger.warning("%s is evaluated on %s: %s", name, _how_many(len(self._fixed[name]), rule), reason)
         return plans
 
     def _begun(self, rule: UntilDecided) -> Design:
@@ -255,12 +268,13 @@ class _Course:
                 row.asked = sizes[row.task]
                 row.failure = _failure(row.task, base) or _failure(row.task, done) or self._look(row, base, done)
                 if row.failure is not None and done.error is None:
-                    logger.warning("%s, %s is evaluated in full: %s", row.task, row.adapter, row.failure)
                     row.asked = row.planned
+                    many = _how_many(row.planned, self._rule)
+                    logger.warning("%s, %s is evaluated on %s: %s", row.task, row.adapter, many, row.failure)
 
     def _ask(self, variant: Variant, sizes: Mapping[str, int]) -> VariantResults:
         plans = {name: self._plans[name] for name in sizes}
-        samples = {name: plan.documents(sizes[name]) for name, plan in plans.items()}
+        samples = {name: plan.order.documents(sizes[name]) for name, plan in plans.items()}
         return self._session.evaluate(variant, Part([plan.task for plan in plans.values()], samples, writes=False))
 
     def _look(self, row: Row, base: VariantResults, done: VariantResults) -> str | None:
@@ -293,16 +307,11 @@ class _Course:
         documents = asked if variant is self._base else {name: asked[name] for name in looks}
         record = sequential_record(self._design, looks, baseline=self._base.name, documents=documents)
         extra = {"sequential": record} if documents else {}
-        if all(count == len(self._plans[name].task.eval_docs) for name, count in asked.items()):
+        samples = self._fixed | {name: self._plans[name].order.documents(count) for name, count in asked.items()}
+        tasks = leaves(self._session.tasks)
+        if all(len(samples[task.task_name]) == len(task.eval_docs) for task in tasks):
             return Part(extra=extra)
-        tasks = leaves(self._session.tasks)  # no groups: they have no value without all documents
-        samples = {
-            task.task_name: self._plans[task.task_name].documents(asked[task.task_name])
-            if task.task_name in asked
-            else _Indices(range(len(task.eval_docs)))
-            for task in tasks
-        }
-        return Part(tasks, samples, extra=extra)
+        return Part(tasks, samples, extra=extra)  # no groups: they have no value without all documents
 
 
 def _failure(task: str, done: VariantResults) -> str | None:
@@ -316,26 +325,33 @@ class _FixedSizeError(Exception):
     """A task cannot be stopped early."""
 
 
-def _plan(task: Task, rule: UntilDecided, settings: Settings) -> _Plan:
-    name, metadata = task.task_name, task.config.metadata or {}
-    names = list(task.aggregation())
+def _how_many(count: int, rule: UntilDecided) -> str:
+    return "all its documents" if rule.max_documents is None else f"{count} documents"
+
+
+def _order(task: Task, rule: UntilDecided) -> _Order:
+    column = cluster_column(task.task_name, task.config.metadata or {}, {})
+    units, repeated = document_units(task.eval_docs, column)
+    order = order_units(len(task.eval_docs) if units is None else units, seed=rule.seed)
+    return _Order(order[: _whole_units(units, order, rule.max_documents)], units, column, repeated)
+
+
+def _plan(task: Task, order: _Order, rule: UntilDecided, settings: Settings) -> _Plan:
+    metadata, names = task.config.metadata or {}, list(task.aggregation())
     if not names:
         raise _FixedSizeError("it declares no metric")
     metric = primary_name(metadata.get("primary_metric"), names)
     statistic = declared(metric, metadata, names)[0].in_shares()
     if not statistic.is_mean or statistic.scale != "linear" or statistic.describes:
         raise _FixedSizeError(f"{metric} is not the mean of a score for each document")
-    docs = task.eval_docs
-    column = cluster_column(name, metadata, {})
-    units, repeated = document_units(docs, column)
-    if repeated:
+    if order.repeated:
+        column = order.repeated[0]
         raise _FixedSizeError(
-            f"many documents share a {repeated[0]!r}; name this column in the YAML as metadata: cluster: {repeated[0]}"
+            f"many documents share a {column!r}; name this column in the YAML as metadata: cluster: {column}"
         )
-    order = order_units(len(docs) if units is None else units, seed=rule.seed)
-    count = _whole_units(units, order, rule.max_documents)
-    order = order[:count]
-    independent = count if units is None else len(np.unique(units[order]))
+    count = len(order.numbers)
+    units = None if order.units is None else order.units[order.numbers]
+    independent = count if units is None else len(np.unique(units))
     low, high = statistic.limits
     direction = task.higher_is_better().get(metric, statistic.higher_is_better)
     design = TaskDesign(
@@ -344,11 +360,11 @@ def _plan(task: Task, rule: UntilDecided, settings: Settings) -> _Plan:
         margin=margin_of(statistic, settings) or None,
         higher_is_better=True if direction is None else bool(direction),
         span=None if low is None or high is None else high - low,
-        cluster=None if units is None else column,
+        cluster=None if units is None else order.cluster,
     )
     if independent < LEAST_UNITS:
         raise _FixedSizeError(f"it has {independent} independent units, and a look needs {LEAST_UNITS}")
-    sizes = look_sizes(count if units is None else units[order], rule.looks, least_units=LEAST_UNITS)
+    sizes = look_sizes(count if units is None else units, rule.looks, least_units=LEAST_UNITS)
     return _Plan(task, order, sizes, design, statistic.unit)
 
 

@@ -18,6 +18,7 @@ from harness_ext.doctor.replay.questions import GENERATION, SCORE, Questions, Re
 from harness_ext.doctor.replay.variants import AS_LOGGED, Asking
 from harness_ext.errors import TaskError
 from harness_ext.results.outputs import Output
+from harness_ext.stats.sequential import Share, ShareTest
 
 Distances = NDArray[np.float64]
 
@@ -127,8 +128,21 @@ def _distance(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def limits(noise: Distances) -> Distances:
-    """What rounding may explain, (n,) nats: some times the noise of the document, or of the middle one if more."""
-    return np.maximum(TOLERANCE * np.maximum(noise, np.median(noise)), LEAST)
+    """What rounding may explain, (n,) nats: some times the noise of the document, or of the middle one if more.
+
+    Infinite where the noise is: there a precision overflows, and what rounding does is not known.
+    """
+    finite = noise[np.isfinite(noise)]
+    middle = np.median(finite) if len(finite) else np.inf
+    return np.maximum(TOLERANCE * np.maximum(noise, middle), LEAST)
+
+
+def no_numbers(answers: Sequence[Answer], expected: Sequence[Answer]) -> NDArray[np.bool_]:
+    """Documents that have a log-probability that is not finite where the expected one is another, (n,)."""
+    return np.array([
+        any(not math.isfinite(a) and a != b for a, b in zip(one.scores, other.scores, strict=False))
+        for one, other in zip(answers, expected, strict=True)
+    ], dtype=bool)  # fmt: skip
 
 
 def other_texts(one: Sequence[Answer], other: Sequence[Answer]) -> NDArray[np.bool_]:
@@ -154,14 +168,45 @@ class Noise:
         return other_texts(self.first, self.second)
 
 
-def beyond(form: Form, served: Sequence[Answer], model: Sequence[Answer], noise: Noise) -> list[NDArray[np.bool_]]:
-    """Which documents differ by more than rounding explains, (n,) for each kind of answer that is compared."""
+@dataclass(frozen=True)
+class Beyond:
+    """Which of n documents differ by more than rounding explains, in one kind of answer."""
+
+    differs: NDArray[np.bool_]  # (n,)
+    tells: NDArray[np.bool_]  # (n,): rounding alone neither changes the text nor overflows
+
+    @property
+    def share(self) -> Share | None:
+        """Whether few or many documents differ; None: not sure. Documents that tell nothing do not count."""
+        return ShareTest().decide(int((self.differs & self.tells).sum()), int(self.tells.sum()))
+
+    @property
+    def tells_much(self) -> bool:
+        """Whether at least half of the documents tell something."""
+        return 2 * int(self.tells.sum()) >= len(self.tells)
+
+
+def beyond(form: Form, served: Sequence[Answer], model: Sequence[Answer], noise: Noise) -> list[Beyond]:
+    """Which documents differ by more than rounding explains, for each kind of answer that is compared."""
     found = []
     if form.has_scores:
-        found.append(distances(served, model) > noise.limits)
+        limits = noise.limits
+        found.append(Beyond(distances(served, model) > limits, np.isfinite(limits)))
     if form.has_texts:
-        found.append(other_texts(served, model) & ~noise.has_other_text)
+        is_told = ~noise.has_other_text
+        found.append(Beyond(other_texts(served, model) & is_told, is_told))
     return found
+
+
+def share_beyond(kinds: Sequence[Beyond]) -> Share | None:
+    """Whether few or many documents differ, by all kinds of answers; None: not sure.
+
+    Long texts may all change by rounding. Then the first kind, log-probabilities, decides without them.
+    """
+    if any(kind.share == "high" for kind in kinds):
+        return "high"
+    asked = [kind for n, kind in enumerate(kinds) if n == 0 or kind.tells_much]
+    return "low" if all(kind.share == "low" for kind in asked) else None
 
 
 def typical(form: Form, one: Sequence[Answer], other: Sequence[Answer]) -> float:

@@ -23,9 +23,8 @@ from scipy.optimize import minimize_scalar
 from harness_ext.doctor.replay.questions import Questions, begin_tokens, lora_layers, lora_layers_by_name
 from harness_ext.doctor.replay.variants import JOINS, SYSTEM, TEMPLATES, Asking, Change
 from harness_ext.errors import HarnessExtError
-from harness_ext.parity.answers import Answer, Form, Noise, ask, beyond, other_texts, total
+from harness_ext.parity.answers import Answer, Form, Noise, ask, beyond, other_texts, share_beyond, total
 from harness_ext.results.outputs import Output
-from harness_ext.stats.sequential import ShareTest
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +61,7 @@ class Compared:
 
     def explains(self, answers: Sequence[Answer]) -> bool:
         """Whether what is served answers so."""
-        counts = [int(kind.sum()) for kind in beyond(self.form, self.served, answers, self.noise)]
-        alike = all(ShareTest().decide(count, len(self.outputs)) == "low" for count in counts)
+        alike = share_beyond(beyond(self.form, self.served, answers, self.noise)) == "low"
         return self.left(answers) <= (ALIKE if alike else RESTORED)
 
 

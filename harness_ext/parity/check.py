@@ -11,6 +11,7 @@ block of documents ──> adapter by peft, twice │ base by peft │ what is s
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,13 +22,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from harness_ext.doctor.replay.questions import Questions
 from harness_ext.errors import AdapterError, NotAppliedError, TaskError
 from harness_ext.findings import CATALOGUE, Finding, Level
 from harness_ext.models.adapters import adapter_folder, check_adapter
 from harness_ext.models.card import AdapterCard, read_card
-from harness_ext.parity.answers import Answer, Form, Noise, ask, beyond, distances, total, typical
+from harness_ext.parity.answers import (
+    Answer,
+    Form,
+    Noise,
+    ask,
+    beyond,
+    distances,
+    no_numbers,
+    share_beyond,
+    total,
+    typical,
+)
 from harness_ext.parity.causes import Cause, Compared, Search, ends_elsewhere
 from harness_ext.parity.outcome import Document, Parity, TaskParity, Verdict
 from harness_ext.parity.reference import Reference, ask_again, documents_of, questions_of, reference
@@ -38,7 +51,7 @@ from harness_ext.protocol.lm_eval_api import HFLM, ConfigurableTask
 from harness_ext.protocol.render import PromptSettings
 from harness_ext.protocol.tasks import load_task
 from harness_ext.results.outputs import Output
-from harness_ext.stats.sequential import Share, ShareTest
+from harness_ext.stats.sequential import Share
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +190,7 @@ class _Comparison:
         started = time.monotonic()
         for begin in range(0, len(numbers), BLOCK):
             self._ask(numbers[begin : begin + BLOCK])
-            if all(self._shares()):
+            if all(self._shares()) or self._no_numbers.any():
                 break
         verdict = self._verdict()
         findings = list(self._findings(verdict))
@@ -187,9 +200,9 @@ class _Comparison:
             compared=self.form.name,
             documents=len(self.outputs),
             unit="nats" if self.form.has_scores else "share",
-            to_adapter=typical(self.form, self.answers, self.adapter),
-            to_base=typical(self.form, self.answers, self.base),
-            noise=typical(self.form, self.adapter, self.again),
+            to_adapter=_finite(typical(self.form, self.answers, self.adapter)),
+            to_base=_finite(typical(self.form, self.answers, self.base)),
+            noise=_finite(typical(self.form, self.adapter, self.again)),
             differing=self._differing(),
             findings=findings,
             seconds=time.monotonic() - started,
@@ -207,6 +220,11 @@ class _Comparison:
         self.outputs += outputs
         self.adapter += adapter
         self.base += base
+        if no_numbers(adapter, [Answer(tuple(0.0 for _ in each.scores), None) for each in adapter]).any():
+            raise TaskError(
+                f"{self.task.task_name}: the adapter as evaluated gives log-probabilities that are not finite numbers; "
+                "run harness-ext doctor on it"
+            )
         self.again += ask_again(self.own_again, self.form, outputs, expected)
         self.answers += ask(self.theirs, self.form, theirs, expected=expected)
 
@@ -223,11 +241,7 @@ class _Comparison:
 
     def _share_beyond(self, model: Sequence[Answer]) -> Share | None:
         """Whether the served model's answers to few or many documents differ from this model's; None: not sure."""
-        kinds = beyond(self.form, self.answers, model, self.noise)
-        shares = [ShareTest().decide(int(kind.sum()), len(kind)) for kind in kinds]
-        if "high" in shares:
-            return "high"
-        return "low" if all(share == "low" for share in shares) else None
+        return share_beyond(beyond(self.form, self.answers, model, self.noise))
 
     def _shares(self) -> tuple[Share | None, Share | None]:
         """Whether few or many answers differ from the adapter's, and from the base's.
@@ -240,7 +254,20 @@ class _Comparison:
             base = "low" if near <= CLOSER * far else "high"
         return adapter, base
 
+    @property
+    def _no_numbers(self) -> NDArray[np.bool_]:
+        """Documents to which the served model gives no numbers, (n,)."""
+        return no_numbers(self.answers, self.adapter)
+
+    @property
+    def _differs(self) -> NDArray[np.bool_]:
+        """Documents whose answers differ from the adapter's, (n,)."""
+        kinds = beyond(self.form, self.answers, self.adapter, self.noise)
+        return np.any([self._no_numbers, *(kind.differs for kind in kinds)], axis=0)
+
     def _verdict(self) -> Verdict:
+        if self._no_numbers.any():
+            return "otherwise"
         adapter, base = self._shares()
         if adapter == "low":
             return "not told apart" if base == "low" else "as evaluated"
@@ -250,8 +277,7 @@ class _Comparison:
 
     def _differing(self) -> list[Document]:
         """Documents whose answers differ from the adapter's, the farthest first."""
-        kinds = beyond(self.form, self.answers, self.adapter, self.noise)
-        differs = np.any(kinds, axis=0)
+        differs = self._differs
         far = distances(self.answers, self.adapter) if self.form.has_scores else differs.astype(float)
         limits = self.noise.limits if self.form.has_scores else None
         order = sorted(np.flatnonzero(differs).tolist(), key=lambda number: -far[number])
@@ -283,7 +309,7 @@ class _Comparison:
 
     def _count(self) -> int:
         """How many documents have answers that differ from the adapter's."""
-        return int(np.any(beyond(self.form, self.answers, self.adapter, self.noise), axis=0).sum())
+        return int(self._differs.sum())
 
     def _distances(self) -> str:
         """How far what is served is from base and adapter, in words."""
@@ -306,8 +332,12 @@ class _Comparison:
 
     def _cause(self) -> Finding:
         """Why what is served answers neither as the base nor as the adapter."""
+        if self._no_numbers.any():
+            return self._overflow()
         compared = Compared(self.form, self.outputs, self.answers, self.noise)
-        scores_agree = self.form.has_scores and not beyond(self.form, self.answers, self.adapter, self.noise)[0].any()
+        scores_agree = (
+            self.form.has_scores and not beyond(self.form, self.answers, self.adapter, self.noise)[0].differs.any()
+        )
         if (scores_agree or not self.form.has_scores) and (ends := ends_elsewhere(compared)):
             return self._finding("P08", "error", f"its answers end elsewhere: {ends}", proved=scores_agree)
         local = self.there.local
@@ -318,6 +348,14 @@ class _Comparison:
         if (cause := self._searched(search)) is not None:
             return self._proved(cause)
         return self._unexplained(search)
+
+    def _overflow(self) -> Finding:
+        """The served model gives no numbers: is it the precision?"""
+        lost, by_peft = self._no_numbers, no_numbers(self.again, self.adapter)
+        text = f"{int(lost.sum())} of {len(lost)} documents get log-probabilities that are not finite numbers"
+        if precise := int((lost & by_peft).sum()):
+            text += f"; so do {precise} of them by peft in {self._dtype()}: numbers of the model are too large for it"
+        return self._finding("P11", "error", text, lost=int(lost.sum()), by_precision=precise)
 
     def _searched(self, search: Search) -> Cause | None:
         """The change that explains what is served, looked for where it can be."""
@@ -375,6 +413,10 @@ class _Comparison:
         form = replace(self.form, has_texts=False)
         answers = ask(questions_of(rounded, self.task, self.settings), form, self.outputs, expected=expected)
         return total(form, answers, self.adapter)
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 def _contexts(questions: Questions, outputs: Sequence[Output]) -> list[str]:

@@ -31,7 +31,7 @@ class TaskParity:
     compared: str  # log-probabilities, texts, or both
     documents: int = 0  # asked; 0: the engine showed beforehand that it answers as the base
     unit: str = "nats"  # of the three distances; share: of the documents that have another text
-    to_adapter: float | None = None  # median distance of what is served from the adapter by peft
+    to_adapter: float | None = None  # median distance of what is served from the adapter by peft; None: not finite
     to_base: float | None = None
     noise: float | None = None  # median distance of two askings of peft
     differing: Sequence[Document] = ()  # beyond the noise, the farthest first

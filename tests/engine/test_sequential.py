@@ -237,7 +237,7 @@ def test_at_most_so_many(tiny_model_folder: Path, adapters: dict[str, Path], lab
     ],
     ids=["passages that repeat", "few documents", "no score for each document"],
 )
-def test_a_task_that_cannot_be_decided_early_is_evaluated_in_full(
+def test_a_task_that_cannot_be_decided_early_is_evaluated_on_all_documents(
     extra: str, unit: str, count: int, reason: str, tiny_model_folder: Path, adapters: dict[str, Path],
     labels: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -249,8 +249,30 @@ def test_a_task_that_cannot_be_decided_early_is_evaluated_in_full(
     done, _ = decide(tiny_model_folder, [good, fixed], [adapters["good"]], None)
     assert done[1].results["n-samples"]["fixed"]["effective"] == count
     assert done[1].results["n-samples"]["mine"]["effective"] < N
-    assert "is evaluated in full" in caplog.text
+    assert "is evaluated on all its documents" in caplog.text
     assert reason in caplog.text
+    assert "fixed" not in done[1].results["harness_ext"]["sequential"]["tasks"]
+
+
+@pytest.mark.parametrize(
+    ("unit", "extra", "asked"),
+    [("passage", "", 42), ("passage", "metadata: {cluster: passage, primary_metric: f1}\n", 40)],
+    ids=["passages that repeat", "whole passages"],
+)
+def test_a_task_that_cannot_be_decided_early_has_at_most_so_many(
+    unit: str, extra: str, asked: int, tiny_model_folder: Path, adapters: dict[str, Path],
+    labels: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("lm_eval.api.metrics.bootstrap_stderr", lambda *_, **__: 0.0)  # a minute
+    good = write_task(tmp_path, "mine", labels)
+    fixed = write_task(tmp_path, "fixed", labels, unit=unit, extra=extra)
+    if "f1" in extra:
+        fixed.write_text(fixed.read_text().replace("[{metric: acc,", "[{metric: f1, aggregation: f1}, {metric: acc,"))
+    done, _ = decide(tiny_model_folder, [good, fixed], [adapters["good"]], None, max_documents=42)
+    asked_ids = [[sample["doc_id"] for sample in each.results["samples"]["fixed"]] for each in done]
+    assert [len(ids) for ids in asked_ids] == [asked, asked]
+    assert asked_ids[0] == asked_ids[1] != list(range(asked))
+    assert f"fixed is evaluated on {asked} documents" in caplog.text
     assert "fixed" not in done[1].results["harness_ext"]["sequential"]["tasks"]
 
 

@@ -13,13 +13,15 @@ import pytest
 import torch
 from openai_server import OpenAIServer
 from parity_faults import to_integers_of_4_bits, with_names, with_settings
+from peft import LoraConfig, get_peft_model
 from tiny_model import save_tiny_model
 from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness_ext import cli
 from harness_ext.errors import HarnessExtError, NotAppliedError
 from harness_ext.findings import Finding
-from harness_ext.parity.answers import Answer, Form, Noise, beyond, limits
+from harness_ext.parity.answers import Answer, Form, Noise, beyond, limits, share_beyond
 from harness_ext.parity.causes import Compared, ends_elsewhere
 from harness_ext.parity.check import DOCUMENTS, check_parity
 from harness_ext.parity.outcome import TaskParity
@@ -27,6 +29,7 @@ from harness_ext.parity.served import Target
 from harness_ext.parity.weights import NF4, rounded
 
 TASK = "sst2_choice"
+PARTLY = 28_500.0  # times the last hidden states: some are too large for float16
 
 
 def checked(adapter: Path, against: str | Path | Target, task: str = TASK, **settings: Any) -> TaskParity:
@@ -66,6 +69,71 @@ def test_a_sound_export_in_other_batches(dtype: torch.dtype, adapter: Path, expo
 def test_a_sound_export_that_generates(adapter: Path, export: Callable[..., Path]) -> None:
     found = checked(adapter, export(), "sst2_generate")
     assert (found.verdict, found.compared) == ("as evaluated", "log-probabilities and texts")
+
+
+# -- numbers that overflow ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loud(tiny_model_folder: Path, tmp_path: Path) -> Callable[[float], Path]:
+    """An adapter on a base whose last hidden states are too large for float16, by a factor; the logits are not."""
+
+    def make(factor: float) -> Path:
+        model = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
+        with torch.no_grad():
+            model.model.norm.weight.mul_(factor)
+            model.lm_head.weight.div_(factor)
+        model.save_pretrained(tmp_path / "base")
+        AutoTokenizer.from_pretrained(tiny_model_folder).save_pretrained(tmp_path / "base")
+        torch.manual_seed(1)
+        config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        with_adapter = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config)
+        for name, parameter in with_adapter.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.5)
+        with_adapter.save_pretrained(tmp_path / "loud")
+        return tmp_path / "loud"
+
+    return make
+
+
+@pytest.mark.parametrize("factor", [3e5, PARTLY])
+def test_a_precision_that_overflows(factor: float, loud: Callable[[float], Path]) -> None:
+    adapter = loud(factor)
+    assert checked(adapter, Target.of("merged", dtype="float32")).verdict == "as evaluated"
+    found = checked(adapter, Target.of("merged", dtype="float16"))
+    finding = named(found)
+    assert (finding.id, found.verdict) == ("P11", "otherwise")
+    assert f"so do {finding.numbers['lost']} of them by peft in float16" in finding.text
+    assert "inf" not in json.dumps([found.to_adapter, found.to_base, found.noise]).lower()
+    if factor == PARTLY:
+        assert 0 < finding.numbers["lost"] < found.documents
+
+
+def test_a_served_model_gives_no_numbers(adapter: Path, export: Callable[..., Path]) -> None:
+    def spoil(model: torch.nn.Module) -> None:
+        with torch.no_grad():
+            model.get_parameter("model.norm.weight")[0] = torch.nan
+
+    found = checked(adapter, export(change_base=spoil))
+    assert (named(found).id, named(found).numbers["by_precision"]) == ("P11", 0)
+
+
+def test_the_adapter_itself_gives_no_numbers(loud: Callable[[float], Path]) -> None:
+    with pytest.raises(HarnessExtError, match=r"logits are NaN for .*; try dtype=float32"):
+        checked(loud(float("inf")), "merged")
+
+
+def test_what_rounding_alone_changes_tells_nothing() -> None:
+    ours = [Answer((-1.0,), "a")] * 10
+    lost = [Answer((-1.0,), f"{n}") for n in range(10)]
+    (texts,) = beyond(Form(False, True, True), ours, ours, Noise(ours, lost))
+    assert share_beyond([texts]) is None  # of no document left, none differs
+    overflown = [Answer((float("nan"),), "a")] * 10
+    scores, texts = beyond(Form(True, True, True), ours, ours, Noise(ours, overflown))
+    assert (scores.share, texts.share, share_beyond([scores, texts])) == (None, "low", None)
+    scores, texts = beyond(Form(True, True, True), ours, ours, Noise(ours, lost))
+    assert (scores.share, texts.share, share_beyond([scores, texts])) == ("low", None, "low")
 
 
 # -- planted faults ------------------------------------------------------------------------------------------------
@@ -269,7 +337,8 @@ def test_rounding_explains_no_more_than_a_few_times_the_noise() -> None:
 
 def test_texts_that_rounding_changes_do_not_count() -> None:
     ours, again, theirs = ([Answer((), text) for text in texts] for texts in ("abc", "abx", "xyz"))
-    (differs,) = beyond(Form(False, True, True), theirs, ours, Noise(ours, again))
+    (found,) = beyond(Form(False, True, True), theirs, ours, Noise(ours, again))
+    differs = found.differs
     assert differs.tolist() == [True, True, False]
 
 
