@@ -3,7 +3,7 @@
 ```
 design ──> block ──> look ──> block ──> look … ──> results of the documents that were asked
              │         └─ a decided adapter drops out; the base goes on as long as one row is open
-             └─ base, then each open adapter; answers of earlier blocks come from the response store
+             └─ base and each open adapter, and back; answers of earlier blocks come from the response store
 ```
 """
 
@@ -96,6 +96,7 @@ class Row:
 
 
 OnLook = Callable[[Sequence[Row]], None]
+Evaluate = Callable[[Variant, Part], VariantResults]
 
 
 def run_until_decided(
@@ -127,7 +128,8 @@ def run_until_decided(
     config.log_samples = True
     with Session.open(config, adapters=adapters, store=store, asks_again=True) as session:
         course = _Course(session, rule)
-        course.decide(on_look)
+        with session.staying() as evaluate:
+            course.decide(evaluate, on_look)
         yield from course.results()
 
 
@@ -244,8 +246,8 @@ class _Course:
 
     # -- blocks and looks --------------------------------------------------------------------------------------------
 
-    def decide(self, on_look: OnLook) -> None:
-        """Ask block after block until no row is open."""
+    def decide(self, evaluate: Evaluate, on_look: OnLook) -> None:
+        """Ask block after block until no row is open, each by the variants in the other order than the last."""
         for number in range(max(len(plan.sizes) for plan in self._plans.values())):
             sizes = {
                 name: plan.sizes[number]
@@ -253,18 +255,26 @@ class _Course:
                 if number < len(plan.sizes) and any(row.is_open for row in self._rows if row.task == name)
             }
             if sizes:
-                self._take_look(sizes)
+                self._take_look(evaluate, sizes, is_reversed=number % 2 == 1)
                 on_look(self._rows)
 
-    def _take_look(self, sizes: Mapping[str, int]) -> None:
+    def _take_look(self, evaluate: Evaluate, sizes: Mapping[str, int], *, is_reversed: bool) -> None:
         assert self._base is not None
-        base = self._ask(self._base, sizes)
-        for adapter in self._adapters:
-            rows = [row for row in self._rows if row.adapter == adapter.name and row.is_open and row.task in sizes]
-            if not rows:
-                continue
-            done = self._ask(adapter, {row.task: sizes[row.task] for row in rows})
-            for row in rows:
+        rows_of = {
+            adapter.name: [
+                row for row in self._rows if row.adapter == adapter.name and row.is_open and row.task in sizes
+            ]
+            for adapter in self._adapters
+        }
+        turns = [self._base, *(adapter for adapter in self._adapters if rows_of[adapter.name])]
+        answers: dict[str, VariantResults] = {}
+        for variant in reversed(turns) if is_reversed else turns:
+            asked = sizes if variant is self._base else {row.task: sizes[row.task] for row in rows_of[variant.name]}
+            answers[variant.name] = evaluate(variant, self._block(asked))
+        base = answers[self._base.name]
+        for adapter in turns[1:]:
+            done = answers[adapter.name]
+            for row in rows_of[adapter.name]:
                 row.asked = sizes[row.task]
                 row.failure = _failure(row.task, base) or _failure(row.task, done) or self._look(row, base, done)
                 if row.failure is not None and done.error is None:
@@ -272,10 +282,10 @@ class _Course:
                     many = _how_many(row.planned, self._rule)
                     logger.warning("%s, %s is evaluated on %s: %s", row.task, row.adapter, many, row.failure)
 
-    def _ask(self, variant: Variant, sizes: Mapping[str, int]) -> VariantResults:
+    def _block(self, sizes: Mapping[str, int]) -> Part:
         plans = {name: self._plans[name] for name in sizes}
         samples = {name: plan.order.documents(sizes[name]) for name, plan in plans.items()}
-        return self._session.evaluate(variant, Part([plan.task for plan in plans.values()], samples, writes=False))
+        return Part([plan.task for plan in plans.values()], samples, writes=False)
 
     def _look(self, row: Row, base: VariantResults, done: VariantResults) -> str | None:
         """Take a look at a row; returns why that is not possible."""

@@ -170,12 +170,44 @@ class Session:
         Raises:
             HarnessExtError: nothing else can be evaluated after this.
         """
+        return self._guarded(variant, lambda: self._in_its_turn(variant, part))
+
+    @contextlib.contextmanager
+    def staying(self) -> Iterator[Callable[[Variant, Part], VariantResults]]:
+        """Evaluate variants of one process in the block; each stays on the model until it is another's turn.
+
+        Yields:
+            What `evaluate` does, without putting on and proving again the variant that was evaluated last.
+        """
+        host, model = self.host, contextlib.ExitStack()
+        stays: Variant | None = None
+        notes: Mapping[str, str] = {}
+
+        def evaluate(variant: Variant, part: Part) -> VariantResults:
+            nonlocal stays, notes
+            if variant is not stays:
+                stays = None
+                model.close()
+                notes = model.enter_context(host.active(variant))
+            else:
+                getattr(host.lm, "generation_records", {}).clear()
+            stays = None  # where the rest raises, it is put on anew
+            with self.answers.of(variant, notes) as answering:
+                done = self._evaluate_active(variant, part, notes, answering)
+            stays = variant
+            return done
+
+        with model:
+            yield lambda variant, part: self._guarded(variant, lambda: evaluate(variant, part))
+
+    def _guarded(self, variant: Variant, evaluate: Callable[[], VariantResults]) -> VariantResults:
+        """What an evaluation gives, or why the variant cannot be evaluated."""
         host = self.host
         if reason := host.why_not(variant):
             failures = {} if self.shards.rank else {"all tasks": f"not evaluated: {reason}"}
             return VariantResults(variant, {}, None, failures)
         try:
-            return self._in_its_turn(variant, part)
+            return evaluate()
         except LostProcessError:
             raise
         except Exception as error:  # whatever peft, transformers or torch raise of an adapter

@@ -11,6 +11,7 @@ import pytest
 
 from harness_ext.cli import main
 from harness_ext.engine.evaluate import evaluate
+from harness_ext.engine.hosts import PeftHost
 from harness_ext.engine.sequential import Row, UntilDecided, run_until_decided
 from harness_ext.engine.session import Session, VariantResults
 from harness_ext.engine.store import FILE
@@ -319,22 +320,40 @@ def test_killed_in_the_middle(
     """Ctrl-C keeps every answer; the same command goes on and comes to the same results."""
     task = write_task(tmp_path, "mine", labels)
     fresh, _ = decide(tiny_model_folder, [task], [adapters["other"]], tmp_path / "fresh")
-    original, calls = Session.evaluate, iter([None, None, None])
+    original, calls = Session._evaluate_active, iter([None, None, None])
 
     def interrupted(self: Session, *arguments: Any) -> VariantResults:
         if next(calls, "stop") == "stop":
             raise KeyboardInterrupt
         return original(self, *arguments)
 
-    monkeypatch.setattr(Session, "evaluate", interrupted)
+    monkeypatch.setattr(Session, "_evaluate_active", interrupted)
     with pytest.raises(KeyboardInterrupt):
         decide(tiny_model_folder, [task], [adapters["other"]], tmp_path / "killed")
-    monkeypatch.setattr(Session, "evaluate", original)
+    monkeypatch.setattr(Session, "_evaluate_active", original)
     assert (tmp_path / "killed" / FILE).exists()
     done, _ = decide(tiny_model_folder, [task], [adapters["other"]], tmp_path / "killed")
     assert [each.results["results"] for each in done] == [each.results["results"] for each in fresh]
     records = [[each.results["harness_ext"]["sequential"] for each in results] for results in (done, fresh)]
     assert records[0] == records[1]
+
+
+def test_a_variant_stays_on_the_model_between_two_looks(
+    tiny_model_folder: Path, adapters: dict[str, Path], labels: list[int], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    task = write_task(tmp_path, "mine", labels)
+    turns: list[str] = []
+    original = PeftHost.active
+
+    def counted(self: PeftHost, variant: Any) -> Any:
+        turns.append(variant.name)
+        return original(self, variant)
+
+    monkeypatch.setattr(PeftHost, "active", counted)
+    _, looks = decide(tiny_model_folder, [task], [adapters["other"]], tmp_path / "out")
+    assert len(looks) == 4
+    assert turns == ["base", "other", "base", "other", "base", "base", "other"]  # the last two write the results
 
 
 COMMAND = ["eval", "--tasks", "sst2_choice", "--until-decided"]
