@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PROCESSES ?= 2
 
 .PHONY: demo test test-fast test-long test-pages llama-test vllm-test fuzz compat check bench doctor-proof fire results founding audit docs pages fetch wordnet clean
 
@@ -10,10 +11,10 @@ demo: $(INSTALLED)          ## the main job on a real model: fetch, evaluate, tr
 	$(BIN)/harness-ext demo
 
 test: $(INSTALLED)          ## the tests, with the real model
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
 
 test-fast: $(INSTALLED)     ## what needs no model and no patience: under two minutes on two cores
-	$(BIN)/python -m pytest -m "not model and not slow and not real and not long"
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile -m "not model and not slow and not real and not long"
 
 test-long: $(INSTALLED)     ## every planted defect, hostile value and adapter: about an hour
 	$(BIN)/python -m pytest -m long

@@ -44,7 +44,10 @@ def finite_generation(model: Any) -> Iterator[None]:
     Raises:
         ModelError: see `check_logits`.
     """
-    head = model.get_output_embeddings()
+    try:
+        head = model.get_output_embeddings()
+    except (AttributeError, NotImplementedError):
+        head = None
 
     def check(_module: Any, _inputs: Any, logits: Any) -> None:
         if isinstance(logits, Tensor):
