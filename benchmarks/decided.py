@@ -68,12 +68,12 @@ def _line(base: str, adapters: Sequence[str], tasks: Sequence[str], limit: int |
     goal = 4 if len(tasks) == 1 else 2.5
     count = "base and 1 adapter" if len(adapters) == 1 else f"base and {len(adapters)} adapters"
     return Line(
-        f"`--until-decided`: {count}, {' and '.join(f'`{task}`' for task in tasks)}",
+        f"`--until-decided`: {count}, {', '.join(f'`{task}`' for task in tasks)}",
         f"all documents; mean of {len(ORDERS)} orders, loading included",
         all_of_it,
         sum(seconds) / len(seconds),
         f"{agreeing} of {sum(map(len, of_each))} verdicts do not contradict that of all documents; "
-        f"{documents / asked:.0%} of the documents",
+        f"{100 * documents / asked:.0f} % of the documents",
         minimum=goal,
         aim=goal,
     )

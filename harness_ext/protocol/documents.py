@@ -42,6 +42,7 @@ import huggingface_hub
 
 from harness_ext.errors import DatasetError, suggest
 from harness_ext.protocol.absent_splits import DocumentSplits
+from harness_ext.protocol.document_rows import DocumentRows
 from harness_ext.protocol.document_shape import DocumentShape
 from harness_ext.protocol.local_files import existing_folder, files_in, load_files
 
@@ -238,7 +239,7 @@ def load_documents(
         if not len(rows):
             raise DatasetError(f"{names[split]}: split {split!r} has no documents; add at least one")
     documents = DocumentSplits(
-        {split: shape.applied_to(rows, f"{names[split]} ({split})") for split, rows in loaded.items()}
+        {split: DocumentRows.of(shape.applied_to(rows, f"{names[split]} ({split})")) for split, rows in loaded.items()}
     )
     documents.location = source.location
     return documents
