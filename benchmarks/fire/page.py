@@ -181,7 +181,7 @@ def _real(records: Sequence[Record]) -> list[str]:
             "what every command takes (imports, loading the model, its checks; the last line). Results and samples are "
             f"{'byte-identical but for dates and durations' if killed['identical'] else 'NOT identical'}. Texts are "
             "stored as they end. Those that are generated together end at about the same time, so a kill costs at most "
-            "one KV cache full of them. The clock is that of a machine with other load.",
+            "one KV cache full of them.",
         ]  # fmt: skip
     if pairs := [record for record in records if record["what"] == "pair"]:
         stored = [100 * pair["with"]["store"] / pair["with"]["wall"] for pair in pairs]
