@@ -16,7 +16,9 @@ class DocumentRows(datasets.Dataset):
     @classmethod
     def of(cls, rows: datasets.Dataset) -> DocumentRows:
         """The rows of a data set, without copying them."""
-        return cls(rows.data, info=rows.info, split=rows.split, indices_table=rows._indices)
+        return cls(
+            rows.data, info=rows.info, split=rows.split, indices_table=rows._indices, fingerprint=rows._fingerprint
+        )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """All rows in order, as dictionaries by column; in another format if one was set."""

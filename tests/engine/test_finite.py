@@ -36,7 +36,7 @@ def test_no_score(engine: str, task: str, has_store: bool, broken: Path, tmp_pat
     with pytest.raises(ModelError, match=r"(not finite numbers while it generates|NaN).*; try dtype=float32"):
         evaluate(
             str(broken), tasks=[task], model=engine, limit=3, output_path=str(tmp_path / "results"),
-            store=str(tmp_path / "store") if has_store else None,
+            store=str(tmp_path / "store") if has_store else False,
         )  # fmt: skip
     assert not list(tmp_path.glob("**/results_*"))
 

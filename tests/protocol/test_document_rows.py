@@ -22,7 +22,7 @@ ROWS = datasets.Dataset.from_dict(
             "text": datasets.Value("string"),
             "label": datasets.ClassLabel(names=["no", "yes"]),
             "none": datasets.Value("float64"),
-            "choices": datasets.List(datasets.Value("string")),
+            "choices": datasets.Sequence(datasets.Value("string")),
             "answers": datasets.Sequence({"text": datasets.Value("string"), "answer_start": datasets.Value("int32")}),
         }
     ),
